@@ -1,0 +1,27 @@
+"""Learned perceptual image compression with synonymous variational inference, in JAX."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sic_jax.codec.codec import Codec
+    from sic_jax.codec.container import read_header
+    from sic_jax.errors import BitstreamError
+
+__version__ = "0.1.0"
+__all__ = ["BitstreamError", "Codec", "__version__", "read_header"]
+
+
+def __getattr__(name: str) -> object:
+    """Imports a public name when it is first used, so that importing the package is instant."""
+    modules = {"Codec": "codec.codec", "read_header": "codec.container", "BitstreamError": "errors"}
+    if name not in modules:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{modules[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    """Names that tab completion shows."""
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,152 @@
+"""Which file the command `sic` makes of which: inputs, folders, OUT, and what it refuses."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+STD = "-"
+SIC = frozenset((".sic",))
+PICTURES = frozenset(
+    (
+        ".png",
+        ".jpg",
+        ".jpeg",
+        ".webp",
+        ".avif",
+        ".tif",
+        ".tiff",
+        ".bmp",
+        ".gif",
+        ".ppm",
+        ".pgm",
+        ".pbm",
+        ".pnm",
+        ".jp2",
+        ".tga",
+    )
+)
+
+
+class UsageError(Exception):
+    """The command line makes no sense: exit code 2, and nothing is written."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One input and what to make of it.
+
+    Attributes:
+        source: File to read, or "-".
+        targets: Files to write, or "-".
+        derived: The targets are named after the source, not by the user, so that they may not
+            replace a file unasked.
+    """
+
+    source: str
+    targets: tuple[str, ...]
+    derived: bool
+
+
+def plan(
+    paths: list[str],
+    inputs_like: frozenset[str],
+    outputs_like: frozenset[str],
+    output_suffix: str,
+    *,
+    num_samples: int | None = None,
+) -> list[Job]:
+    """Decides which file is made of which.
+
+    The last of several paths is OUT, unless it is a file that is there and not named like an
+    output, as in `sic compress *.webp`.
+
+    Args:
+        paths: IN... [OUT].
+        inputs_like: Suffixes that inputs have; those that are taken from folders.
+        outputs_like: Suffixes that outputs have.
+        output_suffix: Suffix of derived names.
+        num_samples: Number each target 0 to num_samples - 1; None for a single one.
+
+    Raises:
+        UsageError: The paths contradict each other, or a file would be lost.
+    """
+    inputs, output = list(paths), ""
+    if len(inputs) > 1 and (
+        not os.path.isfile(inputs[-1]) or Path(inputs[-1]).suffix.lower() in outputs_like
+    ):
+        output = inputs.pop()
+    output_suffix_given = Path(output).suffix.lower()
+    to_folder = os.path.isdir(output) or output.endswith(os.sep)
+    single = len(inputs) == 1 and not os.path.isdir(inputs[0])
+    if STD in (*inputs, output):
+        if not single or to_folder:
+            raise UsageError("- stands for one file, so it needs a single IN and no folder")
+        output = output or STD
+    if single and output and not to_folder:
+        if output_suffix_given in inputs_like:
+            raise UsageError(f"OUT is named like an input: {output}")
+        jobs = [Job(inputs[0], _sample_names(output, num_samples), derived=False)]
+    else:
+        is_file = os.path.isfile(output) or output_suffix_given in PICTURES | SIC
+        if is_file and not to_folder:
+            raise UsageError(f"OUT must be a folder for several inputs, got {output}")
+        jobs = []
+        for path in inputs:
+            for file, relative in _walk(path, inputs_like):
+                target = Path(output, relative) if output else Path(file)
+                name = str(target.with_suffix(output_suffix))
+                jobs.append(Job(file, _sample_names(name, num_samples), derived=True))
+    check_targets(jobs)
+    return jobs
+
+
+def check_targets(jobs: list[Job]) -> None:
+    """Refuses outputs that are inputs, two outputs of one name, and bytes on a terminal.
+
+    Raises:
+        UsageError: One of these.
+    """
+    sources = {os.path.realpath(job.source) for job in jobs if job.source != STD}
+    origins: dict[str, str] = {}
+    for job in jobs:
+        for target in job.targets:
+            if target == STD:
+                if sys.stdout.isatty():
+                    raise UsageError("the output is binary, so redirect it or name a file")
+                continue
+            real = os.path.realpath(target)
+            if real in sources:
+                raise UsageError(f"{target} is an input and would be overwritten")
+            if real in origins:
+                raise UsageError(f"{origins[real]} and {job.source} would both become {target}")
+            origins[real] = job.source
+
+
+def _walk(path: str, suffixes: frozenset[str]) -> Iterator[tuple[str, str]]:
+    """A file, or the files below a folder with these suffixes, each with its relative path."""
+    if not os.path.isdir(path):
+        yield path, os.path.basename(path)
+        return
+    found = False
+    for folder, subfolders, files in os.walk(path):
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        for name in sorted(files):
+            if Path(name).suffix.lower() in suffixes and not name.startswith("."):
+                found = True
+                file = os.path.join(folder, name)
+                yield file, os.path.relpath(file, path)
+    if not found:
+        raise UsageError(f"{path}: the folder holds no {' '.join(sorted(suffixes))} file")
+
+
+def _sample_names(target: str, num_samples: int | None) -> tuple[str, ...]:
+    if num_samples is None:
+        return (target,)
+    if target == STD:
+        raise UsageError("--samples writes several files, so OUT cannot be -")
+    stem, suffix = os.path.splitext(target)
+    return tuple(f"{stem}_{i}{suffix}" for i in range(num_samples))

@@ -1,0 +1,1 @@
+"""Files: the container, bundles of trained models, and the codec."""

@@ -1,0 +1,191 @@
+"""Bundles: a trained model as a directory of plain files, without pickle.
+
+    config.json   architecture (ModelConfig)
+    weights.npz   parameters, float16, one array a leaf, named by path: ``g_a/Conv_0/kernel``
+    tables.npz    integer coding tables of y and z
+    id            SHA-256 over config, parameters and tables
+    README.md     model card
+
+A file names the bundle that wrote it by the first six bytes of the id.
+"""
+
+import hashlib
+import json
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from sic_jax.codec.container import MODEL_ID_BYTES
+from sic_jax.config import ModelConfig, from_dict, to_dict
+from sic_jax.entropy.distributions import deep_factorized_logits
+from sic_jax.entropy.tables import CdfTables, gaussian_tables, tables_from_pmfs, validate_tables
+from sic_jax.model.complexity import codec_macs_per_pixel
+from sic_jax.model.sic import SicModel
+from sic_jax.training.state import Params, num_params
+
+_BUNDLES = Path(__file__).resolve().parent.parent / "bundles"
+_Z_REACH = 256
+_Z_TAIL_MASS = 2.0**-12
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A loaded model."""
+
+    name: str
+    cfg: ModelConfig
+    params: Params
+    """float32 arrays, exactly the stored float16 values."""
+    tables_y: CdfTables
+    """Gaussian tables; index = scale index * num_mean_bins + mean bin."""
+    tables_z: CdfTables
+    """One table a channel of z."""
+    digest: bytes
+    """SHA-256 of the content."""
+
+    @property
+    def model_id(self) -> bytes:
+        """What a file's header says."""
+        return self.digest[:MODEL_ID_BYTES]
+
+
+def sigma_grid(cfg: ModelConfig) -> np.ndarray:
+    """Scales that have a coding table, logarithmically spaced: float64 [num_sigmas]."""
+    return np.geomspace(cfg.sigma_min, cfg.sigma_max, cfg.num_sigmas)
+
+
+def factorized_tables(params: Params, cfg: ModelConfig) -> CdfTables:
+    """Coding tables of z: one a channel, over the integers that hold all but 2^-12 of the mass."""
+    prior: Any = SicModel(cfg).apply({"params": params}, method="factorized_params")
+    edges = np.arange(-_Z_REACH, _Z_REACH + 2) - 0.5
+    x = np.repeat(edges[:, None], cfg.hyper_channels, axis=1).astype(np.float32)
+    logits = np.asarray(deep_factorized_logits(prior, x), np.float64)
+    cdf = 1 / (1 + np.exp(-logits))
+    pmfs, offsets, tails = [], [], []
+    for c in range(cfg.hyper_channels):
+        low = max(int(np.searchsorted(cdf[:, c], _Z_TAIL_MASS / 2)) - 1, 0)
+        high = min(int(np.searchsorted(cdf[:, c], 1 - _Z_TAIL_MASS / 2)), len(edges) - 1)
+        pmfs.append(np.diff(cdf[low : high + 1, c]))
+        offsets.append(low - _Z_REACH)
+        tails.append(float(cdf[low, c] + 1 - cdf[high, c]))
+    return tables_from_pmfs(pmfs, offsets, tails)
+
+
+def export_bundle(folder: str | Path, cfg: ModelConfig, params: Params, *, card: str = "") -> None:
+    """Write a bundle: parameters rounded to float16, tables built from the rounded ones.
+
+    Raises:
+      ValueError: If a parameter is not finite in float16.
+    """
+    folder = Path(folder)
+    rounded = jax.tree.map(lambda a: np.asarray(a).astype(np.float16), params)
+    leaves = _flatten(rounded)
+    for path, leaf in leaves.items():
+        if not np.isfinite(leaf).all():
+            raise ValueError(f"parameter {path} has values that float16 cannot hold")
+    exact = jax.tree.map(lambda a: a.astype(np.float32), rounded)
+    tables = {"y": gaussian_tables(sigma_grid(cfg), cfg.num_mean_bins)}
+    tables["z"] = factorized_tables(exact, cfg)
+    arrays = {f"{k}_{f}": a for k, t in tables.items() for f, a in t._asdict().items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(to_dict(cfg), indent=1) + "\n")
+    np.savez(folder / "weights.npz", **leaves)
+    np.savez_compressed(folder / "tables.npz", **arrays)
+    (folder / "id").write_text(_digest(cfg, leaves, arrays).hex() + "\n")
+    (folder / "README.md").write_text(card or "# Model card\n\nNot written yet.\n")
+
+
+def load_bundle(name: str | Path = "default") -> Bundle:
+    """Load a bundle by the name of one that ships with the package, or by its folder.
+
+    Raises:
+      ValueError: If there is none, or it is damaged, naming what is wrong.
+    """
+    folder = _find(name)
+    try:
+        cfg = from_dict(ModelConfig, json.loads((folder / "config.json").read_text()))
+        leaves = _read_npz(folder / "weights.npz")
+        arrays = _read_npz(folder / "tables.npz")
+        stored = (folder / "id").read_text().strip()
+        tables = [
+            CdfTables(*(arrays[f"{k}_{field}"] for field in CdfTables._fields)) for k in ("y", "z")
+        ]
+    except (OSError, KeyError, json.JSONDecodeError, zipfile.BadZipFile, EOFError) as e:
+        raise ValueError(f"bundle {str(name)!r} is damaged: {e}") from e
+    for table, count in zip(
+        tables, (cfg.num_sigmas * cfg.num_mean_bins, cfg.hyper_channels), strict=True
+    ):
+        validate_tables(table)
+        if len(table.starts) != count:
+            raise ValueError(
+                f"bundle {str(name)!r}: {len(table.starts)} coding tables where {count} are needed"
+            )
+    digest = _digest(cfg, leaves, arrays)
+    if digest.hex() != stored:
+        raise ValueError(f"bundle {str(name)!r} is damaged: its content does not match its id")
+    return Bundle(str(name), cfg, _unflatten(leaves), tables[0], tables[1], digest)
+
+
+def describe(name: str | Path = "default") -> dict[str, object]:
+    """What `sic info --bundle` prints: id, architecture, size and cost of a bundle."""
+    bundle = load_bundle(name)
+    folder = _find(name)
+    macs = codec_macs_per_pixel(bundle.cfg)
+    return {
+        "bundle": str(name),
+        "id": bundle.model_id.hex(),
+        "bytes": sum(p.stat().st_size for p in folder.iterdir() if p.is_file()),
+        "parameters": num_params(bundle.params),
+        "kmac_per_pixel_encode": round(macs["encode"] / 1000, 1),
+        "kmac_per_pixel_decode": round(macs["decode"] / 1000, 1),
+        "levels": bundle.cfg.num_levels,
+        "channels": bundle.cfg.num_channels,
+        "coding_tables": len(bundle.tables_y.starts) + len(bundle.tables_z.starts),
+        "config": to_dict(bundle.cfg),
+    }
+
+
+def _find(name: str | Path) -> Path:
+    for folder in (Path(name), _BUNDLES / name):
+        if (folder / "config.json").is_file():
+            return folder
+    known = sorted(p.parent.name for p in _BUNDLES.glob("*/config.json"))
+    raise ValueError(f"no bundle {str(name)!r}: not a bundle's folder, nor one of {known}")
+
+
+def _read_npz(path: Path) -> dict[str, np.ndarray]:
+    with np.load(path, allow_pickle=False) as data:
+        return {k: data[k] for k in data.files}
+
+
+def _flatten(params: Params) -> dict[str, np.ndarray]:
+    leaves = jax.tree_util.tree_flatten_with_path(params)[0]
+    return {"/".join(str(p.key) for p in path): leaf for path, leaf in leaves}
+
+
+def _unflatten(leaves: dict[str, np.ndarray]) -> Params:
+    params: Params = {}
+    for path, leaf in leaves.items():
+        if leaf.dtype != np.float16 or not np.isfinite(leaf).all():
+            raise ValueError(f"bundle: parameter {path} is not finite float16")
+        *parents, name = path.split("/")
+        node = params
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[name] = leaf.astype(np.float32)
+    return params
+
+
+def _digest(
+    cfg: ModelConfig, leaves: dict[str, np.ndarray], tables: dict[str, np.ndarray]
+) -> bytes:
+    """SHA-256 over config, names, types, shapes and values, whatever the files' compression."""
+    sha = hashlib.sha256(json.dumps(to_dict(cfg), sort_keys=True).encode())
+    for name, array in sorted({**leaves, **tables}.items()):
+        sha.update(f"\0{name}\0{array.dtype.str}\0{array.shape}\0".encode())
+        sha.update(np.ascontiguousarray(array).tobytes())
+    return sha.digest()

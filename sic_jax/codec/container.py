@@ -1,0 +1,392 @@
+"""The sic file, format version 1: a header, one segment for z and one a level, then metadata.
+
+FORMAT.md beside this module specifies every byte. Only the standard library is imported, so that
+files can be inspected and truncated without a model.
+"""
+
+import dataclasses
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from sic_jax.codec.wire import (
+    MAX_VARINT,
+    BytesLike,
+    DataEndError,
+    Reader,
+    check_bytes,
+    check_crc,
+    check_int,
+    crc16,
+    inflate,
+    record_crc,
+    uint16,
+    varint,
+)
+from sic_jax.errors import BitstreamError
+
+MAGIC = b"\x93SIC"
+VERSION = 1
+MODEL_ID_BYTES = 6
+MAX_LEVELS = 64
+MAX_SIDE = 2**24 - 1
+MAX_SEED = 2**32 - 1
+MAX_METADATA_BYTES = 16 * 2**20
+DEFAULT_MAX_PIXELS = 200_000_000
+
+_FLAG_GRAY = 1
+_FLAG_FLOAT_ENTROPY = 2
+_FLAG_METADATA = 4
+_KNOWN_FLAGS = _FLAG_GRAY | _FLAG_FLOAT_ENTROPY | _FLAG_METADATA
+_KIND_ICC = 1
+_KIND_EXIF = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Header:
+    """What a file says about itself before its segments; checked when it is made.
+
+    Attributes:
+        model_id: First 6 bytes of the SHA-256 of the bundle that codes the file.
+        height: Rows of the image, 1 to 2^24 - 1.
+        width: Columns of the image, 1 to 2^24 - 1.
+        num_levels: Coded levels, 1 to 64; a complete file has one segment more.
+        mode: "rgb" or "gray".
+        seed: Detail seed, 0 to 2^32 - 1.
+        float_entropy: The entropy path was computed in float arithmetic, so that the symbols
+            decode only where that arithmetic agrees.
+        version: Format version, 1.
+    """
+
+    model_id: bytes
+    height: int
+    width: int
+    num_levels: int
+    mode: Literal["rgb", "gray"] = "rgb"
+    seed: int = 0
+    float_entropy: bool = False
+    version: int = VERSION
+
+    def __post_init__(self) -> None:
+        """Raises TypeError or ValueError for a field of wrong type or out of range."""
+        check_bytes("model_id", self.model_id, MODEL_ID_BYTES, MODEL_ID_BYTES)
+        check_int("height", self.height, 1, MAX_SIDE)
+        check_int("width", self.width, 1, MAX_SIDE)
+        check_int("num_levels", self.num_levels, 1, MAX_LEVELS)
+        if self.mode not in ("rgb", "gray"):
+            raise ValueError(f"mode must be 'rgb' or 'gray', got {self.mode!r}")
+        check_int("seed", self.seed, 0, MAX_SEED)
+        if not isinstance(self.float_entropy, bool):
+            raise TypeError(f"float_entropy must be a bool, got {self.float_entropy!r}")
+        check_int("version", self.version, VERSION, VERSION)
+
+
+@dataclass(frozen=True)
+class Segment:
+    """The coded symbols of z (segment 0) or of one level; checked when it is made.
+
+    Attributes:
+        payload: The range coder's bytes, fewer than 2^32; may be empty.
+        symbols_crc: `symbols_checksum` of the symbols that the payload decodes to, 0 to 65535.
+            The container carries it; only a decoder can check it.
+    """
+
+    payload: bytes
+    symbols_crc: int
+
+    def __post_init__(self) -> None:
+        """Raises TypeError or ValueError for a field of wrong type or out of range."""
+        check_bytes("payload", self.payload, 0, MAX_VARINT)
+        check_int("symbols_crc", self.symbols_crc, 0, 0xFFFF)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metadata:
+    """What travels with the image unchanged; checked when it is made.
+
+    Attributes:
+        icc_profile: ICC profile, 1 byte to 16 MiB, or None.
+        exif: EXIF block, 1 byte to 16 MiB, or None.
+    """
+
+    icc_profile: bytes | None = None
+    exif: bytes | None = None
+
+    def __post_init__(self) -> None:
+        """Raises TypeError or ValueError for a field of wrong type or length."""
+        if self.icc_profile is not None:
+            check_bytes("icc_profile", self.icc_profile, 1, MAX_METADATA_BYTES)
+        if self.exif is not None:
+            check_bytes("exif", self.exif, 1, MAX_METADATA_BYTES)
+
+
+@dataclass(frozen=True)
+class Container:
+    """A parsed file.
+
+    Attributes:
+        header: The header as written; its num_levels counts the missing levels too.
+        segments: The segments that are there: z, level 1, ..., at least these two.
+        metadata: The metadata that could be read.
+        metadata_damaged: Metadata are announced and some are cut off or damaged.
+    """
+
+    header: Header
+    segments: tuple[Segment, ...]
+    metadata: Metadata = field(default_factory=Metadata)
+    metadata_damaged: bool = False
+
+    @property
+    def level(self) -> int:
+        """Highest level that is there, 1 to header.num_levels."""
+        return len(self.segments) - 1
+
+    @property
+    def num_segments_missing(self) -> int:
+        """How many announced segments are cut off."""
+        return self.header.num_levels - self.level
+
+    @property
+    def truncated(self) -> bool:
+        """Whether segments are missing."""
+        return self.num_segments_missing > 0
+
+
+def symbols_checksum(data: BytesLike) -> int:
+    """CRC-16 of the symbols of one segment.
+
+    Args:
+        data: The symbols as little-endian int32, in coding order.
+
+    Returns:
+        The checksum for `Segment.symbols_crc`, 0 to 65535.
+    """
+    return crc16(data)
+
+
+def pack(header: Header, segments: Sequence[Segment], metadata: Metadata | None = None) -> bytes:
+    """Writes a file.
+
+    Args:
+        header: Its num_levels must be one less than the number of segments.
+        segments: z, level 1, level 2, ...
+        metadata: Stored zlib-compressed after the segments; None for none.
+
+    Returns:
+        The bytes of the file.
+
+    Raises:
+        ValueError: The number of segments does not fit the header.
+    """
+    if len(segments) != header.num_levels + 1:
+        raise ValueError(
+            f"num_levels = {header.num_levels} needs {header.num_levels + 1} segments, "
+            f"got {len(segments)}"
+        )
+    chunks = []
+    if metadata is not None:
+        for kind, value in ((_KIND_ICC, metadata.icc_profile), (_KIND_EXIF, metadata.exif)):
+            if value is not None:
+                chunks.append(_chunk(kind, zlib.compress(value, 9)))
+    return _join(header, segments, chunks)
+
+
+def unpack(
+    data: BytesLike, *, strict: bool = False, max_pixels: int | None = DEFAULT_MAX_PIXELS
+) -> Container:
+    """Reads a file, or the beginning of one.
+
+    Data that end inside a segment lose that segment and what follows it; metadata are lost from
+    the first damaged chunk on. The result says so (`truncated`, `metadata_damaged`).
+
+    Args:
+        data: The file; at least the header, z and level 1 must be there.
+        strict: Whether missing segments and damaged metadata are errors.
+        max_pixels: Largest height * width to accept; None for no limit.
+
+    Returns:
+        The parsed file.
+
+    Raises:
+        BitstreamError: The data are not a sic file, have another version, are too short or
+            corrupted, or the image has more than max_pixels pixels.
+        TypeError: The data are not bytes-like.
+    """
+    return _parse(data, strict=strict, max_pixels=max_pixels)[0]
+
+
+def read_header(data: BytesLike) -> Header:
+    """Reads the header only.
+
+    Args:
+        data: A file or its first bytes; 28 are always enough.
+
+    Returns:
+        The header.
+
+    Raises:
+        BitstreamError: The data are not a sic file, have another version, or the header is
+            incomplete or corrupted.
+        TypeError: The data are not bytes-like.
+    """
+    return _parse_header(Reader(data))[0]
+
+
+def truncate(data: BytesLike, level: int) -> bytes:
+    """Makes the file that coding at a lower level would have made.
+
+    Metadata chunks are kept byte for byte up to the first damaged one.
+
+    Args:
+        data: A file, or the beginning of one that still holds the level.
+        level: Levels to keep, 1 to the highest level that is there.
+
+    Returns:
+        The bytes of the smaller file.
+
+    Raises:
+        BitstreamError: The data are not a valid file, as in `unpack`.
+        TypeError: The data are not bytes-like, or the level is not an int.
+        ValueError: The level is not there.
+    """
+    container, chunks = _parse(data, strict=False, max_pixels=None)
+    check_int("level", level, 1, container.level)
+    header = dataclasses.replace(container.header, num_levels=level)
+    return _join(header, container.segments[: level + 1], chunks)
+
+
+def _parse(
+    data: BytesLike, *, strict: bool, max_pixels: int | None
+) -> tuple[Container, list[bytes]]:
+    """Reads a file; also returns its intact metadata chunks as they are written."""
+    reader = Reader(data)
+    header, has_metadata = _parse_header(reader)
+    pixels = header.height * header.width
+    if max_pixels is not None and pixels > max_pixels:
+        raise BitstreamError(
+            f"the image has {header.height} x {header.width} = {pixels} pixels, "
+            f"more than max_pixels = {max_pixels}"
+        )
+    segments: list[Segment] = []
+    try:
+        while len(segments) <= header.num_levels:
+            segments.append(_parse_segment(reader, len(segments)))
+    except DataEndError:
+        found = f"the file is truncated: segment {len(segments)} of 0 to {header.num_levels}"
+        if len(segments) < 2:
+            raise BitstreamError(
+                f"{found} is incomplete, and segments 0 and 1 (z and level 1) are needed"
+            ) from None
+        if strict:
+            raise BitstreamError(f"{found} is incomplete") from None
+        return Container(header, tuple(segments), metadata_damaged=has_metadata), []
+    if not has_metadata:
+        if reader.remaining():
+            raise BitstreamError(
+                f"{reader.remaining()} bytes follow the last segment, "
+                "and the header announces no metadata"
+            )
+        return Container(header, tuple(segments)), []
+    metadata, chunks, damage = _parse_metadata(reader)
+    if strict and damage:
+        raise BitstreamError(f"the metadata are damaged: {damage}")
+    return Container(header, tuple(segments), metadata, bool(damage)), chunks
+
+
+def _parse_header(reader: Reader) -> tuple[Header, bool]:
+    """Reads the header and whether metadata follow the segments."""
+    start = reader.data[: len(MAGIC)]
+    if start != MAGIC:
+        found = f"it starts with {start!r}, not {MAGIC!r}" if start else "it is empty"
+        raise BitstreamError(f"not a sic file: {found}")
+    try:
+        reader.take(len(MAGIC))
+        version = reader.number(1)
+        if version != VERSION:
+            raise BitstreamError(
+                f"the file has format version {version}; this software reads version {VERSION}"
+            )
+        flags = reader.number(1)
+        model_id = reader.take(MODEL_ID_BYTES)
+        height = reader.varint("height")
+        width = reader.varint("width")
+        num_levels = reader.number(1)
+        seed = reader.varint("seed")
+        crc = crc16(reader.data[: reader.position])
+        check_crc("the header", crc, reader.number(2))
+    except DataEndError:
+        raise BitstreamError("the file is truncated: it ends inside the header") from None
+    if flags & ~_KNOWN_FLAGS:
+        raise BitstreamError(f"flags 0x{flags:02x} must be a subset of 0x{_KNOWN_FLAGS:02x}")
+    try:
+        header = Header(
+            model_id=model_id,
+            height=height,
+            width=width,
+            num_levels=num_levels,
+            mode="gray" if flags & _FLAG_GRAY else "rgb",
+            seed=seed,
+            float_entropy=bool(flags & _FLAG_FLOAT_ENTROPY),
+        )
+    except ValueError as error:
+        raise BitstreamError(f"invalid header: {error}") from None
+    return header, bool(flags & _FLAG_METADATA)
+
+
+def _parse_segment(reader: Reader, index: int) -> Segment:
+    length = reader.varint(f"the length of segment {index}")
+    expected = reader.number(2)
+    symbols_crc = reader.take(2)
+    payload = reader.take(length)
+    check_crc(f"segment {index}", record_crc(index, payload, symbols_crc), expected)
+    return Segment(payload, int.from_bytes(symbols_crc, "big"))
+
+
+def _parse_metadata(reader: Reader) -> tuple[Metadata, list[bytes], str]:
+    """Reads chunks to the end of the data, or to the first damaged one.
+
+    Returns:
+        The metadata, the intact chunks as they are written, and what was wrong ("" for nothing).
+    """
+    values: dict[int, bytes] = {}
+    chunks: list[bytes] = []
+    damage = "" if reader.remaining() else "the file ends before them"
+    try:
+        while reader.remaining():
+            kind = reader.number(1)
+            length = reader.varint(f"the length of the chunk of kind {kind}")
+            expected = reader.number(2)
+            payload = reader.take(length)
+            check_crc(f"the chunk of kind {kind}", record_crc(kind, payload), expected)
+            if kind == 0 or kind in values:
+                raise BitstreamError(f"a chunk has the reserved or repeated kind {kind}")
+            values[kind] = (
+                inflate(payload, MAX_METADATA_BYTES) if kind in (_KIND_ICC, _KIND_EXIF) else b""
+            )
+            chunks.append(_chunk(kind, payload))
+    except DataEndError:
+        damage = "the file ends inside a chunk"
+    except BitstreamError as error:
+        damage = str(error)
+    return Metadata(icc_profile=values.get(_KIND_ICC), exif=values.get(_KIND_EXIF)), chunks, damage
+
+
+def _join(header: Header, segments: Sequence[Segment], chunks: Sequence[bytes]) -> bytes:
+    flags = _FLAG_GRAY if header.mode == "gray" else 0
+    flags |= _FLAG_FLOAT_ENTROPY if header.float_entropy else 0
+    flags |= _FLAG_METADATA if chunks else 0
+    start = MAGIC + bytes((header.version, flags)) + header.model_id
+    start += varint(header.height) + varint(header.width)
+    start += bytes((header.num_levels,)) + varint(header.seed)
+    parts = [start, uint16(crc16(start))]
+    for index, segment in enumerate(segments):
+        symbols_crc = uint16(segment.symbols_crc)
+        crc = record_crc(index, segment.payload, symbols_crc)
+        parts += (varint(len(segment.payload)), uint16(crc), symbols_crc, segment.payload)
+    return b"".join((*parts, *chunks))
+
+
+def _chunk(kind: int, payload: bytes) -> bytes:
+    crc = uint16(record_crc(kind, payload))
+    return b"".join((bytes((kind,)), varint(len(payload)), crc, payload))

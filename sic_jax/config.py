@@ -1,0 +1,217 @@
+"""Configuration: frozen dataclasses, JSON in and out, unknown fields refused.
+
+A number that the model or the loss uses is a field here, with the paper's symbol where it has one.
+"""
+
+import dataclasses
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+def _require(ok: bool, cls: object, name: str, value: object, allowed: str) -> None:
+    if not ok:
+        raise ValueError(f"{type(cls).__name__}.{name} is {value!r}; it must be {allowed}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Architecture of the `conv` family; everything that the parameter shapes depend on."""
+
+    level_channels: tuple[int, ...] = (5, 3, 4, 5, 7, 8, 10, 10, 12, 14, 16, 18, 20, 24, 24, 28)
+    """Channels that each level adds; its length is L, its sum the channels of y."""
+    level_refinements: tuple[int, ...] = (0, 0, 0, 0, 0, 0, 0, 0, 0, 6, 6, 6, 6, 8, 8, 8)
+    """How many of a level's channels refine earlier ones: they carry `refine_factor` times the
+    rounding residual of the first channels that are not refined yet."""
+    refine_factor: int = 3
+    """Steps into which a refinement channel cuts one quantisation step."""
+    step: float = 0.25
+    """Initial quantisation step of the linear branch, for images in [0, 1]."""
+    coarse_step: float = 0.4
+    """Initial step of the channels that later levels refine."""
+    width_8: int = 128
+    """Features of g_a and g_s at 1/8 resolution."""
+    width_16: int = 192
+    """Features of g_a and g_s at 1/16 resolution."""
+    analysis_blocks: tuple[int, int] = (3, 3)
+    """Residual blocks of g_a at 1/8 and at 1/16."""
+    synthesis_blocks: tuple[int, int] = (6, 4)
+    """Residual blocks of g_s at 1/8 and at 1/16."""
+    hyper_channels: int = 32
+    """Channels of z."""
+    hyper_width: int = 96
+    """Features of h_a and h_s."""
+    context_width: int = 32
+    """Features a group that the context model gathers from earlier groups."""
+    anchor_width: int = 32
+    """Features a group from its own first checkerboard pass."""
+    head_width: int = 96
+    """Hidden features of the entropy-parameter network of a group."""
+    sigma_min: float = 0.11
+    sigma_max: float = 64.0
+    num_sigmas: int = 64
+    """Number of logarithmically spaced scales with a coding table."""
+    num_mean_bins: int = 16
+    """Fractions of an integer to which the mean is rounded for coding."""
+    detail: str = "prior"
+    """Detail sampler: `prior` (the learned p(y_eps | y_s, z)) or `uniform` (mu_h + U(-2, 2))."""
+    temperature: float = 0.0
+    """Default temperature of the detail sampler when decoding."""
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        lc, lr = self.level_channels, self.level_refinements
+        _require(0 < len(lc) <= 64, self, "level_channels", lc, "a tuple of 1 to 64 channel counts")
+        _require(all(c > 0 for c in lc), self, "level_channels", lc, "positive everywhere")
+        ok = len(lr) == len(lc) and all(0 <= r <= c for r, c in zip(lr, lc, strict=True))
+        _require(ok, self, "level_refinements", lr, f"{len(lc)} counts, each at most its level's")
+        base = 0
+        refined = 0
+        for c, r in zip(lc, lr, strict=True):
+            refined += r
+            _require(
+                refined <= base, self, "level_refinements", lr, "of channels of earlier levels"
+            )
+            base += c - r
+        _require(
+            self.detail in ("prior", "uniform"), self, "detail", self.detail, "prior or uniform"
+        )
+        _require(
+            0 < self.sigma_min < self.sigma_max,
+            self,
+            "sigma_min",
+            self.sigma_min,
+            "> 0, < sigma_max",
+        )
+        _require(self.refine_factor >= 2, self, "refine_factor", self.refine_factor, "at least 2")
+        _require(self.temperature >= 0, self, "temperature", self.temperature, "at least 0")
+
+    @property
+    def num_levels(self) -> int:
+        """L."""
+        return len(self.level_channels)
+
+    @property
+    def num_channels(self) -> int:
+        """Channels of y, refinements included."""
+        return sum(self.level_channels)
+
+    @property
+    def num_base_channels(self) -> int:
+        """Channels that g_a yields."""
+        return self.num_channels - sum(self.level_refinements)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """Weights of the SVI loss as functions of the level (index 0 is level 1)."""
+
+    lmbda_rate: tuple[float, ...]
+    """lambda_r of each level, times bits per pixel."""
+    lmbda_dist: tuple[float, ...]
+    """lambda_d of each level, times the mean squared error of images in [0, 1]."""
+    lmbda_perc: tuple[float, ...]
+    """lambda_p of each level, times LPIPS (AlexNet); 0 leaves LPIPS out of the program."""
+    full_share: float = 0.5
+    """alpha: the share of images of a batch that are trained at level L; the others draw a level."""
+    temperature: float = 0.0
+    """Temperature of the sampled details."""
+    sampled_share: float = 1.0
+    """Share of images whose details are drawn at `temperature`; the others use the mean."""
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        n = len(self.lmbda_rate)
+        same = len(self.lmbda_dist) == n and len(self.lmbda_perc) == n
+        _require(
+            same and n > 0,
+            self,
+            "lmbda_*",
+            (n, len(self.lmbda_dist), len(self.lmbda_perc)),
+            "of one length",
+        )
+        _require(0 <= self.full_share <= 1, self, "full_share", self.full_share, "in [0, 1]")
+        _require(
+            0 <= self.sampled_share <= 1, self, "sampled_share", self.sampled_share, "in [0, 1]"
+        )
+        _require(self.temperature >= 0, self, "temperature", self.temperature, "at least 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """One training run."""
+
+    model: ModelConfig
+    loss: LossConfig
+    steps: int = 10_000
+    batch_size: int = 8
+    crop_size: int = 128
+    """Side of the square crops in pixels; a multiple of 16."""
+    seed: int = 0
+    learning_rate: float = 5e-4
+    """Peak; linear warm-up, then cosine decay to a hundredth."""
+    warmup_steps: int = 100
+    clip_norm: float = 1.0
+    ema_decay: float = 0.999
+    compute_dtype: str = "float32"
+    """`bfloat16` on accelerators halves memory traffic; parameters stay float32."""
+    log_every: int = 50
+    save_every: int = 500
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        for name in ("steps", "batch_size", "log_every", "save_every"):
+            _require(getattr(self, name) > 0, self, name, getattr(self, name), "positive")
+        ok = self.crop_size > 0 and self.crop_size % 16 == 0
+        _require(ok, self, "crop_size", self.crop_size, "a positive multiple of 16")
+        _require(0 <= self.ema_decay < 1, self, "ema_decay", self.ema_decay, "in [0, 1)")
+        _require(self.learning_rate > 0, self, "learning_rate", self.learning_rate, "positive")
+        ok = self.compute_dtype in ("float32", "bfloat16")
+        _require(ok, self, "compute_dtype", self.compute_dtype, "float32 or bfloat16")
+        n, levels = len(self.loss.lmbda_rate), self.model.num_levels
+        _require(n == levels, self, "loss", f"weights for {n} levels", f"for {levels} levels")
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A config as JSON-ready dicts, lists and scalars."""
+    return dataclasses.asdict(config)
+
+
+def from_dict(cls: type[T], data: Mapping[str, Any]) -> T:
+    """The inverse of `to_dict`.
+
+    Raises:
+      ValueError: For an unknown field or a value of the wrong type, naming it.
+    """
+    if not isinstance(data, Mapping):
+        raise ValueError(f"{cls.__name__} must be a JSON object, got {type(data).__name__}")
+    hints = typing.get_type_hints(cls)
+    unknown = sorted(set(data) - set(hints))
+    if unknown:
+        raise ValueError(f"{cls.__name__} has no field {unknown[0]!r}; it has {sorted(hints)}")
+    values = {k: _convert(hints[k], v, f"{cls.__name__}.{k}") for k, v in data.items()}
+    try:
+        return cls(**values)
+    except TypeError as e:
+        raise ValueError(f"{cls.__name__}: {e}") from e
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        return from_dict(typing.cast(type, hint), value)
+    if typing.get_origin(hint) is tuple:
+        if not isinstance(value, list | tuple):
+            raise ValueError(f"{where} must be a list, got {value!r}")
+        args = typing.get_args(hint)
+        kinds = [args[0]] * len(value) if args[-1] is Ellipsis else list(args)
+        if len(kinds) != len(value):
+            raise ValueError(f"{where} must have {len(kinds)} entries, got {value!r}")
+        return tuple(_convert(k, v, where) for k, v in zip(kinds, value, strict=True))
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+        raise ValueError(f"{where} must be {hint.__name__}, got {value!r}")
+    return value

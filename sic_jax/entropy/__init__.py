@@ -1,0 +1,1 @@
+"""Entropy models and range coding."""

@@ -1,0 +1,146 @@
+"""Colours on the way to 8-bit RGB or gray: alpha, sample formats, ICC profiles.
+
+NumPy and Pillow are imported when a function runs. `name` is the file, for messages.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from PIL import Image
+
+
+def split_alpha(name: str, image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
+    """Separates colours and alpha, in whichever way the file stores transparency."""
+    from PIL import Image
+
+    if not image.has_transparency_data:
+        return image, None
+    transparent = image.info.get("transparency")
+    if image.mode.startswith("I;16"):
+        import numpy as np
+
+        mask = np.where(np.asarray(image) == transparent, 0, 255)
+        return image, Image.fromarray(mask.astype(np.uint8))
+    if isinstance(transparent, tuple) and max(transparent) > 255:
+        raise ValueError(
+            f"{name}: a transparent colour with 16 bits cannot be matched in 8 bits; "
+            "save the picture without it first"
+        )
+    gray = image.mode in ("1", "L", "LA", "La")
+    image = image.convert("LA" if gray else "RGBA")
+    return image.convert("L" if gray else "RGB"), image.getchannel("A")
+
+
+def to_gray_or_rgb(
+    name: str, image: Image.Image, profile: bytes | None
+) -> tuple[Image.Image, bytes | None]:
+    """Converts to mode L or RGB; the profile is None where the conversion used it up."""
+    from PIL import Image, ImageCms
+
+    if image.mode in ("L", "RGB"):
+        return image, profile
+    if image.mode == "1":
+        return image.convert("L"), profile
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        import numpy as np
+
+        wide = np.asarray(image).astype(np.int32)
+        return Image.fromarray(((wide + 128) // 257).astype(np.uint8)), profile
+    if image.mode in ("I", "F"):
+        raise ValueError(
+            f"{name}: 32-bit samples (Pillow mode {image.mode!r}) have no defined range; "
+            "convert the picture to 8 or 16 bits first"
+        )
+    is_lab = image.mode == "LAB"
+    flags = ImageCms.Flags.BLACKPOINTCOMPENSATION
+    if is_lab:  # The table that would replace the exact formula is ten steps off in places.
+        flags |= ImageCms.Flags.NOOPTIMIZE
+    if is_lab or (image.mode == "CMYK" and _profile_space(profile) == b"CMYK"):
+        try:
+            source = ImageCms.createProfile("LAB") if is_lab else io.BytesIO(profile or b"")
+            converted = ImageCms.profileToProfile(
+                image,
+                source,
+                ImageCms.createProfile("sRGB"),
+                renderingIntent=ImageCms.Intent.RELATIVE_COLORIMETRIC,
+                outputMode="RGB",
+                flags=flags,
+            )
+        except ImageCms.PyCMSError as error:
+            if is_lab:
+                raise ValueError(f"{name}: cannot convert Lab to RGB ({error})") from error
+            warnings.warn(
+                f"{name}: the CMYK profile is damaged, so the colours are approximate ({error})",
+                stacklevel=3,
+            )
+        else:
+            return converted or image, None
+    return image.convert("RGB"), profile
+
+
+def flatten(
+    name: str, image: Image.Image, alpha: Image.Image, background: str | None
+) -> Image.Image:
+    """Lays the picture over a colour."""
+    from PIL import Image, ImageColor
+
+    if background is None:
+        raise ValueError(
+            f"{name}: has transparent pixels, which a sic file cannot hold; "
+            "choose a colour to put under them with --background COLOR (background= in Python)"
+        )
+    try:
+        colour: tuple[int, ...] = ImageColor.getrgb(background)
+    except ValueError:
+        colour = ()
+    if len(colour) != 3:
+        raise ValueError(
+            f"background must be a colour name or #rrggbb, without transparency, got {background!r}"
+        )
+    if image.mode == "L" and len(set(colour)) == 1:
+        under = Image.new("L", image.size, colour[0])
+    else:
+        under, image = Image.new("RGB", image.size, colour), image.convert("RGB")
+    under.paste(image, mask=alpha)
+    return under
+
+
+def _profile_space(profile: bytes | None) -> bytes:
+    """Colour space that an ICC profile's header names (ICC.1:2022, 7.2.6)."""
+    return profile[16:20] if profile is not None and len(profile) >= 128 else b""
+
+
+def is_srgb(profile: bytes) -> bool:
+    """Whether a profile shows 17^3 colours as sRGB does, within one step: then it says nothing."""
+    import numpy as np
+    from PIL import Image, ImageCms
+
+    steps = np.linspace(0, 255, 17).round().astype(np.uint8)
+    colours = np.stack(np.meshgrid(steps, steps, steps), axis=-1).reshape(17, -1, 3)
+    try:
+        shown = ImageCms.profileToProfile(
+            Image.fromarray(colours),
+            io.BytesIO(profile),
+            ImageCms.createProfile("sRGB"),
+            renderingIntent=ImageCms.Intent.RELATIVE_COLORIMETRIC,
+        )
+    except ImageCms.PyCMSError:
+        return False
+    return bool((np.abs(np.asarray(shown).astype(int) - colours) <= 1).all())
+
+
+def match_profile(
+    pixels: NDArray[np.uint8], profile: bytes | None
+) -> tuple[NDArray[np.uint8], bytes | None]:
+    """Drops a profile of another colour space; gray stored as RGB under a gray one becomes gray."""
+    space = _profile_space(profile)
+    if space == b"GRAY" and pixels.ndim == 3 and (pixels == pixels[..., :1]).all():
+        pixels = pixels[..., 0].copy()
+    fits = space == (b"GRAY" if pixels.ndim == 2 else b"RGB ")
+    return pixels, profile if fits else None

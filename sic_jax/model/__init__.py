@@ -1,0 +1,1 @@
+"""The codec's networks: transforms, hyperprior, context model, detail sampler."""

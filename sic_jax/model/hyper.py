@@ -1,0 +1,74 @@
+"""Hyper-analysis h_a, hyper-synthesis h_s and the prior of z."""
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from sic_jax.config import ModelConfig
+from sic_jax.entropy.distributions import FactorizedParams
+from sic_jax.model.transforms import depth_to_space, log_compress, space_to_depth
+
+HYPER_PATCH = 4
+"""Latent positions that one position of z covers in each direction."""
+
+
+class HyperAnalysis(nn.Module):
+    """h_a: y [B, h, w, C] to z [B, ceil(h/4), ceil(w/4), C_z]; sides are padded by repetition."""
+
+    cfg: ModelConfig
+
+    @nn.compact
+    def __call__(self, y: jax.Array) -> jax.Array:
+        """Y: unquantised latents."""
+        pad_h, pad_w = -y.shape[1] % HYPER_PATCH, -y.shape[2] % HYPER_PATCH
+        y = jnp.pad(y, ((0, 0), (0, pad_h), (0, pad_w), (0, 0)), mode="edge")
+        h = nn.Conv(self.cfg.hyper_width, (3, 3))(log_compress(y))
+        for _ in range(2):
+            h = nn.Conv(self.cfg.hyper_width, (1, 1))(space_to_depth(nn.leaky_relu(h, 0.1), 2))
+        return nn.Conv(self.cfg.hyper_channels, (1, 1))(nn.leaky_relu(h, 0.1))
+
+
+class HyperSynthesis(nn.Module):
+    """h_s: z_hat to features [B, h, w, F] at the latents' resolution (cropped to `shape`)."""
+
+    cfg: ModelConfig
+
+    @nn.compact
+    def __call__(self, z_hat: jax.Array, shape: tuple[int, int]) -> jax.Array:
+        """z_hat: [B, ceil(h/4), ceil(w/4), C_z]; shape: (h, w)."""
+        width = self.cfg.hyper_width
+        h = nn.Conv(width, (3, 3))(z_hat)
+        for _ in range(2):
+            h = depth_to_space(nn.Conv(4 * width, (1, 1))(nn.leaky_relu(h, 0.1)), 2)
+        h = nn.Conv(width, (3, 3))(nn.leaky_relu(h, 0.1))
+        return h[:, : shape[0], : shape[1]]
+
+
+def _centred_uniform(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    return jax.random.uniform(key, shape, minval=-0.5, maxval=0.5)
+
+
+class FactorizedPrior(nn.Module):
+    """Parameters of the deep factorised density of z, TensorFlow Compression's initial values."""
+
+    channels: int
+    filters: tuple[int, ...] = (3, 3)
+    init_scale: float = 10.0
+
+    @nn.compact
+    def __call__(self) -> FactorizedParams:
+        """The parameters as `deep_factorized_bits` takes them."""
+        sizes = (1, *self.filters, 1)
+        scale = self.init_scale ** (1 / (len(self.filters) + 1))
+        matrices, biases, factors = [], [], []
+        for k, (d_in, d_out) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
+            value = math.log(math.expm1(1 / scale / d_out))
+            shape = (self.channels, d_out, 1)
+            const = nn.initializers.constant(value)
+            matrices.append(self.param(f"matrix_{k}", const, (self.channels, d_out, d_in)))
+            biases.append(self.param(f"bias_{k}", _centred_uniform, shape))
+            if k < len(self.filters):
+                factors.append(self.param(f"factor_{k}", nn.initializers.zeros, shape))
+        return {"matrices": matrices, "biases": biases, "factors": factors}

@@ -1,0 +1,114 @@
+"""Analysis g_a and synthesis g_s of the `conv` family: a linear branch beside a small network.
+
+    x --+-- 16x16 patches . K^T / step ------------------------(+)-- y
+        +-- 8x8 patches, blocks at 1/8, blocks at 1/16, 1x1 ----+
+
+    y --+-- K . (y * step), 16x16 patches ---------------------(+)-- x_hat
+        +-- log compression, blocks at 1/16, at 1/8, 8x8 -------+     (level-modulated)
+
+The network's last layer starts at zero, so that an untrained model is the linear codec. Images are
+NHWC, [0, 1], sides a multiple of 16. Only dense 3x3 and 1x1 convolutions: depthwise ones are
+slower on XLA's CPU backend.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from sic_jax.config import ModelConfig
+
+PATCH = 16
+"""Pixels of an image a latent position covers in each direction."""
+_STEM = 8
+
+
+def space_to_depth(x: jax.Array, block: int) -> jax.Array:
+    """[B, H, W, C] to [B, H/block, W/block, block*block*C]."""
+    b, h, w, c = x.shape
+    x = x.reshape(b, h // block, block, w // block, block, c)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, h // block, w // block, block * block * c)
+
+
+def depth_to_space(x: jax.Array, block: int) -> jax.Array:
+    """The inverse of `space_to_depth`."""
+    b, h, w, c = x.shape
+    x = x.reshape(b, h, w, block, block, c // (block * block))
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, h * block, w * block, -1)
+
+
+def log_compress(y: jax.Array) -> jax.Array:
+    """sign(y) log(1 + |y|): keeps the large first components from swamping a network."""
+    return jnp.sign(y) * jnp.log1p(jnp.abs(y))
+
+
+class ResidualBlock(nn.Module):
+    """x + conv1x1(act(conv3x3(x))), with an optional gain and bias a level."""
+
+    features: int
+    num_levels: int = 0
+    dtype: jnp.dtype | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, level: jax.Array | None = None) -> jax.Array:
+        """X: [B, h, w, features]; level: int [B], 1-based, where num_levels > 0."""
+        h = nn.Conv(self.features, (3, 3), dtype=self.dtype)(x)
+        if self.num_levels and level is not None:
+            shape = (self.num_levels, 2, self.features)
+            table = self.param("level", nn.initializers.zeros, shape)
+            gain, bias = jnp.moveaxis(table[level - 1], 1, 0)[:, :, None, None].astype(h.dtype)
+            h = h * (1 + gain) + bias
+        h = nn.leaky_relu(h, 0.1)
+        small = nn.initializers.variance_scaling(0.1, "fan_in", "normal")
+        return x + nn.Conv(self.features, (1, 1), kernel_init=small, dtype=self.dtype)(h)
+
+
+class AnalysisTransform(nn.Module):
+    """g_a: image [B, H, W, 3] to the base channels of y, [B, H/16, W/16, C_base], unquantised."""
+
+    cfg: ModelConfig
+    dtype: jnp.dtype | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """X: [B, H, W, 3] in [0, 1], H and W multiples of 16."""
+        cfg = self.cfg
+        x = x - 0.5
+        basis = self.param(
+            "linear", nn.initializers.normal(0.04), (3 * PATCH * PATCH, cfg.num_base_channels)
+        )
+        linear = space_to_depth(x, PATCH) @ basis
+        h = nn.Conv(cfg.width_8, (3, 3), dtype=self.dtype)(space_to_depth(x, _STEM))
+        for _ in range(cfg.analysis_blocks[0]):
+            h = ResidualBlock(cfg.width_8, dtype=self.dtype)(h)
+        h = nn.Conv(cfg.width_16, (4, 4), strides=2, padding=1, dtype=self.dtype)(h)
+        for _ in range(cfg.analysis_blocks[1]):
+            h = ResidualBlock(cfg.width_16, dtype=self.dtype)(h)
+        last = nn.Conv(cfg.num_base_channels, (1, 1), kernel_init=nn.initializers.zeros)
+        return linear + last(h.astype(jnp.float32))
+
+
+class SynthesisTransform(nn.Module):
+    """g_s: decoded latents y_hat [B, h, w, C] and their level to an image [B, 16h, 16w, 3].
+
+    The image is not clipped to [0, 1]: whoever writes or measures it does.
+    """
+
+    cfg: ModelConfig
+    dtype: jnp.dtype | None = None
+
+    @nn.compact
+    def __call__(self, y_hat: jax.Array, level: jax.Array) -> jax.Array:
+        """y_hat: [B, h, w, C]; level: int [B], 1-based."""
+        cfg = self.cfg
+        shape = (cfg.num_channels, 3 * PATCH * PATCH)
+        basis = self.param("linear", nn.initializers.normal(0.04), shape)
+        linear = depth_to_space(y_hat @ basis, PATCH)
+        h = nn.Conv(cfg.width_16, (3, 3), dtype=self.dtype)(log_compress(y_hat))
+        for _ in range(cfg.synthesis_blocks[1]):
+            h = ResidualBlock(cfg.width_16, cfg.num_levels, self.dtype)(h, level)
+        h = depth_to_space(nn.Conv(4 * cfg.width_8, (1, 1), dtype=self.dtype)(h), 2)
+        for _ in range(cfg.synthesis_blocks[0]):
+            h = ResidualBlock(cfg.width_8, cfg.num_levels, self.dtype)(h, level)
+        zeros = nn.initializers.zeros
+        last = nn.Conv(3 * _STEM * _STEM, (3, 3), kernel_init=zeros, dtype=self.dtype)(h)
+        return linear + depth_to_space(last.astype(jnp.float32), _STEM) + 0.5

@@ -1,0 +1,532 @@
+import io
+import json
+import os
+import subprocess
+import sys
+import warnings
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sic_jax import cli, image_io
+from sic_jax.codec import container
+
+ROOT = Path(__file__).resolve().parents[1]
+MODEL_ID = b"fake42"
+
+
+class FakeCodec:
+    """Keeps the pixels in z; the other levels are ballast of 10, 20, ... bytes."""
+
+    def compress(
+        self,
+        image: np.ndarray,
+        *,
+        level: int = 16,
+        seed: int = 0,
+        icc_profile: bytes | None = None,
+        exif: bytes | None = None,
+    ) -> bytes:
+        if not 1 <= level <= 16:
+            raise ValueError(f"level must be 1 to 16, got {level}")
+        if image.shape[0] == 13:
+            raise RuntimeError("thirteen\nrows")
+        header = container.Header(
+            model_id=MODEL_ID,
+            height=image.shape[0],
+            width=image.shape[1],
+            mode="gray" if image.ndim == 2 else "rgb",
+            num_levels=level,
+            seed=seed,
+        )
+        payloads = [zlib.compress(image.tobytes()), *(bytes(10 * i) for i in range(1, level + 1))]
+        metadata = container.Metadata(icc_profile=icc_profile, exif=exif)
+        return container.pack(header, [container.Segment(p, 0) for p in payloads], metadata)
+
+    def decompress(
+        self,
+        data: bytes,
+        *,
+        level: int | None = None,
+        seed: int | None = None,
+        temperature: float | None = None,
+        strict: bool = False,
+    ) -> np.ndarray:
+        file = container.unpack(data, strict=strict)
+        if file.truncated:
+            warnings.warn(f"only {file.level} levels are there", stacklevel=2)
+        if file.metadata_damaged:
+            warnings.warn("the metadata are damaged", stacklevel=2)
+        header = file.header
+        raw = np.frombuffer(zlib.decompress(file.segments[0].payload), np.uint8)
+        shape = (header.height, header.width) + (() if header.mode == "gray" else (3,))
+        shift = (level or 0) + 16 * (seed or 0) + int(64 * (temperature or 0))
+        return raw.reshape(shape) + np.uint8(shift)
+
+    def decompress_samples(self, data: bytes, *, num_samples: int, **options: Any) -> np.ndarray:
+        first = self.decompress(data, **options)
+        return np.stack([first + np.uint8(100 + i) for i in range(num_samples)])
+
+
+@pytest.fixture
+def loads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str | None]]:
+    """Puts the fake codec in place and records how it was loaded."""
+    calls: list[tuple[str, str | None]] = []
+
+    def load(bundle: str, coder: str | None) -> FakeCodec:
+        calls.append((bundle, coder))
+        if bundle == "missing":
+            raise ValueError("no bundle 'missing'")
+        return FakeCodec()
+
+    monkeypatch.setattr(cli, "_load_codec", load)
+    return calls
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loads: list[object]) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def pixels(height: int = 5, width: int = 4, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def put(name: str, array: np.ndarray | None = None) -> np.ndarray:
+    array = pixels() if array is None else array
+    Path(name).parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array).save(name)
+    return array
+
+
+def get(name: str) -> np.ndarray:
+    return image_io.read_image(name).pixels
+
+
+def put_sic(name: str, *, level: int = 4, **options: Any) -> bytes:
+    data = FakeCodec().compress(pixels(), level=level, **options)
+    Path(name).write_bytes(data)
+    return data
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+
+
+def run(*argv: str) -> int:
+    return cli.main(argv)
+
+
+def test_there_and_back_with_default_names(
+    folder: Path, capsys: pytest.CaptureFixture[str], loads: list[object]
+) -> None:
+    original = put("photo.png")
+    assert run("compress", "photo.png") == 0
+    size = Path("photo.sic").stat().st_size
+    expected = f"photo.png -> photo.sic: {size} bytes, {8 * size / 20:.4f} bpp, level 16\n"
+    assert capsys.readouterr() == (expected, "")
+    Path("photo.png").rename("original.png")
+    assert run("decompress", "photo.sic") == 0
+    assert capsys.readouterr() == ("photo.sic -> photo.png: 4 x 5 pixels\n", "")
+    np.testing.assert_array_equal(get("photo.png"), original)
+    assert loads == [("default", None)] * 2
+    assert files(folder) == ["original.png", "photo.png", "photo.sic"]
+
+
+def test_options_reach_the_codec(folder: Path, loads: list[object]) -> None:
+    original = put("a.png")
+    argv = ["a.png", "--level", "3", "b.sic", "--seed", "7", "--bundle", "B", "--coder", "native"]
+    assert run("compress", *argv) == 0
+    header = container.read_header(Path("b.sic").read_bytes())
+    assert (header.num_levels, header.seed, header.mode) == (3, 7, "rgb")
+    argv = ["b.sic", "--level", "2", "--seed", "1", "--temperature", "0.5", "c.png"]
+    assert run("decompress", *argv, "--coder", "tfc") == 0
+    np.testing.assert_array_equal(get("c.png"), original + np.uint8(2 + 16 + 32))
+    assert loads == [("B", "native"), ("default", "tfc")]
+
+
+def test_samples(folder: Path) -> None:
+    put_sic("a.sic")
+    assert run("decompress", "a.sic", "--samples", "3") == 0
+    assert run("decompress", "a.sic", "out.ppm", "--samples", "1", "--seed", "2") == 0
+    assert files(folder) == ["a.sic", "a_0.png", "a_1.png", "a_2.png", "out_0.ppm"]
+    for i in range(3):
+        np.testing.assert_array_equal(get(f"a_{i}.png"), pixels() + np.uint8(100 + i))
+    np.testing.assert_array_equal(get("out_0.ppm"), pixels() + np.uint8(132))
+    assert run("decompress", "a.sic", "--samples", "0") == 2
+    assert run("decompress", "a.sic", "-", "--samples", "2") == 2
+
+
+def test_metadata_travels(folder: Path) -> None:
+    exif = Image.Exif()
+    exif[0x010F] = "maker"
+    exif[0x0112] = 6
+    profile = bytes(16) + b"RGB " + bytes(108) + b"profile"
+    Image.fromarray(pixels(5, 4)).save("a.png", exif=exif, icc_profile=profile)
+    assert run("compress", "a.png") == 0
+    assert run("decompress", "a.sic", "b.png") == 0
+    with Image.open("b.png") as image:
+        assert image.size == (5, 4)
+        assert image.info["icc_profile"] == profile
+        assert dict(image.getexif()) == {0x010F: "maker"}
+    np.testing.assert_array_equal(get("b.png"), np.rot90(pixels(5, 4), -1))
+
+
+def test_background(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    put("a.png", np.zeros((2, 2, 4), np.uint8))
+    assert run("compress", "a.png") == 1
+    error = capsys.readouterr().err
+    assert error.startswith("sic: error: a.png: has transparent pixels")
+    assert error.count("\n") == 1
+    assert run("compress", "a.png", "--background", "#010203") == 0
+    assert run("decompress", "a.sic", "b.png") == 0
+    assert (get("b.png") == (1, 2, 3)).all()
+
+
+def test_folders_keep_their_structure(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    originals = [put(f"in/{name}", pixels(seed=i)) for i, name in enumerate(["a.png", "x/y/b.bmp"])]
+    Path("in/readme.txt").write_text("no picture")
+    put("in/.hidden.png")
+    put("c.png")
+    assert run("compress", "in", "c.png", "out") == 0
+    assert capsys.readouterr().err == ""
+    assert files(folder / "out") == ["a.sic", "c.sic", "x/y/b.sic"]
+    assert run("decompress", "out", "back/") == 0
+    assert files(folder / "back") == ["a.png", "c.png", "x/y/b.png"]
+    for name, original in zip(("a.png", "x/y/b.png"), originals, strict=True):
+        np.testing.assert_array_equal(get(f"back/{name}"), original)
+
+
+def test_folder_without_out_writes_beside(folder: Path) -> None:
+    put("in/x/a.png")
+    assert run("compress", "in") == 0
+    assert files(folder) == ["in/x/a.png", "in/x/a.sic"]
+
+
+def test_a_shell_pattern_has_no_out(folder: Path) -> None:
+    for name in ("a.png", "b.png", "c.png"):
+        put(name)
+    before = Path("c.png").read_bytes()
+    assert run("compress", "a.png", "b.png", "c.png") == 0
+    assert Path("c.png").read_bytes() == before
+    for name in ("a.png", "b.png", "c.png"):
+        Path(name).unlink()
+    assert run("decompress", "a.sic", "b.sic", "c.sic") == 0
+    assert len(files(folder)) == 6
+
+
+def test_one_file_goes_on_when_another_fails(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    put("in/a.png")
+    Path("in/b.png").write_text("text")
+    put("in/c.png", pixels(13))
+    put("in/d.png")
+    assert run("compress", "in", "missing.png", "out") == 1
+    out, err = capsys.readouterr()
+    assert [line.split(" -> ")[0] for line in out.splitlines()] == ["in/a.png", "in/d.png"]
+    assert err.splitlines() == [
+        "sic: error: in/b.png: not a picture in a format that Pillow reads",
+        "sic: error: in/c.png: RuntimeError: thirteen rows",
+        "sic: error: missing.png: No such file or directory",
+    ]
+    assert files(folder / "out") == ["a.sic", "d.sic"]
+
+
+def test_derived_names_do_not_overwrite(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    put("photo.png")
+    put_sic("photo.sic")
+    before = Path("photo.png").read_bytes()
+    assert run("decompress", "photo.sic", "--seed", "1") == 1
+    message = "sic: error: photo.sic: photo.png is already there; --force overwrites it\n"
+    assert capsys.readouterr().err == message
+    assert Path("photo.png").read_bytes() == before
+    assert run("decompress", "photo.sic", "--seed", "1", "--force") == 0
+    np.testing.assert_array_equal(get("photo.png"), pixels() + np.uint8(16))
+    assert run("decompress", "photo.sic", "photo.png") == 0
+    np.testing.assert_array_equal(get("photo.png"), pixels())
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["compress", "in/a.png", "in/a.jpg", "out"], "in/a.png and in/a.jpg would both become"),
+        (["compress", "in"], "in/a.jpg and in/a.png would both become in/a.sic"),
+        (["compress", "in/a.png", "in/a.png"], "in/a.png and in/a.png would both become"),
+        (["compress", "in/a.png", "new.png"], "OUT is named like an input: new.png"),
+        (["decompress", "a.sic", "new.sic"], "OUT is named like an input: new.sic"),
+        (["compress", "in/a.png", "in/a.jpg", "b.sic"], "OUT must be a folder for several"),
+        (["compress", "in", "a.sic"], "OUT must be a folder for several inputs, got a.sic"),
+        (["compress", "empty"], "empty: the folder holds no"),
+        (["compress", "-", "in/a.png", "out"], "needs a single IN and no folder"),
+        (["compress", "in", "-"], "needs a single IN and no folder"),
+        (["decompress", "a.sic", "b.heic"], "b.heic: cannot write a picture with the extension"),
+        (["truncate", "a.sic", "./a.sic", "--level", "1"], "a.sic is an input and would be"),
+        (["truncate", "a.sic", "b.sic"], "required: --level"),
+        (["compress"], "required: IN"),
+        (["compress", "in/a.png", "--level", "high"], "invalid int value: 'high'"),
+        (["compress", "in/a.png", "--coder", "zip"], "invalid choice: 'zip'"),
+        (["info"], "info takes either FILE or --bundle B"),
+        (["info", "a.sic", "--bundle", "default"], "info takes either FILE or --bundle B"),
+        (["explode"], "invalid choice: 'explode'"),
+        ([], "required: COMMAND"),
+    ],
+)
+def test_usage_errors_write_nothing(
+    folder: Path, capsys: pytest.CaptureFixture[str], argv: list[str], message: str
+) -> None:
+    put("in/a.png")
+    put("in/a.jpg")
+    Path("empty").mkdir()
+    put_sic("a.sic")
+    before = files(folder)
+    assert run(*argv) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("sic: error: ")
+    assert message in err
+    assert err.count("\n") == 1
+    assert files(folder) == before
+
+
+def test_a_link_to_the_input_is_not_overwritten(folder: Path) -> None:
+    data = put_sic("a.sic")
+    Path("b.sic").symlink_to("a.sic")
+    assert run("truncate", "a.sic", "b.sic", "--level", "1") == 2
+    assert Path("a.sic").read_bytes() == data
+
+
+def test_failures_leave_nothing_behind(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put("a.png")
+    assert run("compress", "a.png", "--level", "17") == 1
+    assert run("compress", "a.png", "nowhere/a.sic") == 1
+    assert run("compress", "a.png", "--bundle", "missing") == 1
+
+    def full_disk(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", full_disk)
+        assert run("compress", "a.png") == 1
+    with monkeypatch.context() as patch:
+        patch.setattr(FakeCodec, "compress", interrupt)
+        assert run("compress", "a.png") == 130
+    assert capsys.readouterr().err.splitlines() == [
+        "sic: error: a.png: level must be 1 to 16, got 17",
+        "sic: error: a.png: nowhere/a.sic: No such file or directory",
+        "sic: error: no bundle 'missing'",
+        "sic: error: a.png: a.sic: No space left on device",
+        "sic: error: interrupted",
+    ]
+    assert files(folder) == ["a.png"]
+
+
+def test_bad_files_are_one_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    put("a.png")
+    Path("empty.sic").write_bytes(b"")
+    for command in (["decompress"], ["info"], ["truncate", "--level", "1"]):
+        for name in ("a.png", "empty.sic", "missing.sic"):
+            target = [] if command == ["info"] else [f"out{name}.png"]
+            if command[0] == "truncate":
+                target = ["out.sic"]
+            assert run(command[0], name, *target, *command[1:]) == 1
+            out, err = capsys.readouterr()
+            assert out == ""
+            assert err.startswith(f"sic: error: {name}: ")
+            assert err.count("\n") == 1
+    assert files(folder) == ["a.png", "empty.sic"]
+
+
+def test_a_cut_file_warns_or_is_an_error(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = put_sic("a.sic")
+    Path("cut.sic").write_bytes(data[:-5])
+    assert run("decompress", "cut.sic", "--strict") == 1
+    assert capsys.readouterr().err.startswith("sic: error: cut.sic: ")
+    assert files(folder) == ["a.sic", "cut.sic"]
+    assert run("decompress", "cut.sic") == 0
+    assert capsys.readouterr().err == "sic: warning: cut.sic: only 3 levels are there\n"
+    np.testing.assert_array_equal(get("cut.png"), pixels())
+    assert run("info", "cut.sic") == 0
+    assert "levels    3, cut off of 4\n" in capsys.readouterr().out
+
+
+def test_damaged_metadata_warns(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = put_sic("a.sic", exif=b"II*\0" + bytes(range(100)))
+    Path("a.sic").write_bytes(data[:-1])
+    assert run("decompress", "a.sic") == 0
+    assert capsys.readouterr().err == "sic: warning: a.sic: the metadata are damaged\n"
+    assert image_io.read_image("a.png").exif is None
+
+
+def test_truncate(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = put_sic("a.sic", level=4)
+    assert run("truncate", "a.sic", "b.sic", "--level", "2") == 0
+    small = FakeCodec().compress(pixels(), level=2)
+    assert Path("b.sic").read_bytes() == small
+    bpp = 8 * len(small) / 20
+    expected = f"a.sic -> b.sic: {len(small)} bytes, {bpp:.4f} bpp, level 2\n"
+    assert capsys.readouterr().out == expected
+    assert run("truncate", "a.sic", "c.sic", "--level", "5") == 1
+    assert capsys.readouterr().err.startswith("sic: error: a.sic: level must be")
+    assert Path("a.sic").read_bytes() == data
+    assert files(folder) == ["a.sic", "b.sic"]
+
+
+def test_info(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = put_sic("a.sic", level=2, seed=9, exif=b"II*\0data")
+    assert run("info", "a.sic", "--json") == 0
+    facts = json.loads(capsys.readouterr().out)
+    levels = facts.pop("levels")
+    assert facts == {
+        "file": "a.sic",
+        "bytes": len(data),
+        "bpp": 8 * len(data) / 20,
+        "version": 1,
+        "model_id": MODEL_ID.hex(),
+        "width": 4,
+        "height": 5,
+        "mode": "rgb",
+        "seed": 9,
+        "float_entropy": False,
+        "num_levels": 2,
+        "level": 2,
+        "icc_profile_bytes": 0,
+        "exif_bytes": 8,
+        "metadata_damaged": False,
+        "z_bytes": len(zlib.compress(pixels().tobytes())),
+    }
+    sizes = [len(container.truncate(data, level)) for level in (1, 2)]
+    assert levels == [
+        {"level": i, "bytes": 10 * i, "file_bytes": size, "bpp": 8 * size / 20}
+        for i, size in enumerate(sizes, 1)
+    ]
+    assert sizes[1] == len(data)
+    assert run("info", "a.sic") == 0
+    out = capsys.readouterr().out
+    assert f"a.sic: {len(data)} bytes, {8 * len(data) / 20:.4f} bpp\n" in out
+    assert "picture   4 x 5 rgb\n" in out
+    assert [line.split() for line in out.splitlines()[-2:]] == [
+        ["level", str(i), str(10 * i), str(size), f"{8 * size / 20:.4f}"]
+        for i, size in enumerate(sizes, 1)
+    ]
+
+
+def test_info_on_a_bundle(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = type(sys)("sic_jax.codec.bundle")
+    bundle.describe = lambda name: {"name": name, "parameters": 7}  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "sic_jax.codec.bundle", bundle)
+    monkeypatch.setattr("sic_jax.codec.bundle", bundle, raising=False)
+    assert run("info", "--bundle", "mine", "--json") == 0
+    assert json.loads(capsys.readouterr().out) == {"name": "mine", "parameters": 7}
+    assert run("info", "--bundle", "mine") == 0
+    assert capsys.readouterr().out.split() == ["name", "mine", "parameters", "7"]
+
+
+class Pipe:
+    """A binary standard stream."""
+
+    def __init__(self, data: bytes = b"", *, terminal: bool = False) -> None:
+        self.buffer = io.BytesIO(data)
+        self.terminal = terminal
+
+    def isatty(self) -> bool:
+        return self.terminal
+
+    def write(self, text: str) -> None:
+        self.buffer.write(text.encode())
+
+    def flush(self) -> None: ...
+
+
+def test_standard_streams(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    original = put("a.png")
+
+    def through(data: bytes, *argv: str) -> bytes:
+        out = Pipe()
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "stdin", Pipe(data))
+            patch.setattr(sys, "stdout", out)
+            assert run(*argv) == 0
+        return out.buffer.getvalue()
+
+    data = through(Path("a.png").read_bytes(), "compress", "-", "--level", "4")
+    assert data == FakeCodec().compress(original, level=4)
+    assert "- -> -: " in capsys.readouterr().err
+    assert through(b"", "compress", "a.png", "-", "--level", "4") == data
+    small = through(data, "truncate", "-", "-", "--level", "1")
+    assert small == container.truncate(data, 1)
+    np.testing.assert_array_equal(
+        image_io.read_image(through(small, "decompress", "-")).pixels, original
+    )
+    assert through(data, "decompress", "-", "b.png") == b"- -> b.png: 4 x 5 pixels\n"
+    np.testing.assert_array_equal(get("b.png"), original)
+    through(data, "decompress", "-", "c.tif", "--samples", "2")
+    assert files(folder) == ["a.png", "b.png", "c_0.tif", "c_1.tif"]
+    monkeypatch.setattr(sys, "stdout", Pipe(terminal=True))
+    assert run("compress", "a.png", "-") == 2
+    assert "the output is binary" in capsys.readouterr().err
+
+
+def test_progress_only_on_a_terminal(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    put("a.png")
+    put("b.png")
+    assert run("compress", "a.png", "b.png") == 0
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert run("compress", "a.png", "b.png", "--force") == 0
+    clear = "\r\x1b[K"
+    assert capsys.readouterr().err == f"{clear}[1/2] a.png{clear}{clear}[2/2] b.png{clear}"
+
+
+@pytest.mark.parametrize("argv", [["--version"], ["--help"], ["compress", "--help"]])
+def test_help(capsys: pytest.CaptureFixture[str], argv: list[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        run(*argv)
+    assert stop.value.code == 0
+    assert capsys.readouterr().out.startswith(
+        "sic 0.1.0" if argv[0] == "--version" else "usage: sic"
+    )
+
+
+def test_light_commands_import_nothing_heavy(tmp_path: Path) -> None:
+    data = FakeCodec().compress(pixels())
+    (tmp_path / "a.sic").write_bytes(data)
+    code = (
+        "import sys\n"
+        "from sic_jax import cli\n"
+        "assert cli.main(['info', sys.argv[1]]) == 0\n"
+        "assert cli.main(['truncate', sys.argv[1], sys.argv[2], '--level', '3']) == 0\n"
+        "heavy = {'jax', 'flax', 'numpy', 'PIL', 'tensorflow', 'tensorflow_compression'}\n"
+        "sys.exit(' '.join(heavy & set(sys.modules)) or None)"
+    )
+    argv = [sys.executable, "-c", code, str(tmp_path / "a.sic"), str(tmp_path / "b.sic")]
+    result = subprocess.run(argv, capture_output=True, text=True, cwd=ROOT)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert (tmp_path / "b.sic").read_bytes() == container.truncate(data, 3)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs a shell with pipes")
+def test_a_closed_pipe_is_quiet(tmp_path: Path) -> None:
+    (tmp_path / "a.sic").write_bytes(FakeCodec().compress(pixels()))
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    argv = [sys.executable, "-m", "sic_jax.cli", "info", str(tmp_path / "a.sic")]
+    result = subprocess.run(argv, stdout=write_end, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    os.close(write_end)
+    assert (result.returncode, result.stderr) == (1, "")

@@ -1,0 +1,308 @@
+import dataclasses
+import importlib.util
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sic_jax.codec.container import (
+    MAX_LEVELS,
+    MAX_METADATA_BYTES,
+    Container,
+    Header,
+    Metadata,
+    Segment,
+    pack,
+    read_header,
+    symbols_checksum,
+    truncate,
+    unpack,
+)
+from sic_jax.codec.wire import Reader, crc16, varint
+
+DATA = Path(__file__).resolve().parent / "data"
+GOLDEN = DATA / "container"
+MODEL_ID = bytes.fromhex("0123456789ab")
+FAST = settings(max_examples=60, deadline=None, derandomize=True)
+
+
+def checksum(*symbols: int) -> int:
+    return symbols_checksum(struct.pack(f"<{len(symbols)}i", *symbols))
+
+
+RGB = Header(model_id=MODEL_ID, height=512, width=768, num_levels=3)
+SEGMENTS = (
+    Segment(b"\xde\xad\x01", checksum(0, 1, -1)),
+    Segment(b"", checksum(0, 0)),
+    Segment(bytes(range(128)), checksum(5)),
+    Segment(b"\xff", checksum(-(2**31), 2**31 - 1)),
+)
+SHORT = (Segment(b"\x80", checksum(7)), Segment(b"\x12\x34", checksum(-7)))
+MINIMAL = Header(model_id=bytes(6), height=1, width=1, num_levels=1, mode="gray")
+LARGEST = Header(
+    model_id=b"\xff" * 6,
+    height=2**24 - 1,
+    width=2**24 - 1,
+    num_levels=1,
+    seed=2**32 - 1,
+    float_entropy=True,
+)
+METADATA = Metadata(icc_profile=b"a colour profile", exif=b"Exif\x00\x00II*\x00")
+
+
+def golden(name: str) -> bytes:
+    return (GOLDEN / f"{name}.sic").read_bytes()
+
+
+def segment_ends(header: Header, segments: tuple[Segment, ...]) -> list[int]:
+    """Where the header and each segment end, counted from the sizes that FORMAT.md gives."""
+
+    def size(value: int) -> int:
+        return max(1, -(-value.bit_length() // 7))
+
+    ends = [15 + size(header.height) + size(header.width) + size(header.seed)]
+    for segment in segments:
+        ends.append(ends[-1] + size(len(segment.payload)) + 4 + len(segment.payload))
+    return ends
+
+
+headers = st.builds(
+    Header,
+    model_id=st.binary(min_size=6, max_size=6),
+    height=st.integers(1, 2**24 - 1),
+    width=st.integers(1, 2**24 - 1),
+    num_levels=st.just(1),
+    mode=st.sampled_from(["rgb", "gray"]),
+    seed=st.integers(0, 2**32 - 1),
+    float_entropy=st.booleans(),
+)
+segment_lists = st.lists(
+    st.builds(Segment, st.binary(max_size=300), st.integers(0, 65535)), min_size=2, max_size=8
+).map(tuple)
+optional_bytes = st.none() | st.binary(min_size=1, max_size=200)
+metadatas = st.builds(Metadata, icc_profile=optional_bytes, exif=optional_bytes)
+
+
+@FAST
+@given(headers, segment_lists, metadatas)
+def test_round_trip(header: Header, segments: tuple[Segment, ...], metadata: Metadata) -> None:
+    header = dataclasses.replace(header, num_levels=len(segments) - 1)
+    data = pack(header, segments, metadata)
+    expected = Container(header, segments, metadata)
+    assert unpack(data, strict=True, max_pixels=None) == expected
+    assert read_header(data) == header
+    ends = segment_ends(header, segments)
+    assert len(pack(header, segments)) == ends[-1]
+    assert unpack(data[: ends[2]], max_pixels=None).segments == segments[:2]
+    assert read_header(data[:28]) == header
+
+
+@FAST
+@given(headers, segment_lists, metadatas, st.data())
+def test_truncate_equals_coding_at_that_level(
+    header: Header, segments: tuple[Segment, ...], metadata: Metadata, data: st.DataObject
+) -> None:
+    header = dataclasses.replace(header, num_levels=len(segments) - 1)
+    level = data.draw(st.integers(1, header.num_levels))
+    lower = dataclasses.replace(header, num_levels=level)
+    expected = pack(lower, segments[: level + 1], metadata)
+    assert truncate(pack(header, segments, metadata), level) == expected
+    assert truncate(expected, level) == expected
+
+
+def test_max_levels_round_trip() -> None:
+    header = dataclasses.replace(RGB, num_levels=MAX_LEVELS)
+    segments = tuple(Segment(bytes([k]) * k, k) for k in range(MAX_LEVELS + 1))
+    assert unpack(pack(header, segments), strict=True) == Container(header, segments)
+
+
+def test_bytes_like_inputs() -> None:
+    data = golden("three_levels")
+    for form in (bytearray(data), memoryview(data), memoryview(data + b"x")[:-1]):
+        assert unpack(form) == unpack(data)
+        assert read_header(form) == RGB
+        assert truncate(form, 2) == golden("three_levels_cut_to_two")
+
+
+@pytest.mark.parametrize("data", ["text", 7, None])
+def test_other_inputs_are_type_errors(data: object) -> None:
+    with pytest.raises(TypeError, match=r"data must be bytes-like, got (str|int|NoneType)"):
+        unpack(data)  # type: ignore[arg-type]
+
+
+def test_checksum_test_vectors() -> None:
+    assert crc16(b"123456789") == 0x31C3
+    assert symbols_checksum(bytes.fromhex("0000000001000000ffffffff")) == 0xDE1C
+    assert symbols_checksum(b"") == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "header", "segments"),
+    [
+        ("minimal_gray", MINIMAL, SHORT),
+        ("largest_fields", LARGEST, SHORT),
+        ("three_levels", RGB, SEGMENTS),
+        ("three_levels_cut_to_two", dataclasses.replace(RGB, num_levels=2), SEGMENTS[:3]),
+    ],
+)
+def test_golden_bytes(name: str, header: Header, segments: tuple[Segment, ...]) -> None:
+    data = golden(name)
+    assert pack(header, segments) == data
+    assert unpack(data, strict=True, max_pixels=None) == Container(header, segments)
+
+
+def test_golden_metadata() -> None:
+    data = golden("three_levels_metadata")
+    assert unpack(data, strict=True) == Container(RGB, SEGMENTS, METADATA)
+    # The bytes of a zlib stream depend on the library; everything before the chunks does not.
+    end = segment_ends(RGB, SEGMENTS)[-1]
+    assert pack(RGB, SEGMENTS, METADATA)[:end] == data[:end]
+
+
+def test_golden_files_are_what_the_generator_writes() -> None:
+    spec = importlib.util.spec_from_file_location("golden", DATA / "make_container_golden.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    files = module.golden_files()
+    assert {path.name: path.read_bytes() for path in GOLDEN.glob("*.sic")} == files
+    assert len(files) == 5
+
+
+def test_format_document_shows_the_golden_file() -> None:
+    text = (Path(__file__).resolve().parents[1] / "sic_jax/codec/FORMAT.md").read_text("utf-8")
+    rows = [line.split("|")[2] for line in text.splitlines() if line.startswith("| `0x")]
+    assert bytes.fromhex("".join(rows).replace("`", "")) == golden("minimal_gray")
+
+
+def test_truncate_golden() -> None:
+    assert truncate(golden("three_levels"), 2) == golden("three_levels_cut_to_two")
+    assert truncate(golden("three_levels"), 3) == golden("three_levels")
+
+
+def test_truncate_keeps_chunks_it_does_not_know() -> None:
+    data = golden("three_levels_metadata")
+    ends = segment_ends(RGB, SEGMENTS)
+    cut = truncate(data, 1)
+    assert cut[ends[2] :] == data[ends[4] :]
+    one_level = dataclasses.replace(RGB, num_levels=1)
+    assert unpack(cut, strict=True) == Container(one_level, SEGMENTS[:2], METADATA)
+
+
+def test_truncate_of_a_cut_file() -> None:
+    data = golden("three_levels_metadata")
+    assert truncate(data[: segment_ends(RGB, SEGMENTS)[4] - 1], 2) == golden(
+        "three_levels_cut_to_two"
+    )
+
+
+@pytest.mark.parametrize("level", [-1, 0, 4, 65])
+def test_truncate_level_out_of_range(level: int) -> None:
+    with pytest.raises(ValueError, match=f"level must be in 1 to 3, got {level}"):
+        truncate(golden("three_levels"), level)
+
+
+def test_truncate_to_a_level_that_is_cut_off() -> None:
+    with pytest.raises(ValueError, match="level must be in 1 to 2, got 3"):
+        truncate(golden("three_levels")[:-1], 3)
+
+
+@pytest.mark.parametrize(
+    ("side", "seed", "size"),
+    [
+        (127, 0, 18),
+        (16383, 0, 20),
+        (16383, 2**32 - 1, 24),
+        (2**21 - 1, 2**21 - 1, 24),
+        (2**24 - 1, 127, 24),
+        (2**21 - 1, 2**21, 25),
+        (2**24 - 1, 2**32 - 1, 28),
+    ],
+)
+def test_header_overhead(side: int, seed: int, size: int) -> None:
+    header = Header(model_id=MODEL_ID, height=side, width=side, num_levels=1, seed=seed)
+    assert len(pack(header, (Segment(b"", 0), Segment(b"", 0)))) == size + 2 * 5
+
+
+@pytest.mark.parametrize(("length", "overhead"), [(127, 5), (128, 6), (16383, 6), (16384, 7)])
+def test_segment_overhead(length: int, overhead: int) -> None:
+    data = pack(MINIMAL, (Segment(b"", 0), Segment(bytes(length), 0)))
+    assert len(data) == 18 + 5 + overhead + length
+
+
+@FAST
+@given(st.integers(0, 2**32 - 1))
+def test_varint_round_trip(value: int) -> None:
+    data = varint(value)
+    assert len(data) == max(1, -(-value.bit_length() // 7))
+    assert Reader(data).varint("value") == value
+
+
+def test_varint_test_vectors() -> None:
+    vectors = {0: "00", 127: "7f", 128: "8001", 768: "8006", 2**24 - 1: "ffffff07"}
+    assert {value: varint(value).hex() for value in vectors} == vectors
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("model_id", b"12345", "model_id must have 6 to 6 bytes, got 5"),
+        ("height", 0, "height must be in 1 to 16777215, got 0"),
+        ("width", 2**24, "width must be in 1 to 16777215, got 16777216"),
+        ("num_levels", 65, "num_levels must be in 1 to 64, got 65"),
+        ("mode", "cmyk", "mode must be 'rgb' or 'gray', got 'cmyk'"),
+        ("seed", -1, "seed must be in 0 to 4294967295, got -1"),
+        ("seed", 2**32, "seed must be in 0 to 4294967295, got 4294967296"),
+        ("version", 2, "version must be in 1 to 1, got 2"),
+    ],
+)
+def test_header_value_errors(field: str, value: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(RGB, **{field: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("model_id", "012345", "model_id must be bytes, got str"),
+        ("height", 5.0, "height must be an int, got float"),
+        ("seed", True, "seed must be an int, got bool"),
+        ("float_entropy", 1, "float_entropy must be a bool, got 1"),
+    ],
+)
+def test_header_type_errors(field: str, value: object, message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        dataclasses.replace(RGB, **{field: value})  # type: ignore[arg-type]
+
+
+def test_other_field_errors() -> None:
+    with pytest.raises(ValueError, match="symbols_crc must be in 0 to 65535, got 65536"):
+        Segment(b"", 65536)
+    with pytest.raises(TypeError, match="payload must be bytes, got bytearray"):
+        Segment(bytearray(), 0)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="exif must have 1 to 16777216 bytes, got 0"):
+        Metadata(exif=b"")
+    with pytest.raises(ValueError, match="icc_profile must have 1 to 16777216 bytes, got 167772"):
+        Metadata(icc_profile=bytes(MAX_METADATA_BYTES + 1))
+    with pytest.raises(TypeError, match="icc_profile must be bytes, got str"):
+        Metadata(icc_profile="sRGB")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="num_levels = 3 needs 4 segments, got 3"):
+        pack(RGB, SEGMENTS[:3])
+
+
+def test_imports_the_standard_library_only() -> None:
+    code = (
+        "import sys; before = set(sys.modules); import sic_jax.codec.container; "
+        "names = {name.partition('.')[0] for name in set(sys.modules) - before}; "
+        "print(sorted(names - sys.stdlib_module_names))"
+    )
+    root = Path(__file__).resolve().parents[1]
+    out = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root
+    )
+    assert out.stdout.strip() == "['sic_jax']"
