@@ -8,6 +8,7 @@ part of this package; ``weights/README.md`` has their origin and licences.
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ __all__ = [
 ]
 
 Array = jax.Array | NDArray[Any]
-Weights = dict[str, Array]
+Weights = Mapping[str, Array]
 Features = tuple[jax.Array, ...]
 
 MIN_SIZE = 31
@@ -52,7 +53,7 @@ _SCALE = (0.458, 0.448, 0.450)
 _NORM_EPS = 1e-10
 
 
-def load_alexnet_weights(path: Path | None = None) -> Weights:
+def load_alexnet_weights(path: Path | None = None) -> dict[str, NDArray[np.float32]]:
     """Reads the AlexNet features and LPIPS heads.
 
     Put the result on the device once (``jax.device_put``) and pass it to the jitted function as an
@@ -69,7 +70,7 @@ def load_alexnet_weights(path: Path | None = None) -> Weights:
     """
     path = WEIGHTS_FILE if path is None else path
     with np.load(path, allow_pickle=False) as stored:
-        weights: Weights = {
+        weights = {
             name: stored[name].astype(np.float32) for name in _SHAPES if name in stored.files
         }
     check_alexnet_weights(weights, source=str(path))

@@ -64,7 +64,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-_DAMAGE = (pickle.UnpicklingError, AttributeError, EOFError, LookupError, OverflowError, TypeError)
+_DAMAGE = (
+    pickle.UnpicklingError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    OverflowError,
+    TypeError,
+)
 
 
 class _Dtype:

@@ -114,7 +114,8 @@ def _blur(x: jax.Array) -> jax.Array:
     rows = [g * x[..., i : i + height, :, :] for i, g in enumerate(window)]
     x = functools.reduce(operator.add, rows)
     columns = [g * x[..., i : i + width, :] for i, g in enumerate(window)]
-    return functools.reduce(operator.add, columns)
+    blurred: jax.Array = functools.reduce(operator.add, columns)
+    return blurred
 
 
 def _halve(x: jax.Array) -> jax.Array:

@@ -3,6 +3,8 @@
 Level weights are written as lambda_r(l) times (1, lambda_d / lambda_r, lambda_p / lambda_r).
 """
 
+import dataclasses
+
 from sic_jax.config import LossConfig, ModelConfig, TrainConfig
 
 
@@ -12,27 +14,28 @@ def _geometric(first: float, last: float, num_levels: int) -> tuple[float, ...]:
 
 def _weights(
     rate: tuple[float, float], dist: tuple[float, float], perc: tuple[float, float], levels: int
-) -> dict[str, tuple[float, ...]]:
-    """Weights whose lambda_r and ratios to lambda_r are geometric in the level."""
+) -> LossConfig:
+    """A loss whose lambda_r and ratios to lambda_r are geometric in the level."""
     r = _geometric(*rate, levels)
     zero = (0.0,) * levels
     d = _geometric(*dist, levels)
     p = _geometric(*perc, levels) if any(perc) else zero
-    return {
-        "lmbda_rate": r,
-        "lmbda_dist": tuple(a * b for a, b in zip(r, d, strict=True)),
-        "lmbda_perc": tuple(a * b for a, b in zip(r, p, strict=True)),
-    }
+    return LossConfig(
+        lmbda_rate=r,
+        lmbda_dist=tuple(a * b for a, b in zip(r, d, strict=True)),
+        lmbda_perc=tuple(a * b for a, b in zip(r, p, strict=True)),
+    )
 
 
-def paper_weights(num_levels: int = 16) -> dict[str, tuple[float, ...]]:
+def paper_loss(num_levels: int = 16) -> LossConfig:
     """The paper's coefficients: lambda_d = 128 l, lambda_p = 2^(5-l/8), lambda_r = 2^(6-3l/8)."""
     levels = range(1, num_levels + 1)
-    return {
-        "lmbda_rate": tuple(2 ** (6 - 3 * x / 8) for x in levels),
-        "lmbda_dist": tuple(128.0 * x for x in levels),
-        "lmbda_perc": tuple(2 ** (5 - x / 8) for x in levels),
-    }
+    return LossConfig(
+        lmbda_rate=tuple(2 ** (6 - 3 * x / 8) for x in levels),
+        lmbda_dist=tuple(128.0 * x for x in levels),
+        lmbda_perc=tuple(2 ** (5 - x / 8) for x in levels),
+        temperature=1.0,
+    )
 
 
 def preset(name: str) -> TrainConfig:
@@ -49,13 +52,14 @@ def preset(name: str) -> TrainConfig:
     model = ModelConfig()
     levels = model.num_levels
     if name == "mse":
-        weights = _weights((8, 1), (60, 2000), (0, 0), levels)
-        return TrainConfig(model=model, loss=LossConfig(**weights), learning_rate=1e-3)
+        loss = _weights((8, 1), (60, 2000), (0, 0), levels)
+        return TrainConfig(model=model, loss=loss, steps=2000, learning_rate=7e-4)
     if name == "perceptual":
-        weights = _weights((8, 1), (40, 1600), (1, 8), levels)
-        return TrainConfig(model=model, loss=LossConfig(**weights), learning_rate=5e-4)
+        loss = _weights((8, 1), (25, 900), (0.7, 6), levels)
+        loss = dataclasses.replace(loss, temperature=0.5, sampled_share=0.5)
+        return TrainConfig(model=model, loss=loss, steps=2600, learning_rate=5e-4)
     if name == "paper_weights":
-        return TrainConfig(model=model, loss=LossConfig(**paper_weights(levels), temperature=1.0))
+        return TrainConfig(model=model, loss=paper_loss(levels))
     if name == "smoke":
         tiny = ModelConfig(
             level_channels=(2, 2, 4),
@@ -72,7 +76,7 @@ def preset(name: str) -> TrainConfig:
         )
         return TrainConfig(
             model=tiny,
-            loss=LossConfig(**_weights((4, 1), (40, 1000), (0, 0), 3)),
+            loss=_weights((4, 1), (40, 1000), (0, 0), 3),
             steps=20,
             batch_size=2,
             crop_size=64,

@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from numpy.typing import NDArray
 
 from sic_jax.codec.container import MODEL_ID_BYTES
 from sic_jax.config import ModelConfig, from_dict, to_dict
@@ -53,7 +55,7 @@ class Bundle:
         return self.digest[:MODEL_ID_BYTES]
 
 
-def sigma_grid(cfg: ModelConfig) -> np.ndarray:
+def sigma_grid(cfg: ModelConfig) -> NDArray[Any]:
     """Scales that have a coding table, logarithmically spaced: float64 [num_sigmas]."""
     return np.geomspace(cfg.sigma_min, cfg.sigma_max, cfg.num_sigmas)
 
@@ -62,7 +64,7 @@ def factorized_tables(params: Params, cfg: ModelConfig) -> CdfTables:
     """Coding tables of z: one a channel, over the integers that hold all but 2^-12 of the mass."""
     prior: Any = SicModel(cfg).apply({"params": params}, method="factorized_params")
     edges = np.arange(-_Z_REACH, _Z_REACH + 2) - 0.5
-    x = np.repeat(edges[:, None], cfg.hyper_channels, axis=1).astype(np.float32)
+    x = jnp.repeat(jnp.asarray(edges, jnp.float32)[:, None], cfg.hyper_channels, axis=1)
     logits = np.asarray(deep_factorized_logits(prior, x), np.float64)
     cdf = 1 / (1 + np.exp(-logits))
     pmfs, offsets, tails = [], [], []
@@ -83,14 +85,16 @@ def export_bundle(folder: str | Path, cfg: ModelConfig, params: Params, *, card:
     """
     folder = Path(folder)
     rounded = jax.tree.map(lambda a: np.asarray(a).astype(np.float16), params)
-    leaves = _flatten(rounded)
+    leaves: dict[str, Any] = _flatten(rounded)
     for path, leaf in leaves.items():
         if not np.isfinite(leaf).all():
             raise ValueError(f"parameter {path} has values that float16 cannot hold")
     exact = jax.tree.map(lambda a: a.astype(np.float32), rounded)
     tables = {"y": gaussian_tables(sigma_grid(cfg), cfg.num_mean_bins)}
     tables["z"] = factorized_tables(exact, cfg)
-    arrays = {f"{k}_{f}": a for k, t in tables.items() for f, a in t._asdict().items()}
+    arrays: dict[str, Any] = {
+        f"{k}_{f}": a for k, t in tables.items() for f, a in t._asdict().items()
+    }
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(to_dict(cfg), indent=1) + "\n")
     np.savez(folder / "weights.npz", **leaves)
@@ -157,17 +161,17 @@ def _find(name: str | Path) -> Path:
     raise ValueError(f"no bundle {str(name)!r}: not a bundle's folder, nor one of {known}")
 
 
-def _read_npz(path: Path) -> dict[str, np.ndarray]:
+def _read_npz(path: Path) -> dict[str, NDArray[Any]]:
     with np.load(path, allow_pickle=False) as data:
         return {k: data[k] for k in data.files}
 
 
-def _flatten(params: Params) -> dict[str, np.ndarray]:
+def _flatten(params: Params) -> dict[str, NDArray[Any]]:
     leaves = jax.tree_util.tree_flatten_with_path(params)[0]
     return {"/".join(str(p.key) for p in path): leaf for path, leaf in leaves}
 
 
-def _unflatten(leaves: dict[str, np.ndarray]) -> Params:
+def _unflatten(leaves: dict[str, NDArray[Any]]) -> Params:
     params: Params = {}
     for path, leaf in leaves.items():
         if leaf.dtype != np.float16 or not np.isfinite(leaf).all():
@@ -181,7 +185,7 @@ def _unflatten(leaves: dict[str, np.ndarray]) -> Params:
 
 
 def _digest(
-    cfg: ModelConfig, leaves: dict[str, np.ndarray], tables: dict[str, np.ndarray]
+    cfg: ModelConfig, leaves: dict[str, NDArray[Any]], tables: dict[str, NDArray[Any]]
 ) -> bytes:
     """SHA-256 over config, names, types, shapes and values, whatever the files' compression."""
     sha = hashlib.sha256(json.dumps(to_dict(cfg), sort_keys=True).encode())

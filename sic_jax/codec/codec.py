@@ -33,7 +33,7 @@ from sic_jax.entropy.range_coder import (
 from sic_jax.errors import BitstreamError
 from sic_jax.model.detail import normal_noise, uniform_noise
 from sic_jax.model.hyper import HYPER_PATCH
-from sic_jax.model.sic import SicModel, SicOutput
+from sic_jax.model.sic import SicModel
 from sic_jax.model.transforms import PATCH
 
 Pixels = NDArray[np.uint8]
@@ -87,8 +87,10 @@ class Codec:
         self._variables = jax.device_put({"params": bundle.params})
 
         def analyse(variables: Any, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-            y, z = model.apply(variables, x[None].astype(jnp.float32) / 255, method="analyse")
-            return jnp.round(y[0]).astype(jnp.int32), jnp.round(z[0]).astype(jnp.int32)
+            x = x[None].astype(jnp.float32) / 255
+            latents: Any = model.apply(variables, x, method="analyse")
+            y, z = (jnp.round(a[0]).astype(jnp.int32) for a in latents)
+            return y, z
 
         def synthesise(variables: Any, y_hat: jax.Array, level: jax.Array) -> jax.Array:
             x_hat: Any = model.apply(variables, y_hat, level, method="synthesise")
@@ -97,7 +99,7 @@ class Codec:
         def estimate(variables: Any, x: jax.Array) -> tuple[jax.Array, jax.Array]:
             full = jnp.full((1,), bundle.cfg.num_levels)
             x = x[None].astype(jnp.float32) / 255
-            out: SicOutput = model.apply(variables, x, full, temperature=jnp.zeros((1,)))
+            out: Any = model.apply(variables, x, full, temperature=jnp.zeros((1,)))
             return out.bits_z[0], out.bits_y[0]
 
         self._analyse = jax.jit(analyse)
@@ -209,7 +211,8 @@ class Codec:
             strict=strict,
             max_pixels=max_pixels,
         )
-        return samples[0]
+        picture: Pixels = samples[0]
+        return picture
 
     def decompress_samples(
         self,
@@ -340,11 +343,12 @@ def enable_compilation_cache() -> None:
     Programs call this once at their start; a folder set by the user (JAX_COMPILATION_CACHE_DIR)
     is left as it is.
     """
-    if jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
+    config: Any = jax.config
+    if config.jax_compilation_cache_dir:
         return
     base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    jax.config.update("jax_compilation_cache_dir", str(Path(base) / "sic_jax" / "jax"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    config.update("jax_compilation_cache_dir", str(Path(base) / "sic_jax" / "jax"))
+    config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
 def _channel_indices(shape: tuple[int, ...]) -> Ints:

@@ -71,8 +71,9 @@ class CodingPass:
 
     def _hyper(self, variables: Any, z_hat: jax.Array, shape: tuple[int, int]) -> jax.Array:
         z = z_hat.astype(jnp.float32)[None]
-        out: jax.Array = self._model.apply(variables, z, shape, method="hyper_features")
-        return out
+        out: Any = self._model.apply(variables, z, shape, method="hyper_features")
+        features: jax.Array = out
+        return features
 
     def _entropy_step(
         self, variables: Any, g: jax.Array, hyper: jax.Array, context: jax.Array, anchors: jax.Array
@@ -87,7 +88,8 @@ class CodingPass:
     ) -> jax.Array:
         y = y_group.astype(jnp.float32)[None]
         added: Any = self._model.apply(variables, g, y, method="context_of_group")
-        return context + added
+        total: jax.Array = context + added
+        return total
 
     def run(self, hyper: jax.Array, level: int) -> Generator[Request, Ints, Ints]:
         """Walk the groups of levels 1..level, anchors first.

@@ -5,7 +5,7 @@ Bits of one symbol are -log2 of its probability. The same functions serve both u
 that coding needs. All of them have finite values and gradients out to ``|x| = 1e5``.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TypedDict
 
 import jax
@@ -90,7 +90,7 @@ class FactorizedParams(TypedDict):
     factors: Sequence[jax.Array]
 
 
-def deep_factorized_logits(params: Mapping[str, Sequence[jax.Array]], x: jax.Array) -> jax.Array:
+def deep_factorized_logits(params: FactorizedParams, x: jax.Array) -> jax.Array:
     """Logit of the cumulative density at ``x`` [..., C], one density a channel.
 
     Reference: Balle et al. 2018, appendix 6.1; TensorFlow Compression, ``DeepFactorized``.
@@ -103,7 +103,7 @@ def deep_factorized_logits(params: Mapping[str, Sequence[jax.Array]], x: jax.Arr
     return jnp.moveaxis(h.reshape(x.shape[-1:] + x.shape[:-1]), 0, -1)
 
 
-def deep_factorized_bits(params: Mapping[str, Sequence[jax.Array]], x: jax.Array) -> jax.Array:
+def deep_factorized_bits(params: FactorizedParams, x: jax.Array) -> jax.Array:
     """Bits to code ``x`` [..., C] under the deep factorised density over the unit bin.
 
     Uses sigmoid(b) - sigmoid(a) = sigmoid(b) sigmoid(-a) (1 - exp(a - b)), exact in both tails.

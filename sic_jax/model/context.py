@@ -21,6 +21,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import NDArray
 
 from sic_jax.config import ModelConfig
 from sic_jax.entropy.distributions import lower_bound
@@ -30,9 +31,10 @@ from sic_jax.model.transforms import log_compress
 Params = Mapping[str, jax.Array]
 
 
-def checkerboard(h: int, w: int) -> np.ndarray:
+def checkerboard(h: int, w: int) -> NDArray[np.bool_]:
     """Anchor positions: bool [h, w, 1], true where row + column is even."""
-    return (np.add.outer(np.arange(h), np.arange(w)) % 2 == 0)[..., None]
+    board: NDArray[np.bool_] = np.add.outer(np.arange(h), np.arange(w)) % 2 == 0
+    return board[..., None]
 
 
 def conv3x3(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -208,4 +210,5 @@ class ContextModel(nn.Module):
         start = (jnp.pad(y_s, pad), self.context(y_s))
         first_open = jnp.min(level)
         y, _ = jax.lax.fori_loop(first_open, cfg.num_levels, body, jax.lax.stop_gradient(start))
-        return jax.lax.stop_gradient(y[..., : cfg.num_channels])
+        y_hat: jax.Array = jax.lax.stop_gradient(y[..., : cfg.num_channels])
+        return y_hat

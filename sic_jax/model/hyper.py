@@ -1,6 +1,7 @@
 """Hyper-analysis h_a, hyper-synthesis h_s and the prior of z."""
 
 import math
+from itertools import pairwise
 
 import flax.linen as nn
 import jax
@@ -63,7 +64,7 @@ class FactorizedPrior(nn.Module):
         sizes = (1, *self.filters, 1)
         scale = self.init_scale ** (1 / (len(self.filters) + 1))
         matrices, biases, factors = [], [], []
-        for k, (d_in, d_out) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
+        for k, (d_in, d_out) in enumerate(pairwise(sizes)):
             value = math.log(math.expm1(1 / scale / d_out))
             shape = (self.channels, d_out, 1)
             const = nn.initializers.constant(value)

@@ -9,22 +9,24 @@ residual of an earlier channel, so that low levels quantise coarsely and high le
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import NDArray
 
 from sic_jax.config import ModelConfig
 from sic_jax.entropy.distributions import ste_round
 
 
-def channel_levels(cfg: ModelConfig) -> np.ndarray:
+def channel_levels(cfg: ModelConfig) -> NDArray[np.int32]:
     """Level (1-based) of each channel of y: int32 [C], non-decreasing."""
-    return np.repeat(np.arange(1, cfg.num_levels + 1, dtype=np.int32), cfg.level_channels)
+    levels = np.arange(1, cfg.num_levels + 1, dtype=np.int32)
+    return np.repeat(levels, np.array(cfg.level_channels))
 
 
-def level_starts(cfg: ModelConfig) -> np.ndarray:
+def level_starts(cfg: ModelConfig) -> NDArray[np.int32]:
     """First channel of each level and, last, C: int32 [L + 1]."""
     return np.concatenate([[0], np.cumsum(cfg.level_channels)]).astype(np.int32)
 
 
-def refinement_sources(cfg: ModelConfig) -> np.ndarray:
+def refinement_sources(cfg: ModelConfig) -> NDArray[np.int32]:
     """For each channel of y the channel that it refines, or -1: int32 [C]."""
     sources: list[int] = []
     base: list[int] = []

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from sic_jax.config import ModelConfig
 from sic_jax.entropy.distributions import (
@@ -44,7 +45,7 @@ class SicModel(nn.Module):
     """
 
     cfg: ModelConfig
-    dtype: jnp.dtype | None = None
+    dtype: DTypeLike | None = None
 
     def setup(self) -> None:
         """Create the networks under the paper's symbols."""
@@ -141,7 +142,7 @@ class SicModel(nn.Module):
             else:
                 noise = jax.random.normal(key_detail, y.shape)
         y_hat, z_hat = ste_round(y), ste_round(z)
-        hyper = self.h_s(z_hat, y.shape[1:3])
+        hyper = self.h_s(z_hat, (y.shape[1], y.shape[2]))
         mu, sigma = self.context(y_hat, hyper)
         bits = normal_bits(y_rated, mu, sigma).sum((1, 2))
         to_level = jax.nn.one_hot(channel_levels(cfg) - 1, cfg.num_levels)

@@ -14,6 +14,7 @@ slower on XLA's CPU backend.
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from sic_jax.config import ModelConfig
 
@@ -46,7 +47,7 @@ class ResidualBlock(nn.Module):
 
     features: int
     num_levels: int = 0
-    dtype: jnp.dtype | None = None
+    dtype: DTypeLike | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, level: jax.Array | None = None) -> jax.Array:
@@ -66,7 +67,7 @@ class AnalysisTransform(nn.Module):
     """g_a: image [B, H, W, 3] to the base channels of y, [B, H/16, W/16, C_base], unquantised."""
 
     cfg: ModelConfig
-    dtype: jnp.dtype | None = None
+    dtype: DTypeLike | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -94,7 +95,7 @@ class SynthesisTransform(nn.Module):
     """
 
     cfg: ModelConfig
-    dtype: jnp.dtype | None = None
+    dtype: DTypeLike | None = None
 
     @nn.compact
     def __call__(self, y_hat: jax.Array, level: jax.Array) -> jax.Array:
@@ -102,7 +103,11 @@ class SynthesisTransform(nn.Module):
         cfg = self.cfg
         shape = (cfg.num_channels, 3 * PATCH * PATCH)
         basis = self.param("linear", nn.initializers.normal(0.04), shape)
-        linear = depth_to_space(y_hat @ basis, PATCH)
+        # Drawn details are worth less, the lower the level: the gain can shrink them.
+        ones = nn.initializers.ones
+        gain = self.param("linear_gain", ones, (cfg.num_levels, cfg.num_channels))
+        weighted = y_hat * gain[level - 1][:, None, None]
+        linear = depth_to_space(weighted @ basis, PATCH)
         h = nn.Conv(cfg.width_16, (3, 3), dtype=self.dtype)(log_compress(y_hat))
         for _ in range(cfg.synthesis_blocks[1]):
             h = ResidualBlock(cfg.width_16, cfg.num_levels, self.dtype)(h, level)

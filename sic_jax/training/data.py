@@ -4,8 +4,10 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 _SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm"})
@@ -20,12 +22,12 @@ class ImageSource:
     that an uninterrupted one would have seen.
     """
 
-    images: Sequence[np.ndarray]
+    images: Sequence[NDArray[Any]]
     """uint8 [H, W, 3] each, sides at least `crop_size`."""
     crop_size: int
     seed: int
 
-    def batch(self, step: int, batch_size: int) -> np.ndarray:
+    def batch(self, step: int, batch_size: int) -> NDArray[Any]:
         """Crops of step `step`, flipped and transposed at random: uint8 [B, P, P, 3]."""
         rng = np.random.default_rng((self.seed, step))
         p = self.crop_size
@@ -56,7 +58,7 @@ def load_folder(folder: str | Path, *, crop_size: int, seed: int) -> ImageSource
     if not root.is_dir():
         raise ValueError(f"data folder {str(root)!r} does not exist")
     paths = sorted(p for p in root.rglob("*") if p.suffix.lower() in _SUFFIXES)
-    images: list[np.ndarray] = []
+    images: list[NDArray[Any]] = []
     broken: list[str] = []
     small: list[str] = []
     for path in paths:
@@ -81,7 +83,7 @@ def load_folder(folder: str | Path, *, crop_size: int, seed: int) -> ImageSource
     return ImageSource(images, crop_size, seed)
 
 
-def sample_patches(source: ImageSource, size: int, per_image: int) -> np.ndarray:
+def sample_patches(source: ImageSource, size: int, per_image: int) -> NDArray[Any]:
     """Random patches for the KLT: float32 [N, size*size*3] in [-0.5, 0.5]."""
     rng = np.random.default_rng((source.seed, 1 << 40))
     patches = []

@@ -3,12 +3,13 @@
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sic_jax.config import ModelConfig
 from sic_jax.model.levels import refinement_sources
 
 
-def karhunen_loeve(patches: np.ndarray, num_components: int) -> np.ndarray:
+def karhunen_loeve(patches: NDArray[Any], num_components: int) -> NDArray[Any]:
     """Orthonormal components [D, num_components] of patches [N, D], by falling energy.
 
     The energy is about zero, not about the mean: the transform has no offset. Signs are fixed by
@@ -21,7 +22,7 @@ def karhunen_loeve(patches: np.ndarray, num_components: int) -> np.ndarray:
     return (basis * np.sign(largest)).astype(np.float32)
 
 
-def channel_steps(cfg: ModelConfig) -> np.ndarray:
+def channel_steps(cfg: ModelConfig) -> NDArray[Any]:
     """Initial quantisation step of each channel of y, float32 [C]."""
     sources = refinement_sources(cfg)
     steps = np.full(cfg.num_channels, cfg.step, np.float32)
@@ -29,7 +30,7 @@ def channel_steps(cfg: ModelConfig) -> np.ndarray:
     return np.where(sources >= 0, steps[sources] / cfg.refine_factor, steps).astype(np.float32)
 
 
-def linear_branches(cfg: ModelConfig, basis: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def linear_branches(cfg: ModelConfig, basis: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
     """Linear kernels of (g_a, g_s), [D, C_base] and [C, D], for a KLT basis [D, C_base]."""
     sources, steps = refinement_sources(cfg), channel_steps(cfg)
     is_base = sources < 0
@@ -37,7 +38,7 @@ def linear_branches(cfg: ModelConfig, basis: np.ndarray) -> tuple[np.ndarray, np
     return basis / steps[is_base], (basis[:, component] * steps).T
 
 
-def with_klt(params: dict[str, Any], cfg: ModelConfig, patches: np.ndarray) -> dict[str, Any]:
+def with_klt(params: dict[str, Any], cfg: ModelConfig, patches: NDArray[Any]) -> dict[str, Any]:
     """Model parameters whose linear branches are the KLT of `patches` [N, 768]."""
     analysis, synthesis = linear_branches(cfg, karhunen_loeve(patches, cfg.num_base_channels))
     return {

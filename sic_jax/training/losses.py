@@ -9,14 +9,11 @@ The paper's alpha * L(l) + (1 - alpha) * L(L) is met in expectation by training 
 `full_share` of a batch's images at level L and the others at drawn levels.
 """
 
-from collections.abc import Mapping
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
 from sic_jax.config import LossConfig
-from sic_jax.lpips import lpips
+from sic_jax.lpips import Weights, lpips
 from sic_jax.model.sic import SicOutput
 
 Metrics = dict[str, jax.Array]
@@ -38,7 +35,7 @@ def svi_loss(
     level: jax.Array,
     *,
     cfg: LossConfig,
-    lpips_weights: Mapping[str, Any] | None,
+    lpips_weights: Weights | None,
 ) -> tuple[jax.Array, Metrics]:
     """Mean loss of a batch and its terms.
 

@@ -14,7 +14,7 @@ from sic_jax.config import TrainConfig, from_dict, to_dict
 from sic_jax.presets import PRESETS, preset
 
 
-def _add_fields(parser: argparse.ArgumentParser, cls: type, prefix: str = "") -> None:
+def _add_fields(parser: argparse._ActionsContainer, cls: type, prefix: str = "") -> None:
     """One flag a config field, ``--loss.temperature 1``; tuples take several values."""
     for name, hint in typing.get_type_hints(cls).items():
         flag = f"--{prefix}{name}".replace("_", "-")

@@ -33,7 +33,8 @@ def init_params(model_cfg: ModelConfig, *, seed: int) -> Params:
         return dict(model.init(key, x, level, temperature=temperature, key=key)["params"])
 
     # The default generator takes XLA half a minute to compile, once a parameter.
-    return jax.jit(init)(jax.random.key(seed, impl="rbg"))
+    params: Params = jax.jit(init)(jax.random.key(seed, impl="rbg"))
+    return params
 
 
 def make_optimizer(cfg: TrainConfig) -> optax.GradientTransformation:

@@ -1,6 +1,6 @@
 """The train step: a pure function (state, batch, lpips weights) -> (state, metrics)."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -8,11 +8,12 @@ import jax.numpy as jnp
 import optax
 
 from sic_jax.config import TrainConfig
+from sic_jax.lpips import Weights
 from sic_jax.model.sic import SicModel
 from sic_jax.training.losses import Metrics, draw_levels, svi_loss
 from sic_jax.training.state import Params, TrainState, make_optimizer
 
-TrainStep = Callable[[TrainState, jax.Array, Mapping[str, Any] | None], tuple[TrainState, Metrics]]
+TrainStep = Callable[[TrainState, jax.Array, Weights | None], tuple[TrainState, Metrics]]
 
 
 def make_train_step(cfg: TrainConfig) -> TrainStep:
@@ -25,7 +26,7 @@ def make_train_step(cfg: TrainConfig) -> TrainStep:
     optimizer = make_optimizer(cfg)
 
     def train_step(
-        state: TrainState, batch: jax.Array, lpips_weights: Mapping[str, Any] | None
+        state: TrainState, batch: jax.Array, lpips_weights: Weights | None
     ) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(cfg.seed), state.step)
         key_level, key_temperature, key_noise = jax.random.split(key, 3)
@@ -37,7 +38,7 @@ def make_train_step(cfg: TrainConfig) -> TrainStep:
 
         def loss_fn(params: Params) -> tuple[jax.Array, Metrics]:
             variables = {"params": params}
-            out = model.apply(variables, x, level, temperature=temperature, key=key_noise)
+            out: Any = model.apply(variables, x, level, temperature=temperature, key=key_noise)
             return svi_loss(out, x, level, cfg=cfg.loss, lpips_weights=lpips_weights)
 
         (_, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
@@ -46,8 +47,12 @@ def make_train_step(cfg: TrainConfig) -> TrainStep:
         # A short memory at first, so that the average forgets the start.
         decay = jnp.minimum(cfg.ema_decay, (1.0 + state.step) / (10.0 + state.step))
         ema = jax.tree.map(lambda e, p: e + (1 - decay) * (p - e), state.ema, params)
-        metrics["grad_norm"] = optax.global_norm(grads)
-        metrics["update_norm"] = optax.global_norm(updates)
+        metrics["grad_norm"] = _norm(grads)
+        metrics["update_norm"] = _norm(updates)
         return TrainState(state.step + 1, params, ema, opt_state), metrics
 
     return train_step
+
+
+def _norm(tree: Params) -> jax.Array:
+    return jnp.sqrt(sum((jnp.square(a).sum() for a in jax.tree.leaves(tree)), jnp.zeros(())))

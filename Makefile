@@ -1,0 +1,33 @@
+# make demo | test | lint | clean        another interpreter: make test PYTHON=python3.12
+PYTHON ?= python3
+VENV ?= .venv
+TEST_VENV ?= .venv-test
+# Without tfc the newest JAX is installed, and the tests of the tfc coder are skipped.
+TEST_EXTRAS ?= tfc,test
+
+.PHONY: demo test lint clean
+
+demo: $(VENV)/.installed
+	$(VENV)/bin/python -m sic_jax.demo
+
+test: $(TEST_VENV)/.installed
+	$(TEST_VENV)/bin/python -m pytest -n 2
+
+lint: $(TEST_VENV)/.installed
+	$(TEST_VENV)/bin/ruff check .
+	$(TEST_VENV)/bin/ruff format --check .
+	$(TEST_VENV)/bin/mypy
+
+clean:
+	rm -rf $(VENV) $(TEST_VENV) build dist demo *.egg-info
+
+$(VENV)/.installed: EXTRAS =
+$(TEST_VENV)/.installed: EXTRAS = [$(TEST_EXTRAS)]
+$(VENV)/.installed $(TEST_VENV)/.installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "Python 3.11 or later is needed, as in: make PYTHON=python3.11" >&2; exit 1; }
+	@echo "Installing into $(@D) (takes some minutes the first time)"
+	@rm -rf $(@D)
+	@$(PYTHON) -m venv $(@D)
+	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.$(EXTRAS)'
+	@touch $@

@@ -1,0 +1,8 @@
+"""Measure codecs on images: ``python eval.py --images FOLDER --out DIR`` (see ``--help``)."""
+
+import sys
+
+from sic_jax.evaluation import main
+
+if __name__ == "__main__":
+    sys.exit(main())
