@@ -27,7 +27,6 @@ $(VENV)/.installed $(TEST_VENV)/.installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "Python 3.11 or later is needed, as in: make PYTHON=python3.11" >&2; exit 1; }
 	@echo "Installing into $(@D) (takes some minutes the first time)"
-	@rm -rf $(@D)
 	@$(PYTHON) -m venv $(@D)
 	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.$(EXTRAS)'
 	@touch $@

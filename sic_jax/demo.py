@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from sic_jax import metrics
@@ -133,7 +134,7 @@ def _read_rgb(path: str | Path) -> Image.Image:
     return Image.fromarray(read_image(path).pixels).convert("RGB")
 
 
-def _to_float(picture: Image.Image) -> np.ndarray:
+def _to_float(picture: Image.Image) -> NDArray[np.float32]:
     """float32 [1, H, W, 3] in [0, 1]."""
     return np.asarray(picture, np.float32)[None] / 255
 

@@ -37,7 +37,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, features
@@ -133,12 +132,11 @@ class Metrics:
         self._weights = jax.device_put(lpips.load_alexnet_weights())
 
         def extract(x: jax.Array, weights: lpips.Weights) -> lpips.Features:
-            return lpips.lpips_features(_to_float(x), weights=weights)
+            return lpips.lpips_features(x, weights=weights)
 
         def compare(
             x: jax.Array, x_hat: jax.Array, wanted: lpips.Features | None, weights: lpips.Weights
         ) -> dict[str, jax.Array]:
-            x, x_hat = _to_float(x), _to_float(x_hat)
             values = {"psnr": metrics.psnr(x, x_hat)}
             if min(x.shape[1:3]) >= metrics.MS_SSIM_MIN_SIZE:
                 values["ms_ssim"] = metrics.ms_ssim(x, x_hat)
@@ -159,12 +157,12 @@ class Metrics:
         Returns:
             A function of a reconstruction [H, W, 3] or [H, W] that gives psnr, ms_ssim and lpips.
         """
-        x = jax.device_put(_to_rgb(image))
-        large = min(x.shape[:2]) >= lpips.MIN_SIZE
+        x = jax.device_put(_to_batch(image))
+        large = min(x.shape[1:3]) >= lpips.MIN_SIZE
         wanted = self._extract(x, self._weights) if large else None
 
         def measure(image_hat: Pixels) -> dict[str, float | None]:
-            values = self._compare(x, _to_rgb(image_hat), wanted, self._weights)
+            values = self._compare(x, _to_batch(image_hat), wanted, self._weights)
             found = {name: float(value[0]) for name, value in values.items()}
             return {
                 name: found[name] if math.isfinite(found.get(name, math.nan)) else None
@@ -324,13 +322,13 @@ def _run(args: argparse.Namespace) -> int:
     return 1 if errors else 0
 
 
-def _to_rgb(image: Pixels) -> Pixels:
-    return image if image.ndim == 3 else np.repeat(image[..., None], 3, axis=2)
+def _to_batch(image: Pixels) -> NDArray[np.float32]:
+    """One 8-bit picture as an RGB batch in [0, 1].
 
-
-def _to_float(image: jax.Array) -> jax.Array:
-    """One 8-bit picture as a batch in [0, 1]."""
-    return image[None].astype(jnp.float32) / 255
+    In NumPy, since XLA may scale the two pictures of a comparison with different roundings.
+    """
+    rgb = image if image.ndim == 3 else np.repeat(image[..., None], 3, axis=2)
+    return rgb[None].astype(np.float32) / np.float32(255)
 
 
 def _one_line(error: Exception, path: Path | str = "") -> str:

@@ -55,9 +55,9 @@ def preset(name: str) -> TrainConfig:
         loss = _weights((8, 1), (60, 2000), (0, 0), levels)
         return TrainConfig(model=model, loss=loss, steps=2000, learning_rate=7e-4)
     if name == "perceptual":
-        loss = _weights((8, 1), (25, 900), (0.7, 6), levels)
+        loss = _weights((8, 1), (15, 500), (0.45, 3.5), levels)
         loss = dataclasses.replace(loss, temperature=0.5, sampled_share=0.5)
-        return TrainConfig(model=model, loss=loss, steps=2600, learning_rate=5e-4)
+        return TrainConfig(model=model, loss=loss, steps=3000, learning_rate=4e-4)
     if name == "paper_weights":
         return TrainConfig(model=model, loss=paper_loss(levels))
     if name == "smoke":

@@ -1,7 +1,7 @@
 import re
 from pathlib import Path
+from typing import Any
 
-import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -9,8 +9,7 @@ from PIL import Image
 from sic_jax import demo
 from sic_jax.codec.bundle import export_bundle
 from sic_jax.codec.container import read_header
-from sic_jax.presets import preset
-from sic_jax.training.state import init_params
+from sic_jax.config import ModelConfig
 
 
 def random_picture(width: int, height: int, seed: int) -> Image.Image:
@@ -50,10 +49,12 @@ def test_side_by_side_places_every_picture_below_its_caption() -> None:
 
 
 def test_demo_reports_what_the_files_hold(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    tiny: ModelConfig,
+    untrained: dict[str, Any],
 ) -> None:
-    model = preset("smoke").model
-    export_bundle(tmp_path / "bundle", model, init_params(model, key=jax.random.key(0)))
+    export_bundle(tmp_path / "bundle", tiny, untrained)
     original = random_picture(40, 24, 0)
     original.save(tmp_path / "in.png")
     out = tmp_path / "out"

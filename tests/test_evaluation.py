@@ -48,7 +48,7 @@ class Finished(NamedTuple):
     code: int
     stdout: str
     stderr: str
-    images: Path
+    codec: Codec
     bundle: Path
     out: Path
 
@@ -74,10 +74,18 @@ def finished(tmp_path_factory, bundle):
     arguments = ["--images", str(images), str(folder / "missing.png"), "--out", str(out)]
     with pytest.MonkeyPatch.context() as patch:
         stdout, stderr = io.StringIO(), io.StringIO()
+        load, loaded = Codec.load, []
+
+        def load_and_keep(*args, **options):
+            loaded.append(load(*args, **options))
+            return loaded[-1]
+
+        patch.setattr(Codec, "load", load_and_keep)  # Compiled once for all tests.
         patch.setattr(sys, "stdout", stdout)
         patch.setattr(sys, "stderr", stderr)
         code = main([*arguments, "--bundle", str(bundle), "--levels", "3", "1", "3"])
-    return Finished(code, stdout.getvalue(), stderr.getvalue(), images, bundle, out)
+    (codec,) = loaded
+    return Finished(code, stdout.getvalue(), stderr.getvalue(), codec, bundle, out)
 
 
 @pytest.fixture(scope="module")
@@ -109,11 +117,10 @@ def test_bpp_is_the_size_of_the_file_on_disk(finished, results):
 
 
 def test_the_files_decode_to_what_was_measured(finished, results):
-    codec = Codec.load(finished.bundle)
     for record in results["records"]:
         file = finished.out / record["file"]
         if record["codec"] == "sic":
-            x_hat = codec.decompress(file.read_bytes(), strict=True)
+            x_hat = finished.codec.decompress(file.read_bytes(), strict=True)
         else:
             with Image.open(file) as image:
                 x_hat = np.asarray(image.convert("RGB"))
@@ -124,8 +131,7 @@ def test_the_files_decode_to_what_was_measured(finished, results):
 
 
 def test_the_estimated_rate_is_that_of_the_codec(finished, results):
-    codec = Codec.load(finished.bundle)
-    bits = {seed: codec.estimate_bits(picture(seed)) for seed in (0, 1)}
+    bits = {seed: finished.codec.estimate_bits(picture(seed)) for seed in (0, 1)}
     for record in results["records"]:
         if record["codec"] != "sic":
             assert record["bpp_est"] is None
@@ -150,7 +156,7 @@ def test_broken_images_are_reported_and_the_others_measured(finished, results):
 
 def test_the_report_says_what_was_measured(finished, results):
     assert results["bundle"] == str(finished.bundle)
-    assert results["model_id"] == Codec.load(finished.bundle).bundle.model_id.hex()
+    assert results["model_id"] == finished.codec.bundle.model_id.hex()
     assert results["coder"] in ("native", "tfc")
     assert set(results["versions"]) == {"jax", "pillow"}
 

@@ -131,7 +131,7 @@ class SicModel(nn.Module):
         y, z = self.analyse(x)
         if key is None:
             y_rated, z_rated = jnp.round(y), jnp.round(z)
-            noise = jnp.zeros_like(y)
+            noise, temperature = jnp.zeros_like(y), jnp.zeros_like(temperature)
         else:
             key_y, key_z, key_detail = jax.random.split(key, 3)
             y_rated = y + jax.random.uniform(key_y, y.shape, minval=-0.5, maxval=0.5)

@@ -39,7 +39,11 @@ def depth_to_space(x: jax.Array, block: int) -> jax.Array:
 
 def log_compress(y: jax.Array) -> jax.Array:
     """sign(y) log(1 + |y|): keeps the large first components from swamping a network."""
-    return jnp.sign(y) * jnp.log1p(jnp.abs(y))
+    # Not with jnp.sign and jnp.abs: their derivatives at 0 would stop the gradient of every zero
+    # symbol, where it is 1.
+    negative = y < 0
+    size = jnp.log1p(jnp.where(negative, -y, y))
+    return jnp.where(negative, -size, size)
 
 
 class ResidualBlock(nn.Module):

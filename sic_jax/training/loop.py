@@ -94,7 +94,10 @@ def train(
             state, metrics = step_fn(state, source.batch(step, cfg.batch_size), weights)
             sums = metrics if sums is None else jax.tree.map(jax.numpy.add, sums, metrics)
             done = step + 1
-            if done % cfg.log_every == 0 or done == cfg.steps:
+            save = done % cfg.save_every == 0 or done == cfg.steps
+            # Before a checkpoint always: only finite states are saved, and a resumed run, which
+            # starts its averages there, writes the records of an uninterrupted one.
+            if save or done % cfg.log_every == 0:
                 record = {k: float(v) / (done - since) for k, v in sums.items()}
                 elapsed = time.perf_counter() - began
                 images_per_s = (done - since) * cfg.batch_size / elapsed
@@ -106,14 +109,14 @@ def train(
                     )
                 _log.info("%s", _line(done, cfg.steps, record, images_per_s))
                 sums, since, began = None, done, time.perf_counter()
-            if done % cfg.save_every == 0 or done == cfg.steps:
+            if save:
                 manager.save(done, args=ocp.args.StandardSave(state._asdict()))
         manager.wait_until_finished()
     return state
 
 
 def _claim(workdir: Path, cfg: TrainConfig) -> None:
-    """Write config.json, or check that the run in `workdir` has the same model and loss."""
+    """Write config.json, or check that the run in `workdir` has the same config."""
     path = workdir / "config.json"
     mine: dict[str, Any] = json.loads(json.dumps(to_dict(cfg)))
     if path.exists():
@@ -130,8 +133,15 @@ def _claim(workdir: Path, cfg: TrainConfig) -> None:
 def _drop_records_after(path: Path, step: int) -> None:
     """Forget log records that a killed run wrote after its last checkpoint."""
     if path.exists():
-        lines = [s for s in path.read_text().splitlines() if json.loads(s)["step"] <= step]
+        lines = [s for s in path.read_text().splitlines() if _step_of(s) <= step]
         path.write_text("".join(s + "\n" for s in lines))
+
+
+def _step_of(line: str) -> float:
+    try:
+        return float(json.loads(line)["step"])
+    except json.JSONDecodeError:  # The run was killed while it wrote this record.
+        return math.inf
 
 
 def _write_record(path: Path, record: dict[str, float]) -> None:

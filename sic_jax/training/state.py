@@ -59,7 +59,8 @@ def make_optimizer(cfg: TrainConfig) -> optax.GradientTransformation:
 
 def create_train_state(cfg: TrainConfig, params: Params) -> TrainState:
     """State of step 0 with the given parameters."""
-    params = jax.tree.map(jnp.asarray, params)
+    # A copy, because the loop donates the state: the caller's arrays must stay usable.
+    params = jax.tree.map(jnp.array, params)
     copy = jax.tree.map(jnp.copy, params)
     return TrainState(jnp.zeros((), jnp.int32), params, copy, make_optimizer(cfg).init(params))
 

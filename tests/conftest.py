@@ -1,0 +1,160 @@
+"""Shared fixtures: one tiny model, its parameters and its compiled functions.
+
+Compiling takes nearly all of the tests' time: the functions are compiled once a session, for one
+batch size, without the costly passes of XLA.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from sic_jax.config import ModelConfig, TrainConfig
+from sic_jax.model.sic import SicModel
+from sic_jax.presets import preset
+from sic_jax.training.data import ImageSource
+from sic_jax.training.state import init_params
+
+BATCH = 3
+SIDE = 64
+
+
+@contextmanager
+def quick_compilation() -> Iterator[None]:
+    """XLA without most optimisations."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.fixture
+def quick() -> Iterator[None]:
+    """Programs compiled in the test compile quickly."""
+    with quick_compilation():
+        yield
+
+
+@pytest.fixture(scope="session")
+def tiny_run() -> TrainConfig:
+    """The smoke preset."""
+    return preset("smoke")
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_run: TrainConfig) -> ModelConfig:
+    """The smoke preset's model: 3 levels of 2, 2 and 4 channels, 4 and 5 refining 0 and 1."""
+    return tiny_run.model
+
+
+@pytest.fixture(scope="session")
+def untrained(tiny: ModelConfig) -> dict[str, Any]:
+    """Parameters of the tiny model as they are initialised, NumPy arrays."""
+    with quick_compilation():
+        return jax.tree.map(np.asarray, init_params(tiny, seed=0))
+
+
+@pytest.fixture(scope="session")
+def params(untrained: dict[str, Any]) -> dict[str, Any]:
+    """Parameters without zeros, so that no path through the tiny model is shut."""
+    rng = np.random.default_rng(0)
+
+    def disturb(a: np.ndarray) -> np.ndarray:
+        return (a + 0.1 * rng.standard_normal(a.shape)).astype(np.float32)
+
+    return jax.tree.map(disturb, untrained)
+
+
+class Functions(NamedTuple):
+    """Compiled methods of the tiny model; the first argument is {"params": ...}."""
+
+    analyse: Callable[..., Any]
+    synthesise: Callable[..., Any]
+    context: Callable[..., Any]
+    group_parameters: Callable[..., Any]
+    context_of_group: Callable[..., Any]
+    sample_details: Callable[..., Any]
+    forward: Callable[..., Any]
+    """(variables, x, level, temperature, key) -> outputs without and with the key."""
+
+
+@pytest.fixture(scope="session")
+def functions(tiny: ModelConfig) -> Functions:
+    """The model's methods, each compiled at its first call."""
+    model = SicModel(tiny)
+    jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
+    def context(m: SicModel, *args: Any) -> Any:
+        return m.context(*args)
+
+    def sample_details(m: SicModel, *args: Any) -> Any:
+        return m.context.sample_details(*args)
+
+    def forward(variables: Any, x: Any, level: Any, temperature: Any, key: Any) -> Any:
+        return (
+            model.apply(variables, x, level, temperature=temperature),
+            model.apply(variables, x, level, temperature=temperature, key=key),
+        )
+
+    def method(m: Any) -> Callable[..., Any]:
+        return jit(partial(model.apply, method=m))
+
+    return Functions(
+        analyse=method("analyse"),
+        synthesise=method("synthesise"),
+        context=method(context),
+        group_parameters=method("group_parameters"),
+        context_of_group=method("context_of_group"),
+        sample_details=method(sample_details),
+        forward=jit(forward),
+    )
+
+
+@pytest.fixture(scope="session")
+def pictures() -> np.ndarray:
+    """Smooth pictures with edges and a little noise: float32 [3, 64, 64, 3] in [0, 1]."""
+    rng = np.random.default_rng(1)
+    i, j = np.mgrid[:SIDE, :SIDE] / SIDE
+    out = []
+    for _ in range(BATCH):
+        a, b, c = rng.uniform(1, 4, 3)
+        grey = 0.5 + 0.2 * np.sin(a * i + b * j) + 0.15 * ((i - 0.5) ** 2 + (j - c / 5) ** 2 < 0.1)
+        colour = grey[..., None] * rng.uniform(0.7, 1.1, 3)
+        out.append(colour + 0.02 * rng.standard_normal((SIDE, SIDE, 3)))
+    return np.clip(np.stack(out), 0, 1).astype(np.float32)
+
+
+def flat(tree: Any) -> dict[str, np.ndarray]:
+    """The leaves of a tree by name."""
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+
+
+def assert_equal(a: Any, b: Any) -> None:
+    """Both trees have the same leaves under the same names, bit for bit."""
+    left, right = flat(a), flat(b)
+    assert left.keys() == right.keys()
+    for name in left:
+        np.testing.assert_array_equal(left[name], right[name], err_msg=name)
+
+
+def write_images(folder: Path, source: ImageSource) -> None:
+    """The images of a source as PNG files."""
+    folder.mkdir(parents=True)
+    for k, image in enumerate(source.images):
+        Image.fromarray(image).save(folder / f"{k}.png")
+
+
+@pytest.fixture(scope="session")
+def source(pictures: np.ndarray, tiny_run: TrainConfig) -> ImageSource:
+    """Three images of 128 x 64 pixels, as the smoke preset would read them."""
+    images = [np.round(np.tile(p, (2, 1, 1)) * 255).astype(np.uint8) for p in pictures]
+    return ImageSource(images, tiny_run.crop_size, tiny_run.seed)

@@ -1,0 +1,92 @@
+"""What README.md says is true: its programs run, its command lines parse, its paths exist."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from sic_jax import cli, demo, evaluation
+from sic_jax.training import main as training
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+
+
+COMMANDS = [line for block in blocks("sh") for line in block.splitlines()]
+
+
+def test_is_short() -> None:
+    assert README.count("\n") < 200
+
+
+def test_python_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Image.open(demo.SAMPLE) as image:
+        image.crop((320, 160, 368, 200)).save(tmp_path / "photo.png")
+    monkeypatch.chdir(tmp_path)
+    programs = blocks("python")
+    assert programs
+    for program in programs:
+        lines = program.splitlines()
+        assert len(lines) <= 12
+        assert lines[-1].startswith("assert ")
+        exec(compile(program, "README.md", "exec"), {})
+
+
+def test_has_a_line_of_every_command() -> None:
+    starts = {" ".join(line.split()[:2]) for line in COMMANDS}
+    sic = {f"sic {name}" for name in ("compress", "decompress", "truncate", "info")}
+    assert starts >= sic | {"make demo", "make test", "python train.py", "python eval.py"}
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_command_line_parses(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    program, *arguments = shlex.split(line)
+    if program == "python":
+        program, *arguments = arguments
+    if program == "sic":
+        _, commands = cli._make_parsers()
+        args = commands[arguments[0]].parse_intermixed_args(arguments[1:])
+        assert callable(args.run)
+    elif program == "train.py":
+        config, args = training.parse(arguments)
+        assert args.preset == arguments[0]
+        assert config.steps > 0
+    elif program == "eval.py":
+        seen = []
+        monkeypatch.setattr(evaluation, "_run", lambda args: seen.append(args) or 0)
+        assert evaluation.main(arguments) == 0
+        assert seen[0].levels == [1, 4, 8, 12, 16]
+    elif program == "make":
+        makefile = (ROOT / "Makefile").read_text()
+        assert re.search(rf"^{arguments[0]}:", makefile, re.MULTILINE)
+    elif program == "pip":
+        package = arguments[-1]
+        extra = re.fullmatch(r"\.(?:\[(\w+)\])?", package)
+        assert extra is not None
+        pyproject = (ROOT / "pyproject.toml").read_text()
+        assert extra[1] is None or f"\n{extra[1]} = [" in pyproject
+    else:
+        pytest.fail(f"README.md has a command that no test knows: {line}")
+
+
+def test_links_lead_somewhere() -> None:
+    targets = re.findall(r"\]\(([^)]+)\)", README)
+    files = [target for target in targets if not target.startswith(("https://", "#"))]
+    assert len(files) >= 4
+    assert [target for target in files if not (ROOT / target).is_file()] == []
+
+
+def test_layout_is_that_of_the_package() -> None:
+    (tree,) = blocks("text")
+    named = set(re.findall(r"[\w.]+\.py\b|\w+/(?=[\s,:])", tree))
+    package = ROOT / "sic_jax"
+    real = {path.name for path in package.rglob("*.py")} - {"__init__.py"}
+    real |= {f"{path.name}/" for path in package.iterdir() if path.is_dir() and path.name[0] != "_"}
+    assert named - real == {"train.py", "eval.py", "sic_jax/", "tests/"}
+    assert real - named == {"complexity.py", "wire.py"}
