@@ -116,7 +116,7 @@ class LossConfig:
     lmbda_perc: tuple[float, ...]
     """lambda_p of each level, times LPIPS (AlexNet); 0 leaves LPIPS out of the program."""
     full_share: float = 0.5
-    """alpha: share of a batch's images that are trained at level L; the others draw a level."""
+    """1 - alpha: share of a batch's images that are trained at level L; the others draw a level."""
     temperature: float = 0.0
     """Temperature of the sampled details."""
     sampled_share: float = 1.0

@@ -136,7 +136,7 @@ def _read_rgb(path: str | Path) -> Image.Image:
 
 def _to_float(picture: Image.Image) -> NDArray[np.float32]:
     """float32 [1, H, W, 3] in [0, 1]."""
-    return np.asarray(picture, np.float32)[None] / 255
+    return np.asarray(picture, np.float32)[None] / np.float32(255)
 
 
 def _say(text: str) -> None:

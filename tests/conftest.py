@@ -16,10 +16,10 @@ import pytest
 from PIL import Image
 
 from sic_jax.config import ModelConfig, TrainConfig
+from sic_jax.model.params import init_params
 from sic_jax.model.sic import SicModel
 from sic_jax.presets import preset
 from sic_jax.training.data import ImageSource
-from sic_jax.training.state import init_params
 
 BATCH = 3
 SIDE = 64

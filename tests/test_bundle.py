@@ -10,7 +10,7 @@ from conftest import assert_equal
 
 from sic_jax.codec.bundle import Bundle, describe, export_bundle, load_bundle
 from sic_jax.config import TrainConfig, to_dict
-from sic_jax.training.state import num_params
+from sic_jax.model.params import num_params
 
 Arrays = dict[str, Any]
 

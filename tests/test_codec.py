@@ -3,7 +3,6 @@
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +13,10 @@ from sic_jax.codec.bundle import export_bundle
 from sic_jax.codec.codec import Codec
 from sic_jax.codec.container import Header, Segment, pack, read_header, truncate, unpack
 from sic_jax.entropy.range_coder import available_backends
+from sic_jax.model.params import init_params
 from sic_jax.model.transforms import PATCH
 from sic_jax.presets import preset
 from sic_jax.training.klt import with_klt
-from sic_jax.training.state import init_params
 
 CFG = preset("smoke").model
 LEVELS = CFG.num_levels
@@ -39,8 +38,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def codec(folder: Path) -> Iterator[Codec]:
-    yield Codec.load(folder)
+def codec(folder: Path) -> Codec:
+    return Codec.load(folder)
 
 
 def picture(height: int, width: int, seed: int = 0) -> np.ndarray:

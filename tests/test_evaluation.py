@@ -25,8 +25,8 @@ from sic_jax.evaluation_report import (
     to_csv,
     to_markdown,
 )
+from sic_jax.model.params import init_params
 from sic_jax.presets import preset
-from sic_jax.training.state import init_params
 
 ROOT = Path(__file__).resolve().parents[1]
 ANCHORS = ROOT.parent / "shared" / "anchors" / "kodak_peers_measured.json"

@@ -13,10 +13,11 @@ from conftest import assert_equal, quick_compilation, write_images
 
 from sic_jax.codec.bundle import load_bundle
 from sic_jax.config import TrainConfig, from_dict
+from sic_jax.model.params import num_params
 from sic_jax.training import loop
 from sic_jax.training.data import ImageSource
 from sic_jax.training.main import main
-from sic_jax.training.state import TrainState, create_train_state, num_params
+from sic_jax.training.state import TrainState, create_train_state
 from sic_jax.training.step import make_train_step
 
 Arrays = dict[str, Any]
@@ -65,13 +66,24 @@ def counted() -> Counted:
     return Counted(make, traces)
 
 
+def patch_loop(patch: pytest.MonkeyPatch, counted: Counted, untrained: Arrays) -> None:
+    """Let `train` reuse the compiled step and the parameters that exist already."""
+
+    def committed(cfg: TrainConfig, params: Arrays) -> TrainState:
+        # As a restored state is: XLA would compile the step again for one that is not.
+        return jax.device_put(create_train_state(cfg, params), jax.devices()[0])
+
+    patch.setattr(loop, "make_train_step", counted.make)
+    patch.setattr(loop, "init_params", lambda cfg, *, seed: untrained)
+    patch.setattr(loop, "create_train_state", committed)
+
+
 @pytest.fixture
 def training(
     counted: Counted, untrained: Arrays, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Counted]:
     """`train` with one compiled step for all tests and parameters that exist already."""
-    monkeypatch.setattr(loop, "make_train_step", counted.make)
-    monkeypatch.setattr(loop, "init_params", lambda cfg, *, seed: untrained)
+    patch_loop(monkeypatch, counted, untrained)
     with quick_compilation():
         yield counted
 
@@ -87,8 +99,7 @@ def finished(
     """An uninterrupted run."""
     workdir = tmp_path_factory.mktemp("finished")
     with pytest.MonkeyPatch.context() as patch, quick_compilation():
-        patch.setattr(loop, "make_train_step", counted.make)
-        patch.setattr(loop, "init_params", lambda cfg, *, seed: untrained)
+        patch_loop(patch, counted, untrained)
         return workdir, loop.train(tiny_run, workdir, source)
 
 
@@ -114,7 +125,7 @@ def test_thirty_steps_on_one_batch_lower_the_loss(
     training: Counted, tiny_run: TrainConfig, source: ImageSource
 ) -> None:
     step = jax.jit(training.make(tiny_run), donate_argnums=0)
-    state = create_train_state(tiny_run, loop.initial_params(tiny_run, source))
+    state = loop.create_train_state(tiny_run, loop.initial_params(tiny_run, source))
     batch = source.batch(0, tiny_run.batch_size)
     state, metrics = step(state, batch, None)
     # Adam's first moment is a tenth of the clipped gradient: every part of the model learns.

@@ -26,8 +26,8 @@ from sic_jax.config import ModelConfig, from_dict, to_dict
 from sic_jax.entropy.distributions import deep_factorized_logits
 from sic_jax.entropy.tables import CdfTables, gaussian_tables, tables_from_pmfs, validate_tables
 from sic_jax.model.complexity import codec_macs_per_pixel
+from sic_jax.model.params import Params, num_params
 from sic_jax.model.sic import SicModel
-from sic_jax.training.state import Params, num_params
 
 _BUNDLES = Path(__file__).resolve().parent.parent / "bundles"
 _Z_REACH = 256

@@ -12,10 +12,11 @@ import orbax.checkpoint as ocp
 
 from sic_jax.config import TrainConfig, to_dict
 from sic_jax.lpips import load_alexnet_weights
+from sic_jax.model.params import Params, init_params
 from sic_jax.model.transforms import PATCH
 from sic_jax.training.data import ImageSource, sample_patches
 from sic_jax.training.klt import with_klt
-from sic_jax.training.state import Params, TrainState, create_train_state, init_params
+from sic_jax.training.state import TrainState, create_train_state
 from sic_jax.training.step import make_train_step
 
 _log = logging.getLogger(__name__)

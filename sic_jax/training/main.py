@@ -62,9 +62,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _run(cfg: TrainConfig, args: argparse.Namespace) -> None:
+    from sic_jax.model.params import num_params
     from sic_jax.training.data import load_folder
     from sic_jax.training.loop import load_run_params, train
-    from sic_jax.training.state import num_params
 
     source = load_folder(args.data, crop_size=cfg.crop_size, seed=cfg.seed)
     logging.info("%d images", len(source.images))

@@ -4,13 +4,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
-from sic_jax.config import ModelConfig, TrainConfig
-from sic_jax.model.sic import SicModel
-
-Params = dict[str, Any]
+from sic_jax.config import TrainConfig
+from sic_jax.model.params import Params
 
 
 class TrainState(NamedTuple):
@@ -21,20 +18,6 @@ class TrainState(NamedTuple):
     ema: Params
     """Exponential moving average of `params`: what is evaluated and shipped."""
     opt_state: optax.OptState
-
-
-def init_params(model_cfg: ModelConfig, *, seed: int) -> Params:
-    """Random parameters of the model, float32."""
-    model = SicModel(model_cfg)
-    x = jnp.zeros((1, 64, 64, 3))
-    level, temperature = jnp.ones((1,), jnp.int32), jnp.zeros((1,))
-
-    def init(key: jax.Array) -> Params:
-        return dict(model.init(key, x, level, temperature=temperature, key=key)["params"])
-
-    # The default generator takes XLA half a minute to compile, once a parameter.
-    params: Params = jax.jit(init)(jax.random.key(seed, impl="rbg"))
-    return params
 
 
 def make_optimizer(cfg: TrainConfig) -> optax.GradientTransformation:
@@ -63,8 +46,3 @@ def create_train_state(cfg: TrainConfig, params: Params) -> TrainState:
     params = jax.tree.map(jnp.array, params)
     copy = jax.tree.map(jnp.copy, params)
     return TrainState(jnp.zeros((), jnp.int32), params, copy, make_optimizer(cfg).init(params))
-
-
-def num_params(params: Params) -> int:
-    """Number of scalars in a parameter tree."""
-    return sum(int(np.prod(a.shape)) for a in jax.tree.leaves(params))

@@ -9,9 +9,10 @@ import optax
 
 from sic_jax.config import TrainConfig
 from sic_jax.lpips import Weights
+from sic_jax.model.params import Params
 from sic_jax.model.sic import SicModel
 from sic_jax.training.losses import Metrics, draw_levels, svi_loss
-from sic_jax.training.state import Params, TrainState, make_optimizer
+from sic_jax.training.state import TrainState, make_optimizer
 
 TrainStep = Callable[[TrainState, jax.Array, Weights | None], tuple[TrainState, Metrics]]
 
