@@ -86,6 +86,11 @@ class ModelConfig:
             self.sigma_min,
             "> 0, < sigma_max",
         )
+        for name in ("width_8", "width_16", "hyper_channels", "hyper_width", "context_width"):
+            _require(getattr(self, name) > 0, self, name, getattr(self, name), "positive")
+        for name in ("anchor_width", "head_width", "num_mean_bins", "step", "coarse_step"):
+            _require(getattr(self, name) > 0, self, name, getattr(self, name), "positive")
+        _require(self.num_sigmas >= 2, self, "num_sigmas", self.num_sigmas, "at least 2")
         _require(self.refine_factor >= 2, self, "refine_factor", self.refine_factor, "at least 2")
         _require(self.temperature >= 0, self, "temperature", self.temperature, "at least 0")
 
@@ -168,7 +173,12 @@ class TrainConfig:
         ok = self.crop_size > 0 and self.crop_size % 16 == 0
         _require(ok, self, "crop_size", self.crop_size, "a positive multiple of 16")
         _require(0 <= self.ema_decay < 1, self, "ema_decay", self.ema_decay, "in [0, 1)")
-        _require(self.learning_rate > 0, self, "learning_rate", self.learning_rate, "positive")
+        for name in ("learning_rate", "clip_norm"):
+            _require(getattr(self, name) > 0, self, name, getattr(self, name), "positive")
+        _require(self.seed >= 0, self, "seed", self.seed, "at least 0")
+        allowed = f"0 to steps - 1 = {self.steps - 1}"
+        ok = 0 <= self.warmup_steps < self.steps
+        _require(ok, self, "warmup_steps", self.warmup_steps, allowed)
         ok = self.compute_dtype in ("float32", "bfloat16")
         _require(ok, self, "compute_dtype", self.compute_dtype, "float32 or bfloat16")
         n, levels = len(self.loss.lmbda_rate), self.model.num_levels

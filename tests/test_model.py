@@ -227,7 +227,6 @@ def test_drawn_details(
         )
 
     drawn = draw(LEVELS, y_s, noise, ones)
-    np.testing.assert_array_equal(drawn, np.round(drawn))
     np.testing.assert_array_equal(drawn, draw(LEVELS, y_s, noise, ones))
     assert (drawn != draw(LEVELS, y_s, -noise, ones)).any((1, 2, 3)).tolist() == [True, True, False]
     for b, level in enumerate(LEVELS):
@@ -239,13 +238,13 @@ def test_drawn_details(
             {"params": params}, alone[1], np.repeat(hyper[b : b + 1], BATCH, 0), alone[0],
             alone[2], ones,
         )  # fmt: skip
-        np.testing.assert_array_equal(single[0], drawn[b])
+        np.testing.assert_allclose(single[0], drawn[b], atol=1e-4)
     # The first open group's anchors by hand, at the temperature of each picture.
     half = np.array([0.5, 2.0, 1.0], np.float32)
     mu, sigma, _ = walk(functions, params, tiny, y_s, hyper, 1)
-    expected = np.round(mu + 0.5 * sigma * noise)[0, ..., 2:4]
+    expected = (mu + 0.5 * sigma * noise)[0, ..., 2:4]
     got = draw(LEVELS, y_s, noise, half)[0, ..., 2:4]
-    np.testing.assert_array_equal(got[ANCHOR[..., 0]], expected[ANCHOR[..., 0]])
+    np.testing.assert_allclose(got[ANCHOR[..., 0]], expected[ANCHOR[..., 0]], atol=1e-4)
 
 
 def test_details_carry_no_gradient(
@@ -319,7 +318,6 @@ def test_forward_pass(
     np.testing.assert_array_equal(again.x_hat, out.x_hat)
     np.testing.assert_allclose(drawn.x_hat[2], out.x_hat[2], atol=1e-5)
     assert np.abs(np.asarray(drawn.x_hat - out.x_hat))[:2].max((1, 2, 3)).min() > 1e-3
-    np.testing.assert_array_equal(drawn.y_hat, np.round(drawn.y_hat))
     assert not np.array_equal(noisy.bits_y, drawn.bits_y)
 
 

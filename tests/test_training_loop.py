@@ -168,6 +168,28 @@ def test_resumed_run_equals_an_uninterrupted_one(
     assert_equal(loop.train(tiny_run, tmp_path, source).params, state.params)
 
 
+def test_checkpoints_between_records(
+    training: Counted,
+    tiny_run: TrainConfig,
+    source: ImageSource,
+    finished: tuple[Path, TrainState],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # A record is written, and its terms are checked, before each checkpoint.
+    cfg = dataclasses.replace(tiny_run, save_every=7)
+    monkeypatch.setattr(loop, "make_train_step", lambda _: training.make(tiny_run))
+    dying = DyingSource(source.images, source.crop_size, source.seed, dies_at=9)
+    with pytest.raises(KilledError):
+        loop.train(cfg, tmp_path / "killed", dying)
+    for name in ("killed", "whole"):
+        state = loop.train(cfg, tmp_path / name, source)
+        assert_equal(state._asdict(), finished[1]._asdict())
+        assert [r["step"] for r in records(tmp_path / name)] == [5, 7, 10, 14, 15, 20]
+    assert records(tmp_path / "killed") == records(tmp_path / "whole")
+    assert len(training.traces) == 1
+
+
 def test_checkpoints(
     training: Counted, tiny_run: TrainConfig, finished: tuple[Path, TrainState], tmp_path: Path
 ) -> None:

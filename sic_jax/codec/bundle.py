@@ -11,7 +11,6 @@ A file names the bundle that wrote it by the first six bytes of the id.
 
 import hashlib
 import json
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,7 +65,7 @@ def factorized_tables(params: Params, cfg: ModelConfig) -> CdfTables:
     edges = np.arange(-_Z_REACH, _Z_REACH + 2) - 0.5
     x = jnp.repeat(jnp.asarray(edges, jnp.float32)[:, None], cfg.hyper_channels, axis=1)
     logits = np.asarray(deep_factorized_logits(prior, x), np.float64)
-    cdf = 1 / (1 + np.exp(-logits))
+    cdf = 0.5 * (1 + np.tanh(0.5 * logits))
     pmfs, offsets, tails = [], [], []
     for c in range(cfg.hyper_channels):
         low = max(int(np.searchsorted(cdf[:, c], _Z_TAIL_MASS / 2)) - 1, 0)
@@ -84,7 +83,8 @@ def export_bundle(folder: str | Path, cfg: ModelConfig, params: Params, *, card:
       ValueError: If a parameter is not finite in float16.
     """
     folder = Path(folder)
-    rounded = jax.tree.map(lambda a: np.asarray(a).astype(np.float16), params)
+    with np.errstate(over="ignore"):
+        rounded = jax.tree.map(lambda a: np.asarray(a).astype(np.float16), params)
     leaves: dict[str, Any] = _flatten(rounded)
     for path, leaf in leaves.items():
         if not np.isfinite(leaf).all():
@@ -118,12 +118,13 @@ def load_bundle(name: str | Path = "default") -> Bundle:
         tables = [
             CdfTables(*(arrays[f"{k}_{field}"] for field in CdfTables._fields)) for k in ("y", "z")
         ]
-    except (OSError, KeyError, json.JSONDecodeError, zipfile.BadZipFile, EOFError) as e:
+        for table in tables:
+            validate_tables(table)
+    except (OSError, KeyError, ValueError) as e:
         raise ValueError(f"bundle {str(name)!r} is damaged: {e}") from e
     for table, count in zip(
         tables, (cfg.num_sigmas * cfg.num_mean_bins, cfg.hyper_channels), strict=True
     ):
-        validate_tables(table)
         if len(table.starts) != count:
             raise ValueError(
                 f"bundle {str(name)!r}: {len(table.starts)} coding tables where {count} are needed"
@@ -162,8 +163,14 @@ def _find(name: str | Path) -> Path:
 
 
 def _read_npz(path: Path) -> dict[str, NDArray[Any]]:
-    with np.load(path, allow_pickle=False) as data:
-        return {k: data[k] for k in data.files}
+    try:
+        # Opened here: NumPy leaves a file that is no ZIP open.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as data:
+            return {k: data[k] for k in data.files}
+    except OSError:
+        raise
+    except Exception as e:  # zipfile, zlib and NumPy raise many kinds on damaged files.
+        raise ValueError(f"{path.name} cannot be read: {e}") from e
 
 
 def _flatten(params: Params) -> dict[str, NDArray[Any]]:

@@ -173,7 +173,8 @@ class ContextModel(nn.Module):
           hyper: h_s features [B,h,w,F_h].
           level: int [B].
           noise: Standard normal (or alike) [B,h,w,C].
-          temperature: [B], scales sigma; where it is 0 the means come back, else integers.
+          temperature: [B], scales sigma; 0 gives the means. g_s gets the draws as they are, the
+            context model their rounded values, as it knows only integers.
 
         Returns:
           y_hat [B,h,w,C]: y_s in its channels, details in the others. No gradient flows.
@@ -188,7 +189,7 @@ class ContextModel(nn.Module):
         temperature = temperature[:, None, None, None]
 
         def draw(mu: jax.Array, sigma: jax.Array, n: jax.Array) -> jax.Array:
-            return jnp.where(temperature > 0, jnp.round(mu + temperature * sigma * n), mu)
+            return mu + temperature * sigma * n
 
         def body(g: jax.Array, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
             y, context = carry
