@@ -111,4 +111,5 @@ def deep_factorized_bits(params: FactorizedParams, x: jax.Array) -> jax.Array:
     a = deep_factorized_logits(params, x - 0.5)
     b = deep_factorized_logits(params, x + 0.5)
     log_mass = jnp.log(-jnp.expm1(jnp.minimum(a - b, -1e-6)))
-    return -(jax.nn.log_sigmoid(b) + jax.nn.log_sigmoid(-a) + log_mass) / _LOG2
+    log_p: jax.Array = jax.nn.log_sigmoid(b) + jax.nn.log_sigmoid(-a) + log_mass
+    return -log_p / _LOG2

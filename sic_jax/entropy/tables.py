@@ -74,7 +74,8 @@ def quantize_pmf(pmf: ArrayLike, *, precision: int = PRECISION) -> NDArray[np.in
     while True:
         giver, taker = int(np.argmin(loss)), int(np.argmax(gain))
         if missing == 0 and gain[taker] <= loss[giver]:
-            return np.concatenate([[0], np.cumsum(mass)]).astype(np.int32)
+            cdf: NDArray[np.int32] = np.concatenate([[0], np.cumsum(mass)]).astype(np.int32)
+            return cdf
         i, unit = (taker, 1) if missing >= 0 else (giver, -1)
         mass[i] += unit
         missing -= unit

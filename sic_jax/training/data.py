@@ -93,4 +93,5 @@ def sample_patches(source: ImageSource, size: int, per_image: int) -> NDArray[An
         patches += [
             image[i : i + size, j : j + size].ravel() for i, j in zip(tops, lefts, strict=True)
         ]
-    return np.stack(patches).astype(np.float32) / 255 - 0.5
+    stacked: NDArray[np.float32] = np.stack(patches).astype(np.float32)
+    return stacked / np.float32(255) - np.float32(0.5)

@@ -19,7 +19,8 @@ def karhunen_loeve(patches: NDArray[Any], num_components: int) -> NDArray[Any]:
     _, vectors = np.linalg.eigh(second_moment)
     basis = vectors[:, ::-1][:, :num_components]
     largest = np.take_along_axis(basis, np.abs(basis).argmax(0)[None], 0)
-    return (basis * np.sign(largest)).astype(np.float32)
+    signed: NDArray[np.float32] = (basis * np.sign(largest)).astype(np.float32)
+    return signed
 
 
 def channel_steps(cfg: ModelConfig) -> NDArray[Any]:
