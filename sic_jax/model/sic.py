@@ -20,6 +20,11 @@ from sic_jax.model.levels import add_refinements, channel_levels, merge_latents,
 from sic_jax.model.transforms import AnalysisTransform, SynthesisTransform
 
 
+_ESCAPE_BITS = 18.0
+"""What an outlier costs in a file, whatever the tail of its distribution says: the escape symbol has
+at least 2^-16 of a table's mass, and the shortest code that follows it has 2 bits."""
+
+
 class SicOutput(NamedTuple):
     """Result of a forward pass over B images."""
 
@@ -144,7 +149,10 @@ class SicModel(nn.Module):
         y_hat, z_hat = ste_round(y), ste_round(z)
         hyper = self.h_s(z_hat, (y.shape[1], y.shape[2]))
         mu, sigma = self.context(y_hat, hyper)
-        bits = normal_bits(y_rated, mu, sigma).sum((1, 2))
+        bits = normal_bits(y_rated, mu, sigma)
+        if key is None:
+            bits = jnp.minimum(bits, _ESCAPE_BITS)
+        bits = bits.sum((1, 2))
         to_level = jax.nn.one_hot(channel_levels(cfg) - 1, cfg.num_levels)
         bits_z = deep_factorized_bits(self.prior_z(), z_rated).sum((1, 2, 3))
         y_s, _ = split_latents(y_hat, level, cfg)
