@@ -19,10 +19,9 @@ from sic_jax.model.hyper import FactorizedPrior, HyperAnalysis, HyperSynthesis
 from sic_jax.model.levels import add_refinements, channel_levels, merge_latents, split_latents
 from sic_jax.model.transforms import AnalysisTransform, SynthesisTransform
 
-
 _ESCAPE_BITS = 18.0
-"""What an outlier costs in a file, whatever the tail of its distribution says: the escape symbol has
-at least 2^-16 of a table's mass, and the shortest code that follows it has 2 bits."""
+"""What an outlier costs in a file, whatever the tail of its distribution says: the escape has at
+least 2^-16 of a table's mass, and the shortest code that follows it has 2 bits."""
 
 
 class SicOutput(NamedTuple):
