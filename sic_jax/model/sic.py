@@ -21,7 +21,7 @@ from sic_jax.model.transforms import AnalysisTransform, SynthesisTransform
 
 _ESCAPE_BITS = 18.0
 """What an outlier costs in a file, whatever the tail of its distribution says: the escape has at
-least 2^-16 of a table's mass, and the shortest code that follows it has 2 bits."""
+least 2^-16 of a table's mass, and 2 bits follow it, 2 more for each doubling of the distance."""
 
 
 class SicOutput(NamedTuple):
@@ -150,7 +150,8 @@ class SicModel(nn.Module):
         mu, sigma = self.context(y_hat, hyper)
         bits = normal_bits(y_rated, mu, sigma)
         if key is None:
-            bits = jnp.minimum(bits, _ESCAPE_BITS)
+            distance = jnp.maximum(jnp.abs(y_rated - mu), 1.0)
+            bits = jnp.minimum(bits, _ESCAPE_BITS + 2 * jnp.log2(distance))
         bits = bits.sum((1, 2))
         to_level = jax.nn.one_hot(channel_levels(cfg) - 1, cfg.num_levels)
         bits_z = deep_factorized_bits(self.prior_z(), z_rated).sum((1, 2, 3))
