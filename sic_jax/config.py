@@ -54,8 +54,6 @@ class ModelConfig:
     sigma_max: float = 64.0
     num_sigmas: int = 64
     """Number of logarithmically spaced scales with a coding table."""
-    num_mean_bins: int = 16
-    """Fractions of an integer to which the mean is rounded for coding."""
     detail: str = "prior"
     """Detail sampler: `prior` (the learned p(y_eps | y_s, z)) or `uniform` (mu_h + U(-2, 2))."""
     temperature: float = 0.0
@@ -79,20 +77,21 @@ class ModelConfig:
         _require(
             self.detail in ("prior", "uniform"), self, "detail", self.detail, "prior or uniform"
         )
+        sigmas = (self.sigma_min, self.sigma_max)
         _require(
-            0 < self.sigma_min < self.sigma_max,
+            0 < sigmas[0] < sigmas[1] < 128,
             self,
-            "sigma_min",
-            self.sigma_min,
-            "> 0, < sigma_max",
+            "sigma_min, sigma_max",
+            sigmas,
+            "rising, in (0, 128)",
         )
         for name in ("width_8", "width_16", "hyper_channels", "hyper_width", "context_width"):
             _require(getattr(self, name) > 0, self, name, getattr(self, name), "positive")
-        for name in ("anchor_width", "head_width", "num_mean_bins", "step", "coarse_step"):
+        for name in ("anchor_width", "head_width", "step", "coarse_step"):
             _require(getattr(self, name) > 0, self, name, getattr(self, name), "positive")
         _require(self.num_sigmas >= 2, self, "num_sigmas", self.num_sigmas, "at least 2")
         _require(self.refine_factor >= 2, self, "refine_factor", self.refine_factor, "at least 2")
-        _require(self.temperature >= 0, self, "temperature", self.temperature, "at least 0")
+        _require(0 <= self.temperature <= 16, self, "temperature", self.temperature, "0 to 16")
 
     @property
     def num_levels(self) -> int:

@@ -16,8 +16,10 @@ import pytest
 from PIL import Image
 
 from sic_jax.config import ModelConfig, TrainConfig
+from sic_jax.model.context import all_parameters, context_of_group, group_parameters
+from sic_jax.model.hyper import HYPER_PATCH, hyper_synthesis
 from sic_jax.model.params import init_params
-from sic_jax.model.sic import SicModel
+from sic_jax.model.sic import SicModel, complete
 from sic_jax.presets import preset
 from sic_jax.training.data import ImageSource
 
@@ -74,14 +76,15 @@ def params(untrained: dict[str, Any]) -> dict[str, Any]:
 
 
 class Functions(NamedTuple):
-    """Compiled methods of the tiny model; the first argument is {"params": ...}."""
+    """Compiled functions of the tiny model; the first argument is {"params": ...}."""
 
     analyse: Callable[..., Any]
     synthesise: Callable[..., Any]
+    hyper: Callable[..., Any]
     context: Callable[..., Any]
     group_parameters: Callable[..., Any]
     context_of_group: Callable[..., Any]
-    sample_details: Callable[..., Any]
+    complete: Callable[..., Any]
     forward: Callable[..., Any]
     """(variables, x, level, temperature, key) -> outputs without and with the key."""
 
@@ -92,11 +95,20 @@ def functions(tiny: ModelConfig) -> Functions:
     model = SicModel(tiny)
     jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
-    def context(m: SicModel, *args: Any) -> Any:
-        return m.context(*args)
+    def of_layers(function: Callable[..., Any], network: str | None = None) -> Callable[..., Any]:
+        def run(variables: Any, *args: Any) -> Any:
+            layers: Any = model.apply(variables, method="entropy_layers")
+            return function(layers if network is None else layers[network], *args)
 
-    def sample_details(m: SicModel, *args: Any) -> Any:
-        return m.context.sample_details(*args)
+        return jit(run)
+
+    def with_cfg(function: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda layers, *args: function(layers, tiny, *args)
+
+    def hyper(variables: Any, z_hat: Any) -> Any:
+        layers: Any = model.apply(variables, method="entropy_layers")
+        side = z_hat.shape[1] * HYPER_PATCH
+        return hyper_synthesis(layers["h_s"], z_hat, (side, side))
 
     def forward(variables: Any, x: Any, level: Any, temperature: Any, key: Any) -> Any:
         return (
@@ -110,10 +122,11 @@ def functions(tiny: ModelConfig) -> Functions:
     return Functions(
         analyse=method("analyse"),
         synthesise=method("synthesise"),
-        context=method(context),
-        group_parameters=method("group_parameters"),
-        context_of_group=method("context_of_group"),
-        sample_details=method(sample_details),
+        hyper=jit(hyper),
+        context=of_layers(with_cfg(all_parameters), "context"),
+        group_parameters=of_layers(with_cfg(group_parameters), "context"),
+        context_of_group=of_layers(with_cfg(context_of_group), "context"),
+        complete=of_layers(with_cfg(complete)),
         forward=jit(forward),
     )
 

@@ -1,3 +1,4 @@
+import json
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -8,9 +9,9 @@ import numpy as np
 import pytest
 from conftest import assert_equal
 
-from sic_jax.codec.bundle import Bundle, describe, export_bundle, load_bundle
-from sic_jax.config import TrainConfig, to_dict
-from sic_jax.model.params import num_params
+from sic_jax.codec.bundle import Bundle, _digest, describe, export_bundle, load_bundle
+from sic_jax.config import ModelConfig, TrainConfig, from_dict, to_dict
+from sic_jax.model.params import entropy_layers, num_params
 
 Arrays = dict[str, Any]
 
@@ -29,7 +30,18 @@ def test_bundle_round_trip(
     assert isinstance(loaded, Bundle)
     assert loaded.cfg == tiny_run.model
     rounded = jax.tree.map(lambda a: a.astype(np.float16).astype(np.float32), params)
-    assert_equal(loaded.params, rounded)
+    for network in ("g_a", "g_s", "h_a", "prior_z"):
+        assert_equal(loaded.params[network], rounded[network])
+    # The entropy networks are stored as integers, and their floats quantise to these again.
+    layers = entropy_layers(loaded.cfg, params)
+    assert_equal(loaded.entropy, layers)
+    assert_equal(entropy_layers(loaded.cfg, loaded.params), layers)
+    assert_equal(jax.tree.map(np.shape, loaded.params), jax.tree.map(np.shape, params))
+    with np.load(bundle / "weights.npz") as stored:
+        types = {k: stored[k].dtype.name for k in stored.files if k.startswith("h_s/first/")}
+    assert types == {
+        "h_s/first/kernel": "int8", "h_s/first/bias": "int32", "h_s/first/shift": "uint8"
+    }  # fmt: skip
     assert len(loaded.tables_y.starts) == 64 * 16
     assert len(loaded.tables_z.starts) == 2
     assert loaded.digest.hex() == (bundle / "id").read_text().strip()
@@ -61,6 +73,17 @@ def change(path: Path, name: str) -> None:
     np.savez(path, **arrays)
 
 
+def seal(folder: Path, edit: Callable[[Arrays, Arrays], Any]) -> None:
+    """Edit weights and tables of a bundle and give it the id that fits: a hostile bundle."""
+    files = [folder / "weights.npz", folder / "tables.npz"]
+    weights, tables = (dict(np.load(f)) for f in files)
+    edit(weights, tables)
+    for file, arrays in zip(files, (weights, tables), strict=True):
+        np.savez(file, **arrays)
+    cfg = from_dict(ModelConfig, json.loads((folder / "config.json").read_text()))
+    (folder / "id").write_text(_digest(cfg, weights, tables).hex())
+
+
 DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "config": (
         lambda p: (p / "config.json").write_text((p / "config.json").read_text()[:-9]),
@@ -89,7 +112,50 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda p: change(p / "tables.npz", "z_offsets"),
         "is damaged: its content does not match its id",
     ),
-    "row": (lambda p: change(p / "tables.npz", "y_lookup"), "every row must run from 0 to 65536"),
+    "row": (
+        lambda p: seal(p, lambda w, t: t["y_lookup"].__setitem__(-1, 65535)),
+        "every row must run from 0 to 65536",
+    ),
+    "few tables": (
+        lambda p: seal(p, lambda w, t: t.update(z_starts=t["z_starts"][:1])),
+        "starts and offsets must have one equal positive length",
+    ),
+    "missing": (
+        lambda p: seal(p, lambda w, t: w.pop("g_a/Conv_0/bias")),
+        "parameter g_a/Conv_0/bias is missing",
+    ),
+    "unknown": (
+        lambda p: seal(p, lambda w, t: w.update({"g_a/more": w["g_a/linear"]})),
+        "parameter g_a/more is not one of this model",
+    ),
+    "shape": (
+        lambda p: seal(p, lambda w, t: w.update({"g_a/linear": w["g_a/linear"][1:]})),
+        r"parameter g_a/linear has shape \(767, 6\), not \(768, 6\)",
+    ),
+    "not finite": (
+        lambda p: seal(p, lambda w, t: w["g_s/linear"].__setitem__((0, 0), np.inf)),
+        "parameter g_s/linear is not finite float16",
+    ),
+    "integer type": (
+        lambda p: seal(p, lambda w, t: w.update({"h_s/up_1/bias": w["h_s/up_1/bias"] * 1.0})),
+        "h_s/up_1 has types .*, not int8, int32 and uint8",
+    ),
+    "integer shape": (
+        lambda p: seal(p, lambda w, t: w.update({"h_s/up_1/bias": w["h_s/up_1/bias"][1:]})),
+        r"h_s/up_1: bias has shape \(31,\), not \(32,\)",
+    ),
+    "big bias": (
+        lambda p: seal(p, lambda w, t: w["h_s/up_1/bias"].__setitem__(0, 2**30)),
+        "h_s/up_1: kernel or bias is beyond 127 or 2097152",
+    ),
+    "big shift": (
+        lambda p: seal(p, lambda w, t: w["h_s/up_1/shift"].__setitem__(0, 13)),
+        "h_s/up_1: a scale is not a power of two",
+    ),
+    "big kernel": (
+        lambda p: seal(p, lambda w, t: w["h_s/up_1/kernel"].__setitem__((0, 0), -128)),
+        "h_s/up_1: kernel or bias is beyond 127 or 2097152",
+    ),
     "id": (
         lambda p: (p / "id").write_text("00" * 32),
         "is damaged: its content does not match its id",

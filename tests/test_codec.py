@@ -169,7 +169,7 @@ def test_bad_arguments(codec: Codec) -> None:
         codec.compress(x, seed=-1)
     with pytest.raises(ValueError, match="level must be 1 to 2, got 3"):
         codec.decompress(data, level=3)
-    with pytest.raises(ValueError, match="temperature must be finite and at least 0, got -1"):
+    with pytest.raises(ValueError, match="temperature must be 0 to 16, got -1"):
         codec.decompress(data, temperature=-1)
     with pytest.raises(ValueError, match="num_samples must be at least 1, got 0"):
         codec.decompress_samples(data, num_samples=0)

@@ -127,10 +127,12 @@ def test_not_an_object_and_missing_fields() -> None:
             r"\(0, 1, 2\); it must be of channels of earlier levels",
         ),
         ({"detail": "gauss"}, r"ModelConfig\.detail is 'gauss'; it must be prior or uniform"),
-        ({"sigma_min": 0.0}, r"ModelConfig\.sigma_min is 0\.0; it must be > 0, < sigma_max"),
-        ({"sigma_min": 70.0}, r"ModelConfig\.sigma_min is 70\.0"),
+        ({"sigma_min": 0.0}, r"sigma_min, sigma_max is \(0\.0, 64\.0\); it must be rising, in"),
+        ({"sigma_min": 70.0}, r"sigma_min, sigma_max is \(70\.0, 64\.0\)"),
+        ({"sigma_max": 128.0}, r"sigma_min, sigma_max is \(0\.11, 128\.0\)"),
         ({"refine_factor": 1}, r"ModelConfig\.refine_factor is 1; it must be at least 2"),
-        ({"temperature": -0.5}, r"ModelConfig\.temperature is -0\.5; it must be at least 0"),
+        ({"temperature": -0.5}, r"ModelConfig\.temperature is -0\.5; it must be 0 to 16"),
+        ({"temperature": 17.0}, r"ModelConfig\.temperature is 17\.0; it must be 0 to 16"),
     ],
 )
 def test_model_validation(changes: dict[str, object], message: str) -> None:

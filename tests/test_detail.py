@@ -1,7 +1,25 @@
+from typing import Any
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sic_jax.model.detail import detail_words, hash32, normal_noise, uniform_noise
+from sic_jax.config import ModelConfig
+from sic_jax.model.detail import (
+    detail_spreads,
+    detail_words,
+    draw_detail,
+    hash32,
+    normal_noise,
+    prior_sigmas,
+    random_normal_noise,
+    random_uniform_noise,
+    round_detail,
+    temperature_units,
+    uniform_noise,
+    uniform_sigmas,
+)
 
 # Written with plain Python integers from the definition (see `words` below).
 GOLDEN = {
@@ -48,18 +66,23 @@ def test_words_are_a_permutation_of_the_counters() -> None:
 
 def test_noise_by_hand() -> None:
     a, b = words(9, 5)
-    total = (a % 65536) + (a // 65536) + (b % 65536) + (b // 65536)
-    normal = (total - 2 * 65535) / ((2**32 - 1) / 3) ** 0.5
-    assert normal_noise(9, (2, 3))[1, 2] == np.float32(normal)
-    uniform = ((a + 0.5) / 2**32 - 0.5) * 12**0.5
-    assert uniform_noise(9, (2, 3))[1, 2] == np.float32(uniform)
+    total = (a % 65536) + (a // 65536) + (b % 65536) + (b // 65536) - 2 * 65535
+    assert normal_noise(9, (2, 3))[1, 2] == (total * 1774 + 2**15) // 2**16
+    assert uniform_noise(9, (2, 3))[1, 2] == ((2 * (a // 65536) - 65535) * 1774 + 2**15) // 2**16
+    # In units of 1/1024 of the standard deviation: of four 16-bit words, and of one.
+    assert normal_noise(9, (2, 3))[1, 2] == pytest.approx(
+        total / ((2**32 - 1) / 3) ** 0.5 * 1024, abs=1
+    )
+    assert uniform_noise(9, (2, 3))[1, 2] == pytest.approx(
+        ((a + 0.5) / 2**32 - 0.5) * 12**0.5 * 1024, abs=1
+    )
 
 
 @pytest.mark.parametrize(
-    ("draw", "bound", "kurtosis"), [(normal_noise, 3.4643, 2.7), (uniform_noise, 3**0.5, 1.8)]
+    ("draw", "bound", "kurtosis"), [(normal_noise, 3.465, 2.7), (uniform_noise, 1.7327, 1.8)]
 )
 def test_moments_and_bounds(draw: type(normal_noise), bound: float, kurtosis: float) -> None:
-    x = draw(3, (64, 64, 50)).astype(np.float64)
+    x = draw(3, (64, 64, 50)) / 1024
     n = x.size
     assert abs(x.mean()) < 4 / n**0.5
     assert abs(x.var() - 1) < 4 * ((kurtosis - 1) / n) ** 0.5
@@ -67,7 +90,7 @@ def test_moments_and_bounds(draw: type(normal_noise), bound: float, kurtosis: fl
     assert np.abs(x).max() <= bound
     assert np.abs(x).max() > 0.9 * bound
     # Neighbours in either direction and other seeds have nothing to do with each other.
-    other = draw(4, x.shape)
+    other = draw(4, x.shape) / 1024
     for u, v in ((x[1:], x[:-1]), (x[..., 1:], x[..., :-1]), (x, other)):
         assert abs((u * v).mean()) < 5 / n**0.5
 
@@ -75,9 +98,44 @@ def test_moments_and_bounds(draw: type(normal_noise), bound: float, kurtosis: fl
 @pytest.mark.parametrize("draw", [normal_noise, uniform_noise])
 def test_same_seed_same_noise(draw: type(normal_noise)) -> None:
     a = draw(11, (4, 5, 6))
-    assert a.dtype == np.float32
+    assert a.dtype == np.int32
     assert a.shape == (4, 5, 6)
     np.testing.assert_array_equal(a, draw(11, (4, 5, 6)))
     assert not np.array_equal(a, draw(12, (4, 5, 6)))
     # The counter is position * C + channel: more rows do not change the first ones.
     np.testing.assert_array_equal(draw(11, (9, 5, 6))[:4], a)
+
+
+@pytest.mark.parametrize(
+    ("draw", "kurtosis"), [(random_normal_noise, 3), (random_uniform_noise, 1.8)]
+)
+def test_training_noise_has_the_codec_units(draw: Any, kurtosis: float) -> None:
+    x = np.asarray(draw(jax.random.key(0), (100, 1000)))
+    assert x.dtype == np.int32
+    x = x / 1024
+    assert abs(x.mean()) < 0.01
+    assert abs(x.var() - 1) < 0.02
+    assert abs((x**4).mean() - kurtosis) < 0.1
+    assert np.abs(x).max() <= 4
+
+
+def test_details_by_hand() -> None:
+    cfg = ModelConfig()
+    sigmas = prior_sigmas(cfg)
+    # 0.11, its 64 steps up to 64, in 1/4096.
+    assert sigmas[[0, 1, 22, 63]].tolist() == [451, 498, 4161, 262144]
+    assert uniform_sigmas().tolist() == [4730]
+    temperature = jnp.array([temperature_units(t) for t in (0, 0.25, 1, 16)])
+    assert temperature.tolist() == [0, 64, 256, 4096]
+    spreads = np.asarray(detail_spreads(sigmas, temperature))
+    assert spreads[:, [0, 22, 63]].tolist() == [
+        [0, 0, 0], [7, 65, 4096], [28, 260, 16384], [451, 4161, 262144]
+    ]  # fmt: skip
+    # The largest sigma, temperature and noise do not overflow: 64 * 16 * 3.46 = 3546.4.
+    mean = jnp.array([8.0, -8.0, -32768.0])
+    drawn = draw_detail(mean, jnp.array([64, 64, 262144]), jnp.array([1024, -1025, -3547]))
+    assert drawn.tolist() == [0.5 + 0.25, -0.5 - 65 / 256, -2048 - 3547.0]
+    assert round_detail(jnp.array([0.5, -0.5, 1.49, -1.51])).tolist() == [1, 0, 1, -2]
+    for bad in (-0.1, 16.1, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match=f"temperature must be 0 to 16, got {bad}"):
+            temperature_units(bad)

@@ -1,7 +1,9 @@
 """Bundles: a trained model as a directory of plain files, without pickle.
 
     config.json   architecture (ModelConfig)
-    weights.npz   parameters, float16, one array a leaf, named by path: ``g_a/Conv_0/kernel``
+    weights.npz   transforms and prior of z: float16 arrays named by path, ``g_a/Conv_0/kernel``;
+                  entropy networks: integers, ``context/dense_1/kernel`` int8, ``bias`` int32 and
+                  ``shift`` uint8
     tables.npz    integer coding tables of y and z
     id            SHA-256 over config, parameters and tables
     README.md     model card
@@ -23,10 +25,19 @@ from numpy.typing import NDArray
 from sic_jax.codec.container import MODEL_ID_BYTES
 from sic_jax.config import ModelConfig, from_dict, to_dict
 from sic_jax.entropy.distributions import deep_factorized_logits
+from sic_jax.entropy.exact import Layer, check_layer, dequantise
 from sic_jax.entropy.tables import CdfTables, gaussian_tables, tables_from_pmfs, validate_tables
 from sic_jax.model.complexity import codec_macs_per_pixel
-from sic_jax.model.params import Params, num_params
-from sic_jax.model.sic import SicModel
+from sic_jax.model.context import MEAN_BINS
+from sic_jax.model.params import (
+    Params,
+    check_params,
+    entropy_layers,
+    flatten_params,
+    num_params,
+    unflatten_params,
+)
+from sic_jax.model.sic import EntropyLayers, SicModel, entropy_specs
 
 _BUNDLES = Path(__file__).resolve().parent.parent / "bundles"
 _Z_REACH = 256
@@ -40,9 +51,11 @@ class Bundle:
     name: str
     cfg: ModelConfig
     params: Params
-    """float32 arrays, exactly the stored float16 values."""
+    """float32 arrays: the stored float16 values, and floats that quantise to `entropy`."""
+    entropy: EntropyLayers
+    """Integers of the entropy networks, as float32 arrays."""
     tables_y: CdfTables
-    """Gaussian tables; index = scale index * num_mean_bins + mean bin."""
+    """Gaussian tables; index = scale index * MEAN_BINS + mean bin."""
     tables_z: CdfTables
     """One table a channel of z."""
     digest: bytes
@@ -77,21 +90,28 @@ def factorized_tables(params: Params, cfg: ModelConfig) -> CdfTables:
 
 
 def export_bundle(folder: str | Path, cfg: ModelConfig, params: Params, *, card: str = "") -> None:
-    """Write a bundle: parameters rounded to float16, tables built from the rounded ones.
+    """Write a bundle: entropy networks as integers, the other parameters rounded to float16.
 
     Raises:
       ValueError: If a parameter is not finite in float16.
     """
     folder = Path(folder)
+    specs = entropy_specs(cfg)
     with np.errstate(over="ignore"):
-        rounded = jax.tree.map(lambda a: np.asarray(a).astype(np.float16), params)
-    leaves: dict[str, Any] = _flatten(rounded)
+        rounded = {
+            network: jax.tree.map(lambda a: np.asarray(a).astype(np.float16), tree)
+            for network, tree in params.items()
+            if network not in specs
+        }
+    leaves: dict[str, Any] = flatten_params(rounded)
     for path, leaf in leaves.items():
         if not np.isfinite(leaf).all():
             raise ValueError(f"parameter {path} has values that float16 cannot hold")
-    exact = jax.tree.map(lambda a: a.astype(np.float32), rounded)
-    tables = {"y": gaussian_tables(sigma_grid(cfg), cfg.num_mean_bins)}
-    tables["z"] = factorized_tables(exact, cfg)
+    tables = {"y": gaussian_tables(sigma_grid(cfg), MEAN_BINS)}
+    tables["z"] = factorized_tables(jax.tree.map(lambda a: a.astype(np.float32), rounded), cfg)
+    for network, layers in entropy_layers(cfg, params).items():
+        for name, layer in layers.items():
+            leaves |= _layer_leaves(f"{network}/{name}", layer)
     arrays: dict[str, Any] = {
         f"{k}_{f}": a for k, t in tables.items() for f, a in t._asdict().items()
     }
@@ -106,6 +126,9 @@ def export_bundle(folder: str | Path, cfg: ModelConfig, params: Params, *, card:
 def load_bundle(name: str | Path = "default") -> Bundle:
     """Load a bundle by the name of one that ships with the package, or by its folder.
 
+    Nothing in it is trusted: names, types, shapes and values are checked, sums of the entropy
+    networks are exact for any input, tables are safe for the coder, and no code runs.
+
     Raises:
       ValueError: If there is none, or it is damaged, naming what is wrong.
     """
@@ -114,25 +137,28 @@ def load_bundle(name: str | Path = "default") -> Bundle:
         cfg = from_dict(ModelConfig, json.loads((folder / "config.json").read_text()))
         leaves = _read_npz(folder / "weights.npz")
         arrays = _read_npz(folder / "tables.npz")
-        stored = (folder / "id").read_text().strip()
+        if _digest(cfg, leaves, arrays).hex() != (folder / "id").read_text().strip():
+            raise ValueError("its content does not match its id")
         tables = [
             CdfTables(*(arrays[f"{k}_{field}"] for field in CdfTables._fields)) for k in ("y", "z")
         ]
-        for table in tables:
+        counts = (cfg.num_sigmas * MEAN_BINS, cfg.hyper_channels)
+        for table, count in zip(tables, counts, strict=True):
             validate_tables(table)
-    except (OSError, KeyError, ValueError) as e:
+            if len(table.starts) != count:
+                raise ValueError(f"{len(table.starts)} coding tables where {count} are needed")
+        params, entropy = _split_leaves(cfg, leaves)
+    except (OSError, KeyError, ValueError, OverflowError, MemoryError, RecursionError) as e:
         raise ValueError(f"bundle {str(name)!r} is damaged: {e}") from e
-    for table, count in zip(
-        tables, (cfg.num_sigmas * cfg.num_mean_bins, cfg.hyper_channels), strict=True
-    ):
-        if len(table.starts) != count:
-            raise ValueError(
-                f"bundle {str(name)!r}: {len(table.starts)} coding tables where {count} are needed"
-            )
-    digest = _digest(cfg, leaves, arrays)
-    if digest.hex() != stored:
-        raise ValueError(f"bundle {str(name)!r} is damaged: its content does not match its id")
-    return Bundle(str(name), cfg, _unflatten(leaves), tables[0], tables[1], digest)
+    return Bundle(
+        name=str(name),
+        cfg=cfg,
+        params=params,
+        entropy=entropy,
+        tables_y=tables[0],
+        tables_z=tables[1],
+        digest=_digest(cfg, leaves, arrays),
+    )
 
 
 def describe(name: str | Path = "default") -> dict[str, object]:
@@ -173,22 +199,45 @@ def _read_npz(path: Path) -> dict[str, NDArray[Any]]:
         raise ValueError(f"{path.name} cannot be read: {e}") from e
 
 
-def _flatten(params: Params) -> dict[str, NDArray[Any]]:
-    leaves = jax.tree_util.tree_flatten_with_path(params)[0]
-    return {"/".join(str(p.key) for p in path): leaf for path, leaf in leaves}
+def _layer_leaves(path: str, layer: Layer) -> dict[str, NDArray[Any]]:
+    """The arrays of a layer as a bundle stores them."""
+    kernel, bias, scale = (np.asarray(a) for a in layer)
+    return {
+        f"{path}/kernel": kernel.astype(np.int8),
+        f"{path}/bias": bias.astype(np.int32),
+        f"{path}/shift": (-np.log2(scale)).astype(np.uint8),
+    }
 
 
-def _unflatten(leaves: dict[str, NDArray[Any]]) -> Params:
-    params: Params = {}
-    for path, leaf in leaves.items():
+def _split_leaves(
+    cfg: ModelConfig, leaves: dict[str, NDArray[Any]]
+) -> tuple[Params, EntropyLayers]:
+    """Checked parameters, those of the entropy networks dequantised, and the integers of these."""
+    left = dict(leaves)
+    floats: dict[str, NDArray[Any]] = {}
+    entropy: EntropyLayers = {}
+    for network, specs in entropy_specs(cfg).items():
+        entropy[network] = {}
+        for name, spec in specs.items():
+            path = f"{network}/{name}"
+            arrays = [left.pop(f"{path}/{part}") for part in ("kernel", "bias", "shift")]
+            types = tuple(a.dtype.str for a in arrays)
+            if types != ("|i1", "<i4", "|u1"):
+                raise ValueError(f"{path} has types {types}, not int8, int32 and uint8")
+            arrays[2] = np.float32(2.0) ** -arrays[2].astype(np.float32)
+            layer = Layer(*(jnp.asarray(a, jnp.float32) for a in arrays))
+            try:
+                check_layer(layer, spec)
+            except ValueError as e:
+                raise ValueError(f"{path}: {e}") from e
+            entropy[network][name] = layer
+            floats[f"{path}/kernel"], floats[f"{path}/bias"] = dequantise(layer, spec)
+    for path, leaf in left.items():
         if leaf.dtype != np.float16 or not np.isfinite(leaf).all():
-            raise ValueError(f"bundle: parameter {path} is not finite float16")
-        *parents, name = path.split("/")
-        node = params
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[name] = leaf.astype(np.float32)
-    return params
+            raise ValueError(f"parameter {path} is not finite float16")
+        floats[path] = leaf.astype(np.float32)
+    check_params(cfg, floats)
+    return unflatten_params(floats), entropy
 
 
 def _digest(

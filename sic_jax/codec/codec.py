@@ -31,7 +31,7 @@ from sic_jax.entropy.range_coder import (
     default_backend,
 )
 from sic_jax.errors import BitstreamError
-from sic_jax.model.detail import normal_noise, uniform_noise
+from sic_jax.model.detail import normal_noise, temperature_units, uniform_noise
 from sic_jax.model.hyper import HYPER_PATCH
 from sic_jax.model.sic import SicModel
 from sic_jax.model.transforms import PATCH
@@ -82,7 +82,7 @@ class Codec:
             raise ValueError(f"coder must be one of {available_backends()} here, got {coder!r}")
         self.bundle = bundle
         self.coder = coder or default_backend()
-        self._pass = CodingPass(bundle.cfg, bundle.params)
+        self._pass = CodingPass(bundle.cfg, bundle.entropy)
         model = SicModel(bundle.cfg)
         self._variables = jax.device_put({"params": bundle.params})
 
@@ -149,14 +149,13 @@ class Codec:
             mode="gray" if image.ndim == 2 else "rgb",
             num_levels=level,
             seed=seed,
-            float_entropy=True,
         )
         y_device, z_device = self._analyse(self._variables, _pad(pixels))
         y, z = np.asarray(y_device), np.asarray(z_device)
         limit = VALUE_LIMIT // 2
         y, z = np.clip(y, -limit, limit), np.clip(z, -limit, limit)
         segments = [self._encode_z(z)]
-        hyper = self._pass.hyper(self._pass.variables, z, y.shape[:2])
+        hyper = self._pass.hyper(z, (y.shape[0], y.shape[1]))
         coding = self._pass.run(hyper, level)
         encoder, symbols, current = self._new_encoder(), b"", 1
         request = next(coding)
@@ -236,8 +235,7 @@ class Codec:
             raise ValueError(f"num_samples must be at least 1, got {num_samples}")
         cfg = self.bundle.cfg
         temperature = cfg.temperature if temperature is None else temperature
-        if not 0 <= temperature < float("inf"):
-            raise ValueError(f"temperature must be finite and at least 0, got {temperature}")
+        units = temperature_units(temperature)
         container = unpack(data, strict=strict, max_pixels=max_pixels)
         header = container.header
         seed = header.seed if seed is None else seed
@@ -245,15 +243,13 @@ class Codec:
             raise ValueError(f"seed must be 0 to {MAX_SEED}, got {seed}")
         latents = self.decode_latents(container, level=level)
         shape = latents.y_s.shape
-        y_s = latents.y_s.astype(np.float32)[None]
-        hyper = self._pass.hyper(self._pass.variables, latents.z_hat, shape[:2])
+        hyper = self._pass.hyper(latents.z_hat, (shape[0], shape[1]))
         levels = np.array([latents.level], np.int32)
         draw = uniform_noise if cfg.detail == "uniform" else normal_noise
         out = []
         for member in range(num_samples):
-            noise = draw((seed + member) % (MAX_SEED + 1), shape)[None]
-            spread = np.array([temperature], np.float32)
-            y_hat = self._pass.complete(self._pass.variables, y_s, hyper, levels, noise, spread)
+            noise = draw((seed + member) % (MAX_SEED + 1), shape)
+            y_hat = self._pass.complete(latents.y_s, hyper, latents.level, noise, units)
             y_device = jax.device_put(y_hat, jax.devices()[0])
             x_hat = np.asarray(self._synthesise(self._variables, y_device, levels))
             out.append(x_hat[: header.height, : header.width])
@@ -288,7 +284,7 @@ class Codec:
         self._check_level(level, container.level)
         h, w = -(-header.height // PATCH), -(-header.width // PATCH)
         z = self._decode_z(container.segments[0], (-(-h // HYPER_PATCH), -(-w // HYPER_PATCH)))
-        coding = self._pass.run(self._pass.hyper(self._pass.variables, z, (h, w)), level)
+        coding = self._pass.run(self._pass.hyper(z, (h, w)), level)
         current, symbols = 1, b""
         decoder = self._new_decoder(container.segments[1])
         request = next(coding)
@@ -360,8 +356,7 @@ def _finish(decoder: RangeDecoder, symbols: bytes, segment: Segment, what: str) 
     """End a segment: the stream must be used up and the symbols must have their checksum."""
     if symbols_checksum(symbols) != segment.symbols_crc:
         raise BitstreamError(
-            f"the symbols of {what} do not have their checksum: the data are damaged, or this "
-            "machine's floating-point arithmetic differs from the encoder's"
+            f"the symbols of {what} do not have their checksum: the data are damaged"
         )
     decoder.finish()
 

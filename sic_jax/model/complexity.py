@@ -1,13 +1,20 @@
 """Multiply-accumulates of the networks, counted from the traced program."""
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from sic_jax.config import ModelConfig
+from sic_jax.model.context import context_of_group, group_parameters, group_size
+from sic_jax.model.hyper import hyper_synthesis
+from sic_jax.model.params import param_shapes
 from sic_jax.model.sic import SicModel
+from sic_jax.model.transforms import PATCH
 
 _SIDE = 256
 
@@ -40,38 +47,36 @@ def codec_macs_per_pixel(cfg: ModelConfig) -> dict[str, float]:
       `encode` and `decode`: transforms, hyper networks and the coding pass (2 L entropy steps and
       L context updates, on both sides).
     """
-    model = SicModel(cfg)
-    h = _SIDE // 16
-    x = jnp.zeros((1, _SIDE, _SIDE, 3))
-    level = jnp.ones((1,), jnp.int32)
-    temperature = jnp.zeros((1,))
-    key = jax.random.key(0)
-    shapes = jax.eval_shape(lambda k: model.init(k, x, level, temperature=temperature, key=k), key)
-
-    def macs(method: str, *args: Any) -> int:
-        def run(variables: Any, *args: Any) -> Any:
-            return model.apply(variables, *args, method=method)
-
-        return count_macs(jax.make_jaxpr(run)(shapes, *args).jaxpr)
-
-    group = max(cfg.level_channels)
-    g = jnp.zeros((), jnp.int32)
-    y_group = jnp.zeros((1, h, h, group))
-    hyper = jnp.zeros((1, h, h, cfg.hyper_width))
-    context = jnp.zeros((1, h, h, cfg.num_levels, cfg.context_width))
-    pass_macs = cfg.num_levels * (
-        2 * macs("group_parameters", g, hyper, context, y_group)
-        + macs("context_of_group", g, y_group)
-    )
-    z_hat = jnp.zeros((1, h // 4, h // 4, cfg.hyper_channels))
-
-    def h_s(variables: Any, z_hat: jax.Array) -> Any:
-        return model.apply(variables, z_hat, (h, h), method="hyper_features")
-
-    shared = pass_macs + count_macs(jax.make_jaxpr(h_s)(shapes, z_hat).jaxpr)
-    y_hat = jnp.zeros((1, h, h, cfg.num_channels))
+    model, params = SicModel(cfg), param_shapes(cfg)
+    h = _SIDE // PATCH
     pixels = _SIDE * _SIDE
+
+    def array(shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> Any:
+        return jax.eval_shape(lambda: jnp.zeros(shape, dtype))
+
+    def macs(function: Callable[..., Any], *args: Any) -> float:
+        return count_macs(jax.make_jaxpr(function)(*args).jaxpr) / pixels
+
+    def method(name: str) -> Callable[..., Any]:
+        return partial(model.apply, method=name)
+
+    variables = {"params": params}
+    layers = jax.eval_shape(method("entropy_layers"), variables)
+    g = array((), jnp.int32)
+    hyper, group = array((1, h, h, cfg.hyper_width)), array((1, h, h, group_size(cfg)))
+    context = array((1, h, h, cfg.num_levels, cfg.context_width))
+    z_hat = array((1, h // 4, h // 4, cfg.hyper_channels))
+    step = macs(
+        lambda *args: group_parameters(args[0], cfg, *args[1:]),
+        layers["context"], g, hyper, context, group,
+    )  # fmt: skip
+    update = macs(lambda p, g, y: context_of_group(p, cfg, g, y), layers["context"], g, group)
+    h_s = macs(lambda p, z: hyper_synthesis(p, z, (h, h)), layers["h_s"], z_hat)
+    shared = h_s + cfg.num_levels * (2 * step + update)
+    x = array((1, _SIDE, _SIDE, 3))
+    y_hat = array((1, h, h, cfg.num_channels))
+    level = array((1,), jnp.int32)
     return {
-        "encode": (macs("analyse", x) + shared) / pixels,
-        "decode": (macs("synthesise", y_hat, level) + shared) / pixels,
+        "encode": macs(method("analyse"), variables, x) + shared,
+        "decode": macs(method("synthesise"), variables, y_hat, level) + shared,
     }

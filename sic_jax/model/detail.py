@@ -1,15 +1,30 @@
-"""Detail noise: a counter-based generator that the file format defines, the same everywhere.
+"""Details: a counter-based noise generator and the draw, in integers that the file format defines.
 
-Only integer arithmetic modulo 2^32 decides the draw of (seed, position, channel); FORMAT.md has the
-same definition in words.
+Only integer arithmetic decides the detail of (seed, position, channel), so that a file and a seed
+give the same symbols everywhere; FORMAT.md has the same definition in words.
+
+    noise        in 1/1024 of a standard deviation
+    sigma        in 1/4096, rounded once a scale
+    temperature  in 1/256
+    details      in 1/256:  16 mean + floor(floor(sigma temperature / 2^12) noise / 2^10)
 """
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-_UNIFORM_SCALE = 12**0.5 / 2.0**32
-_NORMAL_MEAN = 2 * 65535
-_NORMAL_STD = float(np.sqrt((2.0**32 - 1) / 3))
+from sic_jax.config import ModelConfig
+from sic_jax.entropy.exact import FRACTION_BITS
+
+NOISE_BITS = 10
+TEMPERATURE_BITS = 8
+TEMPERATURE_MAX = 16
+DETAIL_BITS = 8
+_SIGMA_BITS = 12
+# Factors that bring the raw sums to units of 2^-10 standard deviations, times 2^16: the sum of four
+# 16-bit words deviates by 37837.2, twice a centred 16-bit word by 37837.2 too.
+_NOISE_FACTOR = 1774
 
 
 def hash32(x: NDArray[np.uint32]) -> NDArray[np.uint32]:
@@ -36,19 +51,91 @@ def detail_words(seed: int, count: int) -> tuple[NDArray[np.uint32], NDArray[np.
     return first, hash32(first ^ np.uint32(0x85EBCA6B))
 
 
-def normal_noise(seed: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
-    """Near-normal noise of zero mean and unit variance: the sum of four 16-bit uniforms.
+def normal_noise(seed: int, shape: tuple[int, ...]) -> NDArray[np.int32]:
+    """Near-normal noise in 1/1024 of its standard deviation: the sum of four 16-bit uniforms.
 
-    Bounded at +-3.46, so that a single draw cannot spoil a picture.
+    Bounded at +-3.46 deviations, so that a single draw cannot spoil a picture.
     """
     a, b = detail_words(seed, int(np.prod(shape)))
-    total = sum((w & np.uint32(0xFFFF)).astype(np.int32) + (w >> np.uint32(16)) for w in (a, b))
-    noise = (np.asarray(total, np.float64) - _NORMAL_MEAN) / _NORMAL_STD
-    return noise.astype(np.float32).reshape(shape)
+    total = np.full(a.shape, -2 * 65535, np.int32)
+    for word in (a, b):
+        total += (word & np.uint32(0xFFFF)).astype(np.int32)
+        total += (word >> np.uint32(16)).astype(np.int32)
+    return _scaled(total).reshape(shape)
 
 
-def uniform_noise(seed: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
-    """Uniform noise of zero mean and unit variance."""
+def uniform_noise(seed: int, shape: tuple[int, ...]) -> NDArray[np.int32]:
+    """Uniform noise in 1/1024 of its standard deviation."""
     a, _ = detail_words(seed, int(np.prod(shape)))
-    noise = (a.astype(np.float64) + 0.5 - 2.0**31) * _UNIFORM_SCALE
-    return noise.astype(np.float32).reshape(shape)
+    return _scaled(2 * (a >> np.uint32(16)).astype(np.int32) - 65535).reshape(shape)
+
+
+def _scaled(total: NDArray[np.int32]) -> NDArray[np.int32]:
+    total *= _NOISE_FACTOR
+    total += 1 << 15
+    total >>= 16
+    return total
+
+
+def random_normal_noise(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Noise for training: as `normal_noise`, but normal and from a key."""
+    noise = jax.random.normal(key, shape) * 2**NOISE_BITS
+    return jnp.round(jnp.clip(noise, -4 * 2**NOISE_BITS, 4 * 2**NOISE_BITS)).astype(jnp.int32)
+
+
+def random_uniform_noise(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Noise for training: as `uniform_noise`, but from a key."""
+    edge = 3**0.5 * 2**NOISE_BITS
+    noise = jax.random.uniform(key, shape, minval=-edge, maxval=edge)
+    return jnp.round(noise).astype(jnp.int32)
+
+
+def temperature_units(temperature: float) -> int:
+    """A temperature in 1/256, rounded.
+
+    Raises:
+      ValueError: If it is not in [0, `TEMPERATURE_MAX`].
+    """
+    if not 0 <= temperature <= TEMPERATURE_MAX:
+        raise ValueError(f"temperature must be 0 to {TEMPERATURE_MAX}, got {temperature}")
+    return int(np.floor(temperature * 2**TEMPERATURE_BITS + 0.5))
+
+
+def prior_sigmas(cfg: ModelConfig) -> NDArray[np.int32]:
+    """Standard deviations of the scale indices in 1/4096, int32 [num_sigmas]."""
+    grid = np.geomspace(cfg.sigma_min, cfg.sigma_max, cfg.num_sigmas)
+    sigmas: NDArray[np.int32] = np.floor(grid * 2**_SIGMA_BITS + 0.5).astype(np.int32)
+    return sigmas
+
+
+def uniform_sigmas() -> NDArray[np.int32]:
+    """Standard deviation of the paper's U(-2, 2) in 1/4096, int32 [1]."""
+    return np.array([np.floor(2 / 3**0.5 * 2**_SIGMA_BITS + 0.5)], np.int32)
+
+
+def detail_spreads(sigmas: NDArray[np.int32], temperature: jax.Array) -> jax.Array:
+    """Standard deviations of details in 1/256: int32 [B, S].
+
+    Args:
+      sigmas: In 1/4096, [S].
+      temperature: In 1/256, int32 [B].
+    """
+    return jnp.right_shift(jnp.asarray(sigmas) * temperature[:, None], _SIGMA_BITS)
+
+
+def draw_detail(mean: jax.Array, spread: jax.Array, noise: jax.Array) -> jax.Array:
+    """Details, multiples of 1/256 as float32.
+
+    Args:
+      mean: Integers as float32, in sixteenths.
+      spread: int32, from `detail_spreads`.
+      noise: int32, from `normal_noise` or `uniform_noise`.
+    """
+    units: jax.Array = mean.astype(jnp.int32) * 2 ** (DETAIL_BITS - FRACTION_BITS)
+    units = units + jnp.right_shift(spread * noise, NOISE_BITS)
+    return units.astype(jnp.float32) * 2.0**-DETAIL_BITS
+
+
+def round_detail(detail: jax.Array) -> jax.Array:
+    """The integer nearest to a detail, halves upwards, as the context model sees it."""
+    return jnp.floor(detail + 0.5)

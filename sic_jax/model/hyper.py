@@ -9,6 +9,13 @@ import jax.numpy as jnp
 
 from sic_jax.config import ModelConfig
 from sic_jax.entropy.distributions import FactorizedParams
+from sic_jax.entropy.exact import (
+    ACTIVATION_MAX,
+    Layers,
+    LayerSpec,
+    rescale,
+    shifted_products,
+)
 from sic_jax.model.transforms import depth_to_space, log_compress, space_to_depth
 
 HYPER_PATCH = 4
@@ -31,20 +38,32 @@ class HyperAnalysis(nn.Module):
         return nn.Conv(self.cfg.hyper_channels, (1, 1))(nn.leaky_relu(h, 0.1))
 
 
-class HyperSynthesis(nn.Module):
-    """h_s: z_hat to features [B, h, w, F] at the latents' resolution (cropped to `shape`)."""
+def hyper_synthesis_specs(cfg: ModelConfig) -> dict[str, LayerSpec]:
+    """The layers of h_s."""
+    width = cfg.hyper_width
+    up = LayerSpec((width, 4 * width))
+    return {
+        "first": LayerSpec((9, cfg.hyper_channels, width), input_bits=0),
+        "up_1": up,
+        "up_2": up,
+        "last": LayerSpec((9, width, width)),
+    }
 
-    cfg: ModelConfig
 
-    @nn.compact
-    def __call__(self, z_hat: jax.Array, shape: tuple[int, int]) -> jax.Array:
-        """z_hat: [B, ceil(h/4), ceil(w/4), C_z]; shape: (h, w)."""
-        width = self.cfg.hyper_width
-        h = nn.Conv(width, (3, 3))(z_hat)
-        for _ in range(2):
-            h = depth_to_space(nn.Conv(4 * width, (1, 1))(nn.leaky_relu(h, 0.1)), 2)
-        h = nn.Conv(width, (3, 3))(nn.leaky_relu(h, 0.1))
-        return h[:, : shape[0], : shape[1]]
+def hyper_synthesis(layers: Layers, z_hat: jax.Array, shape: tuple[int, int]) -> jax.Array:
+    """h_s: z_hat to features [B, h, w, F] at the latents' resolution, in exact arithmetic.
+
+    Args:
+      layers: Of `hyper_synthesis_specs`.
+      z_hat: Integers [B, ceil(h/4), ceil(w/4), C_z]; clipped to what the arithmetic allows.
+      shape: (h, w), to which the features are cropped.
+    """
+    total = shifted_products(jnp.clip(z_hat, -ACTIVATION_MAX, ACTIVATION_MAX), layers["first"][0])
+    h = rescale(total, layers["first"], leaky=True)
+    for up in (layers["up_1"], layers["up_2"]):
+        h = depth_to_space(rescale(h @ up.kernel, up, leaky=True), 2)
+    h = rescale(shifted_products(h, layers["last"].kernel), layers["last"])
+    return h[:, : shape[0], : shape[1]]
 
 
 def _centred_uniform(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:

@@ -1,28 +1,80 @@
 """Parameters of the model: one tree of arrays under the paper's symbols."""
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import NDArray
 
 from sic_jax.config import ModelConfig
-from sic_jax.model.sic import SicModel
+from sic_jax.model.sic import EntropyLayers, SicModel
 
 Params = dict[str, Any]
 
 
-def init_params(model_cfg: ModelConfig, *, seed: int) -> Params:
+def init_params(cfg: ModelConfig, *, seed: int) -> Params:
     """Random parameters of the model, float32."""
-    model = SicModel(model_cfg)
+    # The default generator takes XLA half a minute to compile, once a parameter.
+    params: Params = jax.jit(_initialiser(cfg))(jax.random.key(seed, impl="rbg"))
+    return params
+
+
+def param_shapes(cfg: ModelConfig) -> Params:
+    """The model's parameter tree as shapes and types, without making it."""
+    shapes: Params = jax.eval_shape(_initialiser(cfg), jax.random.key(0))
+    return shapes
+
+
+def _initialiser(cfg: ModelConfig) -> Callable[[jax.Array], Params]:
+    model = SicModel(cfg)
     x = jnp.zeros((1, 64, 64, 3))
-    level, temperature = jnp.ones((1,), jnp.int32), jnp.zeros((1,))
+    level = jnp.ones((1,), jnp.int32)
 
     def init(key: jax.Array) -> Params:
-        return dict(model.init(key, x, level, temperature=temperature, key=key)["params"])
+        return dict(model.init(key, x, level, method="touch")["params"])
 
-    # The default generator takes XLA half a minute to compile, once a parameter.
-    params: Params = jax.jit(init)(jax.random.key(seed, impl="rbg"))
+    return init
+
+
+def check_params(cfg: ModelConfig, leaves: Mapping[str, NDArray[Any]]) -> None:
+    """Check that a model has the parameters `leaves`, by path.
+
+    Raises:
+      ValueError: If one is missing, unknown or of another shape.
+    """
+    wanted = {path: leaf.shape for path, leaf in flatten_params(param_shapes(cfg)).items()}
+    if missing := sorted(set(wanted) - set(leaves)):
+        raise ValueError(f"parameter {missing[0]} is missing")
+    if unknown := sorted(set(leaves) - set(wanted)):
+        raise ValueError(f"parameter {unknown[0]} is not one of this model")
+    for path, leaf in leaves.items():
+        if leaf.shape != wanted[path]:
+            raise ValueError(f"parameter {path} has shape {leaf.shape}, not {wanted[path]}")
+
+
+def entropy_layers(cfg: ModelConfig, params: Params) -> EntropyLayers:
+    """Integers of the entropy networks of a model with float parameters."""
+    layers: Any = SicModel(cfg).apply({"params": params}, method="entropy_layers")
+    return dict(layers)
+
+
+def flatten_params(params: Params) -> dict[str, Any]:
+    """Leaves of a parameter tree by path, such as ``g_a/Conv_0/kernel``."""
+    leaves = jax.tree_util.tree_flatten_with_path(params)[0]
+    return {"/".join(str(p.key) for p in path): leaf for path, leaf in leaves}
+
+
+def unflatten_params(leaves: Mapping[str, Any]) -> Params:
+    """The inverse of `flatten_params`."""
+    params: Params = {}
+    for path, leaf in leaves.items():
+        *parents, name = path.split("/")
+        node = params
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[name] = leaf
     return params
 
 

@@ -14,8 +14,30 @@ from sic_jax.entropy.distributions import (
     normal_bits,
     ste_round,
 )
-from sic_jax.model.context import ContextModel
-from sic_jax.model.hyper import FactorizedPrior, HyperAnalysis, HyperSynthesis
+from sic_jax.entropy.exact import ExactLayers, Layers, LayerSpec, rescale, straight_through
+from sic_jax.model.context import (
+    MEAN_BINS,
+    MEAN_LIMIT,
+    all_parameters,
+    context_specs,
+    sample_details,
+    sigmas_of,
+)
+from sic_jax.model.detail import (
+    TEMPERATURE_BITS,
+    detail_spreads,
+    draw_detail,
+    random_normal_noise,
+    random_uniform_noise,
+    round_detail,
+    uniform_sigmas,
+)
+from sic_jax.model.hyper import (
+    FactorizedPrior,
+    HyperAnalysis,
+    hyper_synthesis,
+    hyper_synthesis_specs,
+)
 from sic_jax.model.levels import add_refinements, channel_levels, merge_latents, split_latents
 from sic_jax.model.transforms import AnalysisTransform, SynthesisTransform
 
@@ -39,6 +61,53 @@ class SicOutput(NamedTuple):
     """What g_s saw: quantised latents, details drawn above the level."""
 
 
+EntropyLayers = dict[str, Layers]
+"""Integers of the entropy networks: `h_s`, `context`, and `detail` where that has parameters."""
+
+
+def entropy_specs(cfg: ModelConfig) -> dict[str, dict[str, LayerSpec]]:
+    """The layers of the entropy networks, by network and name."""
+    specs = {"h_s": hyper_synthesis_specs(cfg), "context": context_specs(cfg)}
+    if cfg.detail == "uniform":
+        specs["detail"] = {"mean": LayerSpec((cfg.hyper_width, cfg.num_channels))}
+    return specs
+
+
+def complete(
+    layers: EntropyLayers,
+    cfg: ModelConfig,
+    y_s: jax.Array,
+    hyper: jax.Array,
+    level: jax.Array,
+    noise: jax.Array,
+    temperature: jax.Array,
+) -> jax.Array:
+    """Fill the channels above `level` with details.
+
+    Args:
+      layers: Of the entropy networks.
+      cfg: Of the model.
+      y_s: Synonymous part, zeros elsewhere, [B, h, w, C].
+      hyper: h_s features.
+      level: int [B].
+      noise: int32 [B, h, w, C]; `sic_jax.model.detail` defines it.
+      temperature: int32 [B], in 1/256; 0 gives the mean of the details.
+
+    Returns:
+      y_hat [B, h, w, C]. Gradients flow through y_s and, with the uniform sampler, its mean.
+    """
+    if cfg.detail == "uniform":
+        # The paper's mu_h + U(-2, 2), rounded.
+        layer = layers["detail"]["mean"]
+        mean = rescale(hyper @ layer.kernel, layer, limit=MEAN_LIMIT)
+        spread = detail_spreads(uniform_sigmas(), temperature)[:, None, None]
+        details = round_detail(draw_detail(mean, spread, noise))
+        details = straight_through(details, mean / MEAN_BINS)
+    else:
+        details = sample_details(layers["context"], cfg, y_s, hyper, level, noise, temperature)
+    return merge_latents(y_s, details, level, cfg)
+
+
 class SicModel(nn.Module):
     """Synonymous Image Compression with the `conv` transforms.
 
@@ -56,20 +125,31 @@ class SicModel(nn.Module):
         self.g_a = AnalysisTransform(self.cfg, self.dtype)
         self.g_s = SynthesisTransform(self.cfg, self.dtype)
         self.h_a = HyperAnalysis(self.cfg)
-        self.h_s = HyperSynthesis(self.cfg)
         self.prior_z = FactorizedPrior(self.cfg.hyper_channels)
-        self.context = ContextModel(self.cfg)
-        if self.cfg.detail == "uniform":
-            self.detail_mean = nn.Dense(self.cfg.num_channels)
+        specs = entropy_specs(self.cfg)
+        self.h_s = ExactLayers(specs["h_s"])
+        self.context = ExactLayers(specs["context"])
+        if "detail" in specs:
+            self.detail = ExactLayers(specs["detail"])
 
     def analyse(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Unquantised (y, z) of images [B, H, W, 3] in [0, 1] with sides a multiple of 16."""
         y = add_refinements(self.g_a(x), self.cfg)
         return y, self.h_a(y)
 
-    def hyper_features(self, z_hat: jax.Array, shape: tuple[int, int]) -> jax.Array:
-        """h_s features [B, h, w, F_h] for latents of `shape` = (h, w)."""
-        return self.h_s(z_hat, shape)
+    def entropy_layers(self) -> EntropyLayers:
+        """Integers of the entropy networks: all that coding needs."""
+        layers = {"h_s": self.h_s(), "context": self.context()}
+        if self.cfg.detail == "uniform":
+            layers["detail"] = self.detail()
+        return layers
+
+    def touch(self, x: jax.Array, level: jax.Array) -> None:
+        """Use every parameter once, to initialise them; cheaper to trace than a forward pass."""
+        y, _ = self.analyse(x)
+        self.synthesise(y, level)
+        self.factorized_params()
+        self.entropy_layers()
 
     def synthesise(self, y_hat: jax.Array, level: jax.Array) -> jax.Array:
         """Images [B, H, W, 3], not clipped, from latents and their levels int [B]."""
@@ -78,41 +158,6 @@ class SicModel(nn.Module):
     def factorized_params(self) -> FactorizedParams:
         """Parameters of the prior of z."""
         return self.prior_z()
-
-    def group_parameters(
-        self, g: jax.Array, hyper: jax.Array, context: jax.Array, anchors: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
-        """See `ContextModel.group_parameters`."""
-        return self.context.group_parameters(g, hyper, context, anchors)
-
-    def context_of_group(self, g: jax.Array, y_group: jax.Array) -> jax.Array:
-        """See `ContextModel.context_of_group`."""
-        return self.context.context_of_group(g, y_group)
-
-    def complete(
-        self,
-        y_s: jax.Array,
-        hyper: jax.Array,
-        level: jax.Array,
-        noise: jax.Array,
-        temperature: jax.Array,
-    ) -> jax.Array:
-        """Fill the channels above `level` with details; gradients flow through y_s only.
-
-        Args:
-          y_s: Synonymous part, zeros elsewhere, [B, h, w, C].
-          hyper: h_s features.
-          level: int [B].
-          noise: [B, h, w, C] of zero mean and unit variance, whichever sampler is used.
-          temperature: [B]; 0 gives the mean of the details.
-        """
-        if self.cfg.detail == "uniform":
-            # The paper's mu_h + U(-2, 2); a unit-variance uniform is U(-sqrt 3, sqrt 3).
-            spread = temperature[:, None, None, None] * (2 / 3**0.5) * noise
-            details = ste_round(self.detail_mean(hyper) + spread)
-        else:
-            details = self.context.sample_details(y_s, hyper, level, noise, temperature)
-        return merge_latents(y_s, details, level, self.cfg)
 
     def __call__(
         self,
@@ -135,19 +180,18 @@ class SicModel(nn.Module):
         y, z = self.analyse(x)
         if key is None:
             y_rated, z_rated = jnp.round(y), jnp.round(z)
-            noise, temperature = jnp.zeros_like(y), jnp.zeros_like(temperature)
+            noise, temperature = jnp.zeros(y.shape, jnp.int32), jnp.zeros_like(temperature)
         else:
             key_y, key_z, key_detail = jax.random.split(key, 3)
             y_rated = y + jax.random.uniform(key_y, y.shape, minval=-0.5, maxval=0.5)
             z_rated = z + jax.random.uniform(key_z, z.shape, minval=-0.5, maxval=0.5)
-            if cfg.detail == "uniform":
-                edge = 3**0.5
-                noise = jax.random.uniform(key_detail, y.shape, minval=-edge, maxval=edge)
-            else:
-                noise = jax.random.normal(key_detail, y.shape)
+            draw = random_uniform_noise if cfg.detail == "uniform" else random_normal_noise
+            noise = draw(key_detail, y.shape)
         y_hat, z_hat = ste_round(y), ste_round(z)
-        hyper = self.h_s(z_hat, (y.shape[1], y.shape[2]))
-        mu, sigma = self.context(y_hat, hyper)
+        layers = self.entropy_layers()
+        hyper = hyper_synthesis(layers["h_s"], z_hat, (y.shape[1], y.shape[2]))
+        mean, scale_index = all_parameters(layers["context"], cfg, y_hat, hyper)
+        mu, sigma = mean / MEAN_BINS, sigmas_of(scale_index, cfg)
         bits = normal_bits(y_rated, mu, sigma)
         if key is None:
             distance = jnp.maximum(jnp.abs(y_rated - mu), 1.0)
@@ -156,5 +200,6 @@ class SicModel(nn.Module):
         to_level = jax.nn.one_hot(channel_levels(cfg) - 1, cfg.num_levels)
         bits_z = deep_factorized_bits(self.prior_z(), z_rated).sum((1, 2, 3))
         y_s, _ = split_latents(y_hat, level, cfg)
-        y_hat = self.complete(y_s, hyper, level, noise, temperature)
+        units = jnp.round(temperature * 2**TEMPERATURE_BITS).astype(jnp.int32)
+        y_hat = complete(layers, cfg, y_s, hyper, level, noise, units)
         return SicOutput(self.g_s(y_hat, level), bits_z, bits @ to_level, y, y_hat)
