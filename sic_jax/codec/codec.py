@@ -2,6 +2,7 @@
 
 import os
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +24,8 @@ from sic_jax.codec.container import (
     symbols_checksum,
     unpack,
 )
+from sic_jax.codec.pixels import Pixels, check_image, pad, to_gray
+from sic_jax.codec.windows import in_windows
 from sic_jax.entropy.range_coder import (
     VALUE_LIMIT,
     RangeDecoder,
@@ -34,13 +37,11 @@ from sic_jax.errors import BitstreamError
 from sic_jax.model.detail import normal_noise, temperature_units, uniform_noise
 from sic_jax.model.hyper import HYPER_PATCH
 from sic_jax.model.sic import SicModel
-from sic_jax.model.transforms import PATCH
-
-Pixels = NDArray[np.uint8]
+from sic_jax.model.transforms import PATCH, analysis_margin, synthesis_margin
 
 
-class DecodedLatents(NamedTuple):
-    """Integers of a file."""
+class Latents(NamedTuple):
+    """Integers of a picture or a file."""
 
     y_s: Ints
     """[h, w, C], zeros above `level`."""
@@ -67,17 +68,24 @@ class Codec:
     Compiles on first use of each image size; keep the object to work on many images.
     """
 
-    def __init__(self, bundle: Bundle, *, coder: str | None = None) -> None:
+    def __init__(self, bundle: Bundle, *, coder: str | None = None, window: int = 2048) -> None:
         """Prepare a bundle.
 
         Args:
           bundle: The model.
           coder: Range-coder backend, `native` or `tfc`; both write the same bytes. Default: the
             one that starts faster.
+          window: Pixels of a side that the transforms see at once; larger pictures are processed
+            in overlapping windows, which bounds memory and changes nothing but float rounding.
 
         Raises:
-          ValueError: If the backend is not known or not installed.
+          ValueError: If the backend is not known or not installed, or the window too small.
         """
+        margin = max(analysis_margin(bundle.cfg), synthesis_margin(bundle.cfg))
+        if window // PATCH <= 2 * margin:
+            least = (2 * margin + 1) * PATCH
+            raise ValueError(f"window must be at least {least} for this bundle, got {window}")
+        self._window = window // PATCH
         if coder is not None and coder not in available_backends():
             raise ValueError(f"coder must be one of {available_backends()} here, got {coder!r}")
         self.bundle = bundle
@@ -86,14 +94,17 @@ class Codec:
         model = SicModel(bundle.cfg)
         self._variables = jax.device_put({"params": bundle.params})
 
-        def analyse(variables: Any, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-            x = x[None].astype(jnp.float32) / 255
-            latents: Any = model.apply(variables, x, method="analyse")
-            y, z = (jnp.round(a[0]).astype(jnp.int32) for a in latents)
-            return y, z
+        def latents(variables: Any, x: jax.Array) -> jax.Array:
+            y: Any = model.apply(variables, x[None].astype(jnp.float32) / 255, method="latents")
+            first: jax.Array = y[0]
+            return first
+
+        def quantise(variables: Any, y: jax.Array) -> tuple[jax.Array, jax.Array]:
+            z: Any = model.apply(variables, y[None], method="hyper_latents")
+            return jnp.round(y).astype(jnp.int32), jnp.round(z[0]).astype(jnp.int32)
 
         def synthesise(variables: Any, y_hat: jax.Array, level: jax.Array) -> jax.Array:
-            x_hat: Any = model.apply(variables, y_hat, level, method="synthesise")
+            x_hat: Any = model.apply(variables, y_hat[None], level, method="synthesise")
             return jnp.round(jnp.clip(x_hat[0], 0, 1) * 255).astype(jnp.uint8)
 
         def estimate(variables: Any, x: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -102,7 +113,8 @@ class Codec:
             out: Any = model.apply(variables, x, full, temperature=jnp.zeros((1,)))
             return out.bits_z[0], out.bits_y[0]
 
-        self._analyse = jax.jit(analyse)
+        self._latents = jax.jit(latents)
+        self._quantise = jax.jit(quantise)
         self._synthesise = jax.jit(synthesise)
         self._estimate = jax.jit(estimate)
 
@@ -140,7 +152,7 @@ class Codec:
         cfg = self.bundle.cfg
         level = cfg.num_levels if level is None else level
         self._check_level(level, cfg.num_levels)
-        pixels = _check_image(image)
+        pixels = check_image(image)
         height, width = pixels.shape[:2]
         header = Header(
             model_id=self.bundle.model_id,
@@ -150,10 +162,7 @@ class Codec:
             num_levels=level,
             seed=seed,
         )
-        y_device, z_device = self._analyse(self._variables, _pad(pixels))
-        y, z = np.asarray(y_device), np.asarray(z_device)
-        limit = VALUE_LIMIT // 2
-        y, z = np.clip(y, -limit, limit), np.clip(z, -limit, limit)
+        y, z, _ = self.encode_latents(pixels)
         segments = [self._encode_z(z)]
         hyper = self._pass.hyper(z, (y.shape[0], y.shape[1]))
         coding = self._pass.run(hyper, level)
@@ -173,6 +182,28 @@ class Codec:
                 segments.append(Segment(encoder.finish(), symbols_checksum(symbols)))
                 break
         return pack(header, segments, Metadata(icc_profile=icc_profile, exif=exif))
+
+    def encode_latents(self, image: NDArray[np.uint8]) -> Latents:
+        """The integers that files of an image hold, all levels.
+
+        Raises:
+          TypeError, ValueError: As `compress`.
+        """
+        cfg = self.bundle.cfg
+        padded = pad(check_image(image))
+        y = np.empty((padded.shape[0] // PATCH, padded.shape[1] // PATCH, cfg.num_channels), "f4")
+        in_windows(
+            partial(self._latents, self._variables),
+            padded,
+            y,
+            unit_in=PATCH,
+            unit_out=1,
+            limit=self._window,
+            margin=analysis_margin(cfg),
+        )
+        limit = VALUE_LIMIT // 2
+        y_hat, z_hat = (np.asarray(a) for a in self._quantise(self._variables, y))
+        return Latents(np.clip(y_hat, -limit, limit), np.clip(z_hat, -limit, limit), cfg.num_levels)
 
     def decompress(
         self,
@@ -250,13 +281,26 @@ class Codec:
         for member in range(num_samples):
             noise = draw((seed + member) % (MAX_SEED + 1), shape)
             y_hat = self._pass.complete(latents.y_s, hyper, latents.level, noise, units)
-            y_device = jax.device_put(y_hat, jax.devices()[0])
-            x_hat = np.asarray(self._synthesise(self._variables, y_device, levels))
+            x_hat = self._reconstruct(np.asarray(y_hat[0]), levels)
             out.append(x_hat[: header.height, : header.width])
         pictures = np.stack(out)
-        return pictures if header.mode == "rgb" else _to_gray(pictures)
+        return pictures if header.mode == "rgb" else to_gray(pictures)
 
-    def decode_latents(self, container: Container, *, level: int | None = None) -> DecodedLatents:
+    def _reconstruct(self, y_hat: NDArray[Any], level: Ints) -> Pixels:
+        """g_s of latents float32 [h, w, C]: uint8 [16 h, 16 w, 3]."""
+        x_hat = np.empty((y_hat.shape[0] * PATCH, y_hat.shape[1] * PATCH, 3), np.uint8)
+        in_windows(
+            partial(self._synthesise, self._variables, level=level),
+            y_hat,
+            x_hat,
+            unit_in=1,
+            unit_out=PATCH,
+            limit=self._window,
+            margin=synthesis_margin(self.bundle.cfg),
+        )
+        return x_hat
+
+    def decode_latents(self, container: Container, *, level: int | None = None) -> Latents:
         """The integers of an unpacked file, each level checked against its checksum.
 
         Raises:
@@ -299,7 +343,7 @@ class Codec:
                 request = coding.send(values)
             except StopIteration as end:
                 _finish(decoder, symbols, container.segments[current], f"level {current}")
-                return DecodedLatents(end.value, z, level)
+                return Latents(end.value, z, level)
 
     def estimate_bits(self, image: NDArray[np.uint8]) -> EstimatedBits:
         """Bits of an image by the model's probabilities: what a perfect coder would need.
@@ -307,7 +351,7 @@ class Codec:
         Raises:
           TypeError, ValueError: As `compress`.
         """
-        z, y = self._estimate(self._variables, _pad(_check_image(image)))
+        z, y = self._estimate(self._variables, pad(check_image(image)))
         return EstimatedBits(float(z), np.asarray(y, np.float64))
 
     def _check_level(self, level: int, highest: int) -> None:
@@ -359,30 +403,3 @@ def _finish(decoder: RangeDecoder, symbols: bytes, segment: Segment, what: str) 
             f"the symbols of {what} do not have their checksum: the data are damaged"
         )
     decoder.finish()
-
-
-def _check_image(image: NDArray[np.uint8]) -> Pixels:
-    """The image as uint8 [H, W, 3], or an error that says what is wrong with it."""
-    if not isinstance(image, np.ndarray) or image.dtype != np.uint8:
-        kind = getattr(image, "dtype", type(image).__name__)
-        raise TypeError(f"image must be a uint8 array, got {kind}")
-    if image.ndim == 3 and image.shape[2] == 4:
-        raise ValueError(
-            "image has an alpha channel, which a file cannot hold: blend it onto a background and "
-            "pass image[..., :3]"
-        )
-    if image.size == 0 or not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 3)):
-        raise ValueError(f"image must be [H, W, 3] or [H, W], not empty; got shape {image.shape}")
-    return image if image.ndim == 3 else np.repeat(image[..., None], 3, axis=2)
-
-
-def _pad(pixels: Pixels) -> Pixels:
-    """Repeat the last row and column up to multiples of 16."""
-    pad = ((0, -pixels.shape[0] % PATCH), (0, -pixels.shape[1] % PATCH), (0, 0))
-    return np.pad(pixels, pad, mode="edge")
-
-
-def _to_gray(pixels: Pixels) -> Pixels:
-    """Luma of RGB pictures [..., 3] by ITU-R BT.601."""
-    luma = pixels.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
-    return np.round(np.clip(luma, 0, 255)).astype(np.uint8)

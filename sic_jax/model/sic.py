@@ -134,8 +134,17 @@ class SicModel(nn.Module):
 
     def analyse(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Unquantised (y, z) of images [B, H, W, 3] in [0, 1] with sides a multiple of 16."""
-        y = add_refinements(self.g_a(x), self.cfg)
-        return y, self.h_a(y)
+        y = self.latents(x)
+        return y, self.hyper_latents(y)
+
+    def latents(self, x: jax.Array) -> jax.Array:
+        """Unquantised y [B, H/16, W/16, C] of images."""
+        return add_refinements(self.g_a(x), self.cfg)
+
+    def hyper_latents(self, y: jax.Array) -> jax.Array:
+        """Unquantised z of unquantised y."""
+        z: jax.Array = self.h_a(y)
+        return z
 
     def entropy_layers(self) -> EntropyLayers:
         """Integers of the entropy networks: all that coding needs."""

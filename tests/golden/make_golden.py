@@ -1,0 +1,122 @@
+"""Writes golden files of the current format, with what they must decode to.
+
+python tests/golden/make_golden.py tests/golden/v1           (a tiny model; made once a version)
+python tests/golden/make_golden.py tests/golden/default --bundle default
+
+A folder holds files, the picture of each as PNG, and golden.json: hashes of all symbols, table
+indices, integer means and details. The folder of a format version is never written again; that of
+the default bundle is made anew with each new bundle.
+"""
+
+import argparse
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from sic_jax.codec.bundle import export_bundle
+from sic_jax.codec.codec import Codec
+from sic_jax.codec.container import unpack
+from sic_jax.demo import SAMPLE
+from sic_jax.model.detail import normal_noise, temperature_units
+from sic_jax.model.params import init_params
+from sic_jax.presets import preset
+
+TEMPERATURE = 0.75
+
+
+def digest(*arrays: np.ndarray) -> str:
+    """SHA-256 of integer arrays as little-endian int32, one after the other."""
+    sha = hashlib.sha256()
+    for a in arrays:
+        assert np.issubdtype(a.dtype, np.integer)
+        sha.update(a.astype("<i4").tobytes())
+    return sha.hexdigest()
+
+
+def decode(codec: Codec, data: bytes) -> dict[str, object]:
+    """What golden.json says of a file, with details at `TEMPERATURE` above level 1."""
+    container = unpack(data)
+    y, z, level = codec.decode_latents(container)
+    hyper = codec._pass.hyper(z, y.shape[:2])
+    steps = codec._pass.run(hyper, level)
+    indices, means = [], []
+    request = next(steps)
+    while True:
+        half, channels = request.where
+        indices.append(request.indices)
+        means.append(request.means)
+        try:
+            request = steps.send(y[half, channels].ravel())
+        except StopIteration:
+            break
+    first = y.copy()
+    first[..., codec.bundle.cfg.level_channels[0] :] = 0
+    noise = normal_noise(container.header.seed, y.shape)
+    details = codec._pass.complete(first, hyper, 1, noise, temperature_units(TEMPERATURE))
+    units = np.asarray(details) * 256
+    assert np.array_equal(units, np.round(units))
+    return {
+        "model_id": container.header.model_id.hex(),
+        "level": level,
+        "num_symbols": y.size + z.size,
+        "z": digest(z),
+        "y": digest(y),
+        "indices": digest(*indices),
+        "means": digest(*means),
+        "details": digest(units.astype(np.int64)),
+    }
+
+
+def pictures() -> dict[str, np.ndarray]:
+    """A photograph, its gray corner, and edges with noise, of odd sizes."""
+    with Image.open(SAMPLE) as im:
+        photo = np.asarray(im.convert("RGB"))
+    rng = np.random.default_rng(1)
+    i, j = np.mgrid[:75, :131]
+    edges = np.stack([(i // 9 + j // 13) % 2 * 200, i * 3, j + i], -1) + rng.normal(
+        0, 6, (75, 131, 3)
+    )
+    return {
+        "photo": photo[140:300, 200:425],
+        "gray": np.asarray(Image.fromarray(photo[60:157, 90:150]).convert("L")),
+        "edges": np.clip(edges, 0, 255).astype(np.uint8),
+    }
+
+
+def main() -> None:
+    """Write the folder."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--bundle", help="default: a tiny random model, written into the folder")
+    args = parser.parse_args()
+    args.folder.mkdir(parents=True, exist_ok=True)
+    bundle = args.bundle
+    if bundle is None:
+        cfg = preset("smoke").model
+        rng = np.random.default_rng(0)
+        params = init_params(cfg, seed=0)
+        # No zeros, so that no path through the model is shut.
+        for network in params.values():
+            for leaf in [network, *(v for v in network.values() if isinstance(v, dict))]:
+                for name, a in leaf.items():
+                    if not isinstance(a, dict):
+                        leaf[name] = np.asarray(a) + 0.1 * rng.standard_normal(a.shape)
+        bundle = args.folder / "bundle"
+        export_bundle(bundle, cfg, params, card="# A tiny random model for golden files\n")
+    codec = Codec.load(bundle)
+    records = {}
+    for seed, (name, x) in enumerate(pictures().items()):
+        data = codec.compress(x, seed=seed + 5)
+        (args.folder / f"{name}.sic").write_bytes(data)
+        Image.fromarray(codec.decompress(data, temperature=TEMPERATURE, level=2)).save(
+            args.folder / f"{name}.png", optimize=True
+        )
+        records[name] = decode(codec, data)
+    (args.folder / "golden.json").write_text(json.dumps(records, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

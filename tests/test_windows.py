@@ -1,0 +1,109 @@
+"""Windows: by hand, their invariants, and that the codec's results do not depend on them."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sic_jax.codec.bundle import export_bundle, load_bundle
+from sic_jax.codec.codec import Codec
+from sic_jax.codec.windows import in_windows, spans
+from sic_jax.config import ModelConfig, TrainConfig
+from sic_jax.model.transforms import analysis_margin, synthesis_margin
+
+
+def test_spans_by_hand() -> None:
+    assert [(s.start, s.stop, s.keep) for s in spans(10, 10, 3)] == [(0, 10, slice(0, 10))]
+    assert [(s.start, s.stop, s.keep, s.inside) for s in spans(20, 12, 3)] == [
+        (0, 11, slice(0, 8), slice(0, 8)),
+        (5, 16, slice(8, 13), slice(3, 8)),
+        (9, 20, slice(13, 20), slice(4, 11)),
+    ]
+    with pytest.raises(ValueError, match="a window of 6 positions is too small: its margins are 3"):
+        spans(20, 6, 3)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(1, 400), st.integers(0, 12), st.integers(1, 60))
+def test_spans_cover_all_and_keep_the_margin(length: int, margin: int, core: int) -> None:
+    limit = 2 * margin + core
+    cut = spans(length, limit, margin)
+    assert {s.stop - s.start for s in cut} == {min(limit, cut[0].stop)}
+    assert cut[0].stop <= limit
+    done = 0
+    for s in cut:
+        assert 0 <= s.start < s.stop <= length
+        assert s.keep.start == done
+        assert s.keep.stop > s.keep.start
+        assert s.start == 0 or s.keep.start - s.start >= margin
+        assert s.stop == length or s.stop - s.keep.stop >= margin
+        done = s.keep.stop
+    assert done == length
+    # No fewer windows would do.
+    fewer = len(cut) - 1
+    assert fewer == 0 or fewer * limit - 2 * margin * (fewer - 1) < length
+
+
+def test_in_windows_is_exact_for_a_function_of_that_reach() -> None:
+    x = np.random.default_rng(0).integers(0, 100, (46, 30, 2))
+
+    def blurred(a: np.ndarray) -> np.ndarray:
+        """Sums of 5x5 samples, each of 2x2: reach 1 position of 2 samples."""
+        p = np.pad(a, ((2, 2), (2, 2), (0, 0)))
+        out = sum(p[i : i + a.shape[0], j : j + a.shape[1]] for i in range(5) for j in range(5))
+        return out.reshape(a.shape[0] // 2, 2, a.shape[1] // 2, 2, 2).sum((1, 3))
+
+    out = np.zeros((23, 15, 2), int)
+    in_windows(blurred, x, out, unit_in=2, unit_out=1, limit=6, margin=1)
+    np.testing.assert_array_equal(out, blurred(x))
+    wrong = np.zeros_like(out)
+    in_windows(blurred, x, wrong, unit_in=2, unit_out=1, limit=6, margin=0)
+    assert (wrong != out).any()
+
+
+def test_margins_of_the_default_model() -> None:
+    assert analysis_margin(ModelConfig()) == 6
+    assert synthesis_margin(ModelConfig()) == 9
+
+
+def check_windows(codec: Codec, small: Codec, x: np.ndarray, level: int) -> None:
+    """Both codecs find the same integers, but for ties of rounding, and the same picture."""
+    whole, cut = codec.encode_latents(x), small.encode_latents(x)
+    assert np.mean(whole.y_s != cut.y_s) < 1e-4
+    assert np.abs(whole.y_s - cut.y_s).max() <= 1
+    data = codec.compress(x, level=level)
+    one, other = codec.decompress(data), small.decompress(data)
+    assert np.abs(one.astype(int) - other).max() <= 1
+    assert np.mean(one != other) < 1e-3
+
+
+def test_codec_in_windows(params: Any, tiny_run: TrainConfig, tmp_path: Path) -> None:
+    # Strong convolutions, so that a margin too small would be seen.
+    strong = jax.tree.map(np.copy, params)
+    for transform in ("g_a", "g_s"):
+        for name, p in strong[transform].items():
+            if "Conv" in name or "Block" in name:
+                strong[transform][name] = jax.tree.map(lambda a: 2 * a, p)
+    export_bundle(tmp_path, tiny_run.model, strong)
+    bundle = load_bundle(tmp_path)
+    assert (analysis_margin(bundle.cfg), synthesis_margin(bundle.cfg)) == (3, 3)
+    rng = np.random.default_rng(5)
+    x = rng.integers(0, 256, (150, 213, 3), np.uint8)
+    codec, small = Codec(bundle), Codec(bundle, window=7 * 16)
+    check_windows(codec, small, x, 2)
+    with pytest.raises(ValueError, match="window must be at least 112 for this bundle, got 111"):
+        Codec(bundle, window=111)
+
+
+@pytest.mark.slow
+def test_two_megapixels_in_windows() -> None:
+    rng = np.random.default_rng(6)
+    coarse = rng.integers(0, 256, (30, 44, 3))
+    x = np.kron(coarse, np.ones((40, 40, 1))) + rng.normal(0, 8, (1200, 1760, 3))
+    x = np.clip(x, 0, 255).astype(np.uint8)
+    bundle = load_bundle("default")
+    check_windows(Codec(bundle), Codec(bundle, window=640), x, 8)
