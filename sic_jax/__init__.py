@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from sic_jax.codec.container import read_header
     from sic_jax.errors import BitstreamError
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["BitstreamError", "Codec", "__version__", "read_header"]
 
 

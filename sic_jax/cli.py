@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import sic_jax
 from sic_jax import image_io
+from sic_jax.cli_info import describe_file
 from sic_jax.cli_paths import PICTURES, SIC, STD, Job, UsageError, check_targets, plan
 from sic_jax.codec import container
-from sic_jax.codec.wire import varint
 
 if TYPE_CHECKING:
     from sic_jax.codec.codec import Codec
@@ -105,6 +105,12 @@ def _make_parsers() -> tuple[_Parser, dict[str, _Parser]]:
     decompress.add_argument(
         "--strict", action="store_true", help="an incomplete file is an error, not a lower level"
     )
+    decompress.add_argument(
+        "--max-pixels",
+        type=int,
+        metavar="N",
+        help=f"refuse larger pictures (default: {container.DEFAULT_MAX_PIXELS})",
+    )
     for command, kind in ((compress, "pictures"), (decompress, ".sic files")):
         command.add_argument(
             "paths",
@@ -115,7 +121,9 @@ def _make_parsers() -> tuple[_Parser, dict[str, _Parser]]:
         )
         command.add_argument("--bundle", default="default", metavar="B", help="trained model")
         command.add_argument(
-            "--coder", choices=("tfc", "native"), help="range coder (default: the fastest there)"
+            "--coder",
+            choices=("tfc", "native"),
+            help="range coder (default: native; tfc can hang on forged files)",
         )
         command.add_argument(
             "--force", action="store_true", help="overwrite files that were not named as OUT"
@@ -159,7 +167,8 @@ def _compress(args: argparse.Namespace) -> int:
 
 
 def _decompress(args: argparse.Namespace) -> int:
-    options = _given(args, "level", "seed", "temperature") | {"strict": args.strict}
+    options = _given(args, "level", "seed", "temperature", "max_pixels")
+    options["strict"] = args.strict
     if args.samples is not None and args.samples < 1:
         raise UsageError(f"--samples must be at least 1, got {args.samples}")
     jobs = plan(args.paths, SIC, PICTURES, ".png", num_samples=args.samples)
@@ -174,7 +183,7 @@ def _decompress(args: argparse.Namespace) -> int:
             images = [codec.decompress(data, **options)]
         else:
             images = list(codec.decompress_samples(data, num_samples=args.samples, **options))
-        metadata = container.unpack(data).metadata
+        metadata = container.unpack(data, max_pixels=None).metadata
         for target, pixels in zip(job.targets, images, strict=True):
             encoded = image_io.encode_image(
                 pixels,
@@ -211,7 +220,7 @@ def _info(args: argparse.Namespace) -> int:
         text = "".join(f"{key:24} {value}\n" for key, value in facts.items())
     else:
         try:
-            facts, text = _describe_file(args.file)
+            facts, text = describe_file(args.file, _read(args.file))
         except Exception as error:
             _fail(error, args.file)
             return 1
@@ -221,62 +230,6 @@ def _info(args: argparse.Namespace) -> int:
         text = json.dumps(facts, indent=2, default=str) + "\n"
     sys.stdout.write(text)
     return 0
-
-
-def _describe_file(path: str) -> tuple[dict[str, object], str]:
-    """Facts about a .sic file, as data and as text."""
-    data = _read(path)
-    file = container.unpack(data, max_pixels=None)
-    header, metadata = file.header, file.metadata
-    num_pixels = header.height * header.width
-    bpp = 8 * len(data) / num_pixels
-    payloads = [len(segment.payload) for segment in file.segments]
-    sizes = [len(container.truncate(data, 1))]
-    for payload in payloads[2:]:
-        sizes.append(sizes[-1] + len(varint(payload)) + 4 + payload)
-    icc_bytes, exif_bytes = (len(m or b"") for m in (metadata.icc_profile, metadata.exif))
-    facts: dict[str, object] = {
-        "file": path,
-        "bytes": len(data),
-        "bpp": bpp,
-        "version": header.version,
-        "model_id": header.model_id.hex(),
-        "width": header.width,
-        "height": header.height,
-        "mode": header.mode,
-        "seed": header.seed,
-        "float_entropy": header.float_entropy,
-        "num_levels": header.num_levels,
-        "level": file.level,
-        "icc_profile_bytes": icc_bytes,
-        "exif_bytes": exif_bytes,
-        "metadata_damaged": file.metadata_damaged,
-        "z_bytes": payloads[0],
-        "levels": [
-            {
-                "level": level,
-                "bytes": payloads[level],
-                "file_bytes": size,
-                "bpp": 8 * size / num_pixels,
-            }
-            for level, size in enumerate(sizes, 1)
-        ],
-    }
-    lines = [
-        f"{path}: {len(data)} bytes, {bpp:.4f} bpp",
-        f"picture   {header.width} x {header.height} {header.mode}",
-        f"model     {header.model_id.hex()}, format version {header.version}",
-        f"levels    {file.level}" + (f", cut off of {header.num_levels}" if file.truncated else ""),
-        f"seed      {header.seed}",
-        f"metadata  ICC profile {icc_bytes} bytes, EXIF {exif_bytes} bytes"
-        + (", damaged" if file.metadata_damaged else ""),
-        "",
-        "segment       bytes   file bytes up to here      bpp",
-        f"{'z':8}{payloads[0]:11}",
-    ]
-    for level, size in enumerate(sizes, 1):
-        lines.append(f"level {level:<2}{payloads[level]:11}{size:24}{8 * size / num_pixels:9.4f}")
-    return facts, "\n".join(lines) + "\n"
 
 
 def _run_jobs(args: argparse.Namespace, jobs: list[Job], work: Callable[[Codec, Job], str]) -> int:

@@ -55,8 +55,9 @@ class FakeCodec:
         seed: int | None = None,
         temperature: float | None = None,
         strict: bool = False,
+        max_pixels: int = container.DEFAULT_MAX_PIXELS,
     ) -> np.ndarray:
-        file = container.unpack(data, strict=strict)
+        file = container.unpack(data, strict=strict, max_pixels=max_pixels)
         if file.truncated:
             warnings.warn(f"only {file.level} levels are there", stacklevel=2)
         if file.metadata_damaged:
@@ -368,6 +369,15 @@ def test_damaged_metadata_warns(folder: Path, capsys: pytest.CaptureFixture[str]
     assert image_io.read_image("a.png").exif is None
 
 
+def test_pixel_limit(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    put_sic("a.sic")
+    assert run("decompress", "a.sic", "--max-pixels", "19") == 1
+    expected = "sic: error: a.sic: the image has 5 x 4 = 20 pixels, more than max_pixels = 19\n"
+    assert capsys.readouterr().err == expected
+    assert files(folder) == ["a.sic"]
+    assert run("decompress", "a.sic", "--max-pixels", "20") == 0
+
+
 def test_truncate(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = put_sic("a.sic", level=4)
     assert run("truncate", "a.sic", "b.sic", "--level", "2") == 0
@@ -500,7 +510,7 @@ def test_help(capsys: pytest.CaptureFixture[str], argv: list[str]) -> None:
         run(*argv)
     assert stop.value.code == 0
     assert capsys.readouterr().out.startswith(
-        "sic 0.1.0" if argv[0] == "--version" else "usage: sic"
+        "sic 0.2.0" if argv[0] == "--version" else "usage: sic"
     )
 
 

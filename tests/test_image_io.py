@@ -490,7 +490,7 @@ def test_atomic_write_follows_links_and_leaves_devices(tmp_path: Path) -> None:
 def test_import_loads_nothing_heavy() -> None:
     code = (
         "import sys, sic_jax, sic_jax.image_io\n"
-        "assert sic_jax.__version__ == '0.1.0'\n"
+        "assert sic_jax.__version__ == '0.2.0'\n"
         "assert sic_jax.BitstreamError.__name__ == 'BitstreamError'\n"
         "assert 'Codec' in dir(sic_jax)\n"
         "heavy = {'jax', 'flax', 'numpy', 'PIL', 'tensorflow', 'tensorflow_compression'}\n"

@@ -13,7 +13,7 @@ from conftest import assert_equal, quick_compilation, write_images
 
 from sic_jax.codec.bundle import load_bundle
 from sic_jax.config import TrainConfig, from_dict
-from sic_jax.model.params import num_params
+from sic_jax.model.params import entropy_layers, num_params
 from sic_jax.training import loop
 from sic_jax.training.data import ImageSource
 from sic_jax.training.main import main
@@ -251,14 +251,21 @@ def test_init_from_and_export(
     main([*words, "--workdir", str(run), "--export", str(out)])
     assert_equal(starts[0], finished[1].ema)
     state_ema = loop.load_run_params(run, tiny_run)
-    expected = jax.tree.map(lambda a: np.asarray(a).astype(np.float16), state_ema)
-    assert_equal(load_bundle(out).params, expected)
-    assert load_bundle(out).cfg == tiny_run.model
+    bundle = load_bundle(out)
+    for network in ("g_a", "g_s", "h_a", "prior_z"):
+        expected = jax.tree.map(lambda a: np.asarray(a).astype(np.float16), state_ema[network])
+        assert_equal(bundle.params[network], expected)
+    assert_equal(bundle.entropy, entropy_layers(tiny_run.model, state_ema))
+    assert bundle.cfg == tiny_run.model
     assert [r["step"] for r in records(run)] == [5, 10, 15, 20]
     # It went on where the first run ended.
     assert records(run)[0]["loss"] < records(finished[0])[0]["loss"]
     with pytest.raises(SystemExit, match=r"init-from .*: its model config differs"):
         main([*words, "--workdir", str(tmp_path / "x"), "--model.width-8", "16"])
+    # A bundle is a start too, whatever its default temperature.
+    words[-1] = str(out)
+    main([*words, "--workdir", str(tmp_path / "y"), "--model.temperature", "0.5"])
+    assert_equal(starts[1], bundle.params)
     words[-1] = str(tmp_path)
-    with pytest.raises(SystemExit, match=r"train.py: error: .*config.json"):
+    with pytest.raises(SystemExit, match=r"train.py: error: no bundle .*: not a bundle's folder"):
         main([*words, "--workdir", str(tmp_path / "x")])

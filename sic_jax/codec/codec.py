@@ -313,6 +313,8 @@ class Codec:
                 f"the file was made with bundle {header.model_id.hex()}; "
                 f"this is bundle {self.bundle.model_id.hex()} ({self.bundle.name})"
             )
+        if header.float_entropy:
+            raise BitstreamError("the file's entropy path is in floats, this bundle's in integers")
         if header.num_levels > cfg.num_levels:
             raise BitstreamError(
                 f"the file has {header.num_levels} levels; its bundle has {cfg.num_levels}"

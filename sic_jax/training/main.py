@@ -13,6 +13,9 @@ from typing import Any
 from sic_jax.config import TrainConfig, from_dict, to_dict
 from sic_jax.presets import PRESETS, preset
 
+if typing.TYPE_CHECKING:
+    from sic_jax.model.params import Params
+
 
 def _add_fields(parser: argparse._ActionsContainer, cls: type, prefix: str = "") -> None:
     """One flag a config field, ``--loss.temperature 1``; tuples take several values."""
@@ -33,7 +36,10 @@ def parse(argv: Sequence[str] | None = None) -> tuple[TrainConfig, argparse.Name
     parser.add_argument("preset", choices=PRESETS)
     parser.add_argument("--data", required=True, help="folder of training images")
     parser.add_argument("--workdir", required=True, help="receives checkpoints and metrics.jsonl")
-    parser.add_argument("--init-from", help="workdir of another run: start from its EMA weights")
+    parser.add_argument(
+        "--init-from",
+        help="workdir of another run (its EMA weights) or bundle: start from its weights",
+    )
     parser.add_argument("--export", help="write the result as a bundle into this folder")
     _add_fields(parser.add_argument_group("config fields (default: the preset's)"), TrainConfig)
     args = parser.parse_args(argv)
@@ -64,17 +70,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _run(cfg: TrainConfig, args: argparse.Namespace) -> None:
     from sic_jax.model.params import num_params
     from sic_jax.training.data import load_folder
-    from sic_jax.training.loop import load_run_params, train
+    from sic_jax.training.loop import train
 
     source = load_folder(args.data, crop_size=cfg.crop_size, seed=cfg.seed)
     logging.info("%d images", len(source.images))
-    params = None
-    if args.init_from:
-        path = Path(args.init_from) / "config.json"
-        theirs = from_dict(TrainConfig, json.loads(path.read_text()))
-        if theirs.model != cfg.model:
-            raise ValueError(f"--init-from {args.init_from}: its model config differs")
-        params = load_run_params(args.init_from, theirs)
+    params = None if args.init_from is None else _weights(args.init_from, cfg)
     state = train(cfg, args.workdir, source, params=params)
     logging.info("%d parameters, %d steps done", num_params(state.params), int(state.step))
     if args.export:
@@ -82,3 +82,20 @@ def _run(cfg: TrainConfig, args: argparse.Namespace) -> None:
 
         export_bundle(args.export, cfg.model, state.ema)
         logging.info("bundle written to %s", args.export)
+
+
+def _weights(name: str, cfg: TrainConfig) -> "Params":
+    """Parameters of another run (EMA) or of a bundle, checked to fit `cfg`."""
+    from sic_jax.codec.bundle import load_bundle
+    from sic_jax.training.loop import load_run_params
+
+    if not (Path(name) / "checkpoints").is_dir():
+        bundle = load_bundle(name)
+        # The default temperature of decoding is no part of the architecture.
+        if dataclasses.replace(bundle.cfg, temperature=cfg.model.temperature) != cfg.model:
+            raise ValueError(f"--init-from {name}: its model config differs")
+        return bundle.params
+    theirs = from_dict(TrainConfig, json.loads((Path(name) / "config.json").read_text()))
+    if theirs.model != cfg.model:
+        raise ValueError(f"--init-from {name}: its model config differs")
+    return load_run_params(name, theirs)

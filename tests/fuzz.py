@@ -1,0 +1,214 @@
+"""Hostile files: mutants of real ones through the decoder, in this process.
+
+python tests/fuzz.py --count 200000 --seed 0
+
+Each mutant must decode to a picture or raise BitstreamError, within `MAX_SECONDS` and without the
+process growing beyond `MAX_GROWTH` MiB. Half of the mutants that keep a valid structure are decoded
+with the symbols' checksum ignored, as if a forger had computed it, so that any symbols reach the
+networks and the synthesis.
+"""
+
+import argparse
+import collections
+import contextlib
+import json
+import random
+import resource
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+
+from sic_jax.codec import codec as codec_module
+from sic_jax.codec.codec import Codec
+from sic_jax.codec.container import Header, Metadata, Segment, pack, unpack
+from sic_jax.codec.wire import crc16
+from sic_jax.errors import BitstreamError
+
+BUNDLE = Path(__file__).parent / "golden" / "v1" / "bundle"
+MAX_SECONDS = 2.0
+MAX_GROWTH = 300
+MAX_PIXELS = 64 * 64
+# Sizes that a mutated header claims: few, as each size of latents is compiled once.
+SIZES = ((16, 16), (1, 1), (33, 20), (64, 64), (1, 4096), (4096, 1))
+
+
+def seeds_of_corpus(codec: Codec) -> list[bytes]:
+    """Small valid files: colour and gray, one to all levels, with and without metadata."""
+    rng = np.random.default_rng(0)
+    out = []
+    for k, (h, w) in enumerate(SIZES[:4]):
+        smooth = np.add.outer(np.arange(h) * 3, np.arange(w) * 2)[..., None] + rng.normal(
+            0, 30, (h, w, 3)
+        )
+        x = np.clip(smooth, 0, 255).astype(np.uint8)
+        out.append(codec.compress(x, level=1 + k % 3, seed=k))
+        out.append(codec.compress(x[..., 0], icc_profile=b"profile" * k or None, exif=b"exif"))
+    return out
+
+
+def mutants(corpus: list[bytes], seed: int, count: int) -> Iterator[tuple[str, bytes]]:
+    """`count` mutants with the name of what was done to them."""
+    rng = random.Random(seed)
+    parsed = [unpack(data) for data in corpus]
+    kinds = ("flip", "cut", "splice", "random", "length", "header", "payload", "segments")
+    for _ in range(count):
+        kind = rng.choice(kinds)
+        at = rng.randrange(len(corpus))
+        data, container = bytearray(corpus[at]), parsed[at]
+        if kind == "flip":
+            for _ in range(rng.choice((1, 1, 2, 8))):
+                data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+        elif kind == "cut":
+            del data[rng.randrange(len(data)) :]
+        elif kind == "splice":
+            other = rng.choice(corpus)
+            data[rng.randrange(len(data)) :] = other[rng.randrange(len(other)) :]
+        elif kind == "random":
+            end = header_end(bytes(data))
+            data[end:] = rng.randbytes(rng.choice((0, 1, 10, 200)))
+        elif kind == "length":
+            spot = header_end(bytes(data)) + rng.choice((0, 0, 5, 9))
+            data[spot : spot + 1] = rng.choice((b"\xff\xff\xff\xff\x0f", b"\x80", b"\xff\x7f"))
+        elif kind == "header":
+            data = bytearray(forged_header(rng, container.header, container.segments))
+        elif kind == "payload":
+            segments = [forged_segment(rng, s) for s in container.segments]
+            data = bytearray(pack(container.header, segments, forged_metadata(rng)))
+        else:
+            segments = list(container.segments)
+            rng.shuffle(segments)
+            extra = [forged_segment(rng, rng.choice(segments)) for _ in range(rng.randrange(3))]
+            segments = (segments + extra)[: rng.randrange(2, 6)]
+            header = replace(container.header, num_levels=max(len(segments) - 1, 1))
+            if len(segments) > 1:
+                data = bytearray(pack(header, segments))
+        yield kind, bytes(data)
+
+
+def header_end(data: bytes) -> int:
+    """Where the header's CRC ends: the first place whose two bytes are that CRC."""
+    ends = (i + 2 for i in range(12, 40) if crc16(data[:i]).to_bytes(2, "big") == data[i : i + 2])
+    return next(ends)
+
+
+def forged_header(rng: random.Random, header: Header, segments: tuple[Segment, ...]) -> bytes:
+    """A file whose header lies, with the CRCs that fit."""
+    height, width = rng.choice((*SIZES, (2**24 - 1, 2**24 - 1), (14142, 14142), (65, 65)))
+    change: dict[str, Any] = {"height": height, "width": width}
+    if rng.random() < 0.3:
+        change |= {"seed": rng.choice((0, 2**32 - 1)), "mode": rng.choice(("rgb", "gray"))}
+    if rng.random() < 0.2:
+        change |= {"float_entropy": True}
+    if rng.random() < 0.2:
+        change |= {"model_id": rng.randbytes(6)}
+    if rng.random() < 0.2:
+        count = rng.choice((1, 2, 3, 4, 64))
+        segments = (segments * 65)[: count + 1]
+        change |= {"num_levels": count}
+    return pack(replace(header, **change), segments)
+
+
+def forged_segment(rng: random.Random, segment: Segment) -> Segment:
+    """Another payload, with the CRCs that fit but those of the symbols."""
+    payload = bytearray(segment.payload)
+    kind = rng.randrange(6)
+    if kind == 0:
+        payload = bytearray(rng.randbytes(rng.choice((0, 1, 2, 30, 300))))
+    elif kind == 1:
+        payload = bytearray(rng.choice((b"\x00", b"\xff", b"\x80")) * rng.choice((1, 7, 500)))
+    elif kind == 2:
+        payload += rng.randbytes(rng.randrange(1, 9))
+    elif kind == 3 and payload:
+        payload[rng.randrange(len(payload))] ^= 1 << rng.randrange(8)
+    elif kind == 4:
+        del payload[rng.randrange(len(payload) + 1) :]
+    return Segment(bytes(payload), rng.choice((segment.symbols_crc, rng.randrange(65536))))
+
+
+def forged_metadata(rng: random.Random) -> Metadata | None:
+    """Metadata of any content, or none."""
+    if rng.random() < 0.7:
+        return None
+    return Metadata(exif=rng.randbytes(rng.choice((1, 40))) * rng.choice((1, 1000)))
+
+
+def peak_memory() -> int:
+    """Largest resident size of this process so far, in MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+
+
+def run(count: int, seed: int = 0, *, progress: int = 0) -> dict[str, Any]:
+    """Decode mutants; the counts of what came out, by kind.
+
+    Raises:
+      AssertionError: For another exception than BitstreamError, a slow mutant, or growth.
+    """
+    codec = Codec.load(BUNDLE)
+    corpus = seeds_of_corpus(codec)
+    results: collections.Counter[str] = collections.Counter()
+    slowest, base = 0.0, 0
+    for number, (kind, data) in enumerate(mutants(corpus, seed, count)):
+        forged = kind in ("header", "payload", "segments") and number % 2 == 0
+        with forged_checksums() if forged else contextlib.nullcontext():
+            outcome, seconds = decode(codec, data)
+            if seconds > MAX_SECONDS / 4:
+                # The first file of a size waits for the compiler.
+                outcome, seconds = decode(codec, data)
+        assert seconds < MAX_SECONDS, f"{kind} {data.hex()} took {seconds:.1f} s"
+        slowest = max(slowest, seconds)
+        results[f"{kind}: {outcome}"] += 1
+        if number == min(1000, count // 2):
+            base = peak_memory()
+        if base and number % 100 == 0:
+            grown = peak_memory() - base
+            assert grown < MAX_GROWTH, f"memory grew by {grown} MiB up to {kind} {data.hex()}"
+        if progress and number % progress == 0:
+            print(number, dict(results), f"{slowest:.2f} s", file=sys.stderr, flush=True)
+    outcomes = dict(sorted(results.items()))
+    return {"outcomes": outcomes, "slowest_s": round(slowest, 3), "peak_mib": peak_memory()}
+
+
+def forged_checksums() -> AbstractContextManager[Any]:
+    """Within it, any symbols have the checksum that a file says."""
+
+    class Any16(int):
+        def __eq__(self, other: object) -> bool:
+            return True
+
+        def __ne__(self, other: object) -> bool:
+            return False
+
+        __hash__ = None  # type: ignore[assignment]
+
+    return mock.patch.object(codec_module, "symbols_checksum", return_value=Any16())
+
+
+def decode(codec: Codec, data: bytes) -> tuple[str, float]:
+    """What came of a file, and after how many seconds."""
+    began = time.perf_counter()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            x = codec.decompress(data, max_pixels=MAX_PIXELS)
+    except BitstreamError:
+        return "refused", time.perf_counter() - began
+    header = unpack(data, max_pixels=MAX_PIXELS).header
+    assert x.dtype == np.uint8
+    assert x.shape[:2] == (header.height, header.width)
+    return "decoded", time.perf_counter() - began
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--count", type=int, default=200_000)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    print(json.dumps(run(args.count, args.seed, progress=10_000), indent=1))
