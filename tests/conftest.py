@@ -125,7 +125,7 @@ def functions(tiny: ModelConfig) -> Functions:
         hyper=jit(hyper),
         context=of_layers(with_cfg(all_parameters), "context"),
         group_parameters=of_layers(with_cfg(group_parameters), "context"),
-        context_of_group=of_layers(with_cfg(context_of_group), "context"),
+        context_of_group=of_layers(context_of_group, "context"),
         complete=of_layers(with_cfg(complete)),
         forward=jit(forward),
     )

@@ -9,7 +9,7 @@ from conftest import BATCH, SIDE, Functions
 
 from sic_jax.config import ModelConfig
 from sic_jax.entropy.distributions import normal_bits
-from sic_jax.entropy.exact import Layer
+from sic_jax.entropy.exact import Layer, log_compressed
 from sic_jax.model.complexity import codec_macs_per_pixel, count_macs
 from sic_jax.model.context import all_parameters, checkerboard
 from sic_jax.model.detail import prior_sigmas
@@ -55,13 +55,14 @@ def walk(
     """Group by group as the codec walks, with the means above `level`: (mean, scale index, y)."""
     variables = {"params": params}
     starts, size = level_starts(cfg), max(cfg.level_channels)
-    context: Any = np.zeros((*y.shape[:3], cfg.num_levels, cfg.context_width), np.float32)
+    logs = np.zeros_like(y)
     means, scales, filled = [], [], []
     for g in range(cfg.num_levels):
         count = cfg.level_channels[g]
         group = np.zeros((*y.shape[:3], size), np.float32)
         known = y[..., starts[g] : starts[g + 1]]
         halves = []
+        context = functions.context_of_group(variables, g, logs)
         for half in (ANCHOR, ~ANCHOR):
             mean, scale = functions.group_parameters(variables, g, hyper, context, group)
             halves.append((np.asarray(mean)[..., :count], np.asarray(scale)[..., :count]))
@@ -70,7 +71,7 @@ def walk(
         means.append(np.where(ANCHOR, halves[0][0], halves[1][0]))
         scales.append(np.where(ANCHOR, halves[0][1], halves[1][1]))
         filled.append(known if g < level else means[-1] / 16)
-        context = context + functions.context_of_group(variables, g, group)
+        logs[..., starts[g] : starts[g + 1]] = log_compressed(jnp.asarray(group[..., :count]))
     return np.concatenate(means, -1), np.concatenate(scales, -1), np.concatenate(filled, -1)
 
 
@@ -389,7 +390,7 @@ def test_macs_of_the_tiny_model_by_hand(tiny: ModelConfig) -> None:
     hyper_synthesis = (9 * 2 * f + f * 4 * f) / 4096 + f * 4 * f / 1024 + 9 * f * f / 256
     features = 4 + 8 + 4
     group = 4 * 4 * (4 + 4) + features * 8 + 8 * 8 + 8 * 2 * 4
-    context = 9 * 4 * levels * 4
+    context = 9 * c * 4
     coding = levels * (2 * group + context) / 256
     synthesis = (c * 768 + 9 * c * f + block + f * 4 * f) / 256 + (block + 9 * f * 192) / 64
     macs = codec_macs_per_pixel(tiny)

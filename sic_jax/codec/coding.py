@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sic_jax.config import ModelConfig
-from sic_jax.entropy.exact import FRACTION_BITS, Layers
+from sic_jax.entropy.exact import FRACTION_BITS, Layers, log_compressed
 from sic_jax.model.context import (
     MEAN_BINS,
     checkerboard,
@@ -62,8 +62,9 @@ class CodingPass:
         self.cfg = cfg
         self.layers = jax.device_put(layers, jax.devices("cpu")[0])
         self._hyper = jax.jit(hyper_synthesis, static_argnums=2)
+        self._context = jax.jit(context_of_group)
+        self._logs = jax.jit(log_compressed)
         self._step = jax.jit(self._entropy_step)
-        self._update = jax.jit(self._context_update, donate_argnums=1)
         self._complete = jax.jit(partial(complete, cfg=cfg))
 
     def hyper(self, z_hat: Ints, shape: tuple[int, int]) -> jax.Array:
@@ -95,12 +96,6 @@ class CodingPass:
         mean, scale = group_parameters(layers, self.cfg, g, hyper, context, known)
         return table_indices(mean[0], scale[0])
 
-    def _context_update(
-        self, layers: Layers, context: jax.Array, g: jax.Array, y_group: jax.Array
-    ) -> jax.Array:
-        y = y_group.astype(jnp.float32)[None]
-        return context + context_of_group(layers, self.cfg, g, y)
-
     def run(self, hyper: jax.Array, level: int) -> Generator[Request, Ints, Ints]:
         """Walk the groups of levels 1..level, anchors first.
 
@@ -113,23 +108,23 @@ class CodingPass:
         Returns:
           y_s: int32 [h, w, C], zeros above `level`.
         """
-        cfg = self.cfg
+        cfg, layers = self.cfg, self.layers["context"]
         h, w = hyper.shape[1:3]
         starts, size = level_starts(cfg), group_size(cfg)
         anchors_first = checkerboard(h, w)[..., 0]
         y = np.zeros((h, w, cfg.num_channels), np.int32)
-        context: Any = np.zeros((1, h, w, cfg.num_levels, cfg.context_width), np.float32)
+        logs = np.zeros((1, h, w, cfg.num_channels), np.float32)
         for g in range(level):
             count = cfg.level_channels[g]
             channels = slice(int(starts[g]), int(starts[g + 1]))
             group = np.zeros((h, w, size), np.int32)
+            context = self._context(layers, g, logs)
             for half in (anchors_first, ~anchors_first):
-                index, mean = self._step(self.layers["context"], g, hyper, context, group)
+                index, mean = self._step(layers, g, hyper, context, group)
                 indices = np.asarray(index)[half, :count].ravel()
                 means = np.asarray(mean)[half, :count].ravel()
                 symbols = yield Request(g + 1, indices, means, (half, channels))
                 group[half, :count] = symbols.reshape(-1, count)
             y[..., channels] = group[..., :count]
-            if g + 1 < level:
-                context = self._update(self.layers["context"], context, g, group)
+            logs[0, ..., channels] = self._logs(y[..., channels].astype(np.float32))
         return y

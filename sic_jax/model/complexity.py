@@ -45,7 +45,7 @@ def codec_macs_per_pixel(cfg: ModelConfig) -> dict[str, float]:
 
     Returns:
       `encode` and `decode`: transforms, hyper networks and the coding pass (2 L entropy steps and
-      L context updates, on both sides).
+      L contexts, on both sides).
     """
     model, params = SicModel(cfg), param_shapes(cfg)
     h = _SIDE // PATCH
@@ -64,17 +64,17 @@ def codec_macs_per_pixel(cfg: ModelConfig) -> dict[str, float]:
     layers = jax.eval_shape(method("entropy_layers"), variables)
     g = array((), jnp.int32)
     hyper, group = array((1, h, h, cfg.hyper_width)), array((1, h, h, group_size(cfg)))
-    context = array((1, h, h, cfg.num_levels, cfg.context_width))
+    context = array((1, h, h, cfg.context_width))
     z_hat = array((1, h // 4, h // 4, cfg.hyper_channels))
     step = macs(
         lambda *args: group_parameters(args[0], cfg, *args[1:]),
         layers["context"], g, hyper, context, group,
     )  # fmt: skip
-    update = macs(lambda p, g, y: context_of_group(p, cfg, g, y), layers["context"], g, group)
-    h_s = macs(lambda p, z: hyper_synthesis(p, z, (h, h)), layers["h_s"], z_hat)
-    shared = h_s + cfg.num_levels * (2 * step + update)
-    x = array((1, _SIDE, _SIDE, 3))
     y_hat = array((1, h, h, cfg.num_channels))
+    gather = macs(context_of_group, layers["context"], g, y_hat)
+    h_s = macs(lambda p, z: hyper_synthesis(p, z, (h, h)), layers["h_s"], z_hat)
+    shared = h_s + cfg.num_levels * (2 * step + gather)
+    x = array((1, _SIDE, _SIDE, 3))
     level = array((1,), jnp.int32)
     return {
         "encode": macs(method("analyse"), variables, x) + shared,

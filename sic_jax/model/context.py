@@ -9,9 +9,8 @@ first half ("anchors"):
     anchors of group g --four neighbours-----+
 
 Everything is exact arithmetic on integers (`sic_jax.entropy.exact`). Training evaluates all groups
-at once; coding walks group by group, anchors first. Both call `_group`, and the context is a sum
-over earlier groups, so that the walk adds each group once. All groups are padded to the same number
-of channels: one compilation serves every level.
+at once; coding walks group by group, anchors first. Both call `_group`. All groups are padded to
+the same number of channels: one compilation serves every level.
 
 Reference: He et al. 2021 (checkerboard), Minnen and Singh 2020 (channel groups), here combined.
 """
@@ -29,6 +28,7 @@ from sic_jax.entropy.exact import (
     FRACTION_BITS,
     LOG_TABLE,
     NEIGHBOURHOOD,
+    Layer,
     Layers,
     LayerSpec,
     log_compressed,
@@ -99,27 +99,26 @@ def context_specs(cfg: ModelConfig) -> dict[str, LayerSpec]:
     }
 
 
-def context_sums(layers: Layers, y_hat: jax.Array) -> jax.Array:
-    """Sums for the context of all groups, [B,h,w,L,F], from y_hat [B,h,w,C] (0 where unknown)."""
-    return _context(layers["context"].kernel, y_hat)
+def context_of_group(layers: Layers, g: jax.Array, logs: jax.Array) -> jax.Array:
+    """Context features [B,h,w,F] of group g (0-based, traced).
+
+    Args:
+      layers: Of `context_specs`.
+      g: Index of the group.
+      logs: `log_compressed` symbols [B,h,w,C]; those of group g and later ones are not read.
+    """
+    layer = _of_group(layers, g)["context"]
+    return rescale(shifted_products(logs, layer.kernel), layer)
 
 
-def context_of_group(
-    layers: Layers, cfg: ModelConfig, g: jax.Array, y_group: jax.Array
-) -> jax.Array:
-    """What group g (0-based) adds to `context_sums`; y_group [B,h,w,G], zero beyond its size."""
-    size = group_size(cfg)
-    kernel = jnp.pad(layers["context"].kernel, ((0, 0), (0, 0), (0, size), (0, 0)))
-    start = jnp.asarray(level_starts(cfg))[g]
-    return _context(jax.lax.dynamic_slice_in_dim(kernel, start, size, axis=2), y_group)
+def _of_group(layers: Layers, g: jax.Array) -> Layers:
+    """The layers of one group."""
 
+    def mine(a: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_index_in_dim(a, g, keepdims=False)
 
-def _context(kernel: jax.Array, y_hat: jax.Array) -> jax.Array:
-    """Products of y_hat [B,h,w,I] and the groups' kernels [L,9,I,F]: [B,h,w,L,F]."""
-    levels, taps, inputs, width = kernel.shape
-    flat = kernel.transpose(1, 2, 0, 3).reshape(taps, inputs, levels * width)
-    out = shifted_products(log_compressed(y_hat), flat)
-    return out.reshape(*out.shape[:-1], levels, width)
+    layers_of_g: Layers = jax.tree.map(mine, layers)
+    return layers_of_g
 
 
 def _group(
@@ -132,7 +131,7 @@ def _group(
     raw = jnp.clip(anchors, -ACTIVATION_MAX, ACTIVATION_MAX)
     linear = shifted_products(raw, layers["linear"].kernel, CROSS)
     linear = jnp.where(second, rescale(linear, layers["linear"], limit=MEAN_LIMIT), 0)
-    h = jnp.concatenate([rescale(context, layers["context"]), hyper, own], axis=-1)
+    h = jnp.concatenate([context, hyper, own], axis=-1)
     for name in ("dense_1", "dense_2"):
         h = rescale(h @ layers[name].kernel, layers[name], leaky=True)
     out = rescale(h @ layers["dense_3"].kernel, layers["dense_3"], limit=MEAN_LIMIT)
@@ -156,7 +155,7 @@ def group_parameters(
       cfg: Of the model.
       g: Index of the group.
       hyper: h_s features [B,h,w,F_h].
-      context: Sum of the earlier groups' contexts [B,h,w,L,F].
+      context: `context_of_group` [B,h,w,F].
       anchors: The group's symbols at the anchors, zeros elsewhere, [B,h,w,G]; all zeros for
         the first pass, whose result holds at the anchors only.
 
@@ -164,13 +163,7 @@ def group_parameters(
       (mean, scale index), integers as float32 [B,h,w,G]: the mean in sixteenths, clipped to
       +-2^15, and the index into the grid of scales, 0 to num_sigmas - 1.
     """
-
-    def mine(a: jax.Array) -> jax.Array:
-        return jax.lax.dynamic_index_in_dim(a, g, keepdims=False)
-
-    p = jax.tree.map(mine, layers)
-    here = jax.lax.dynamic_index_in_dim(context, g, axis=-2, keepdims=False)
-    return _group(p, cfg, hyper, here, anchors)
+    return _group(_of_group(layers, g), cfg, hyper, context, anchors)
 
 
 def all_parameters(
@@ -183,7 +176,7 @@ def all_parameters(
     y_groups = jnp.take(y_hat, jnp.asarray(np.where(valid, index, 0)), axis=-1)
     is_anchor = checkerboard(*y_hat.shape[1:3])[..., None]
     anchors = jnp.moveaxis(jnp.where(is_anchor & valid, y_groups, 0), -2, 0)
-    context = jnp.moveaxis(context_sums(layers, y_hat), -2, 0)
+    context = jnp.moveaxis(_all_contexts(layers["context"], y_hat), -2, 0)
 
     def group(p: Layers, context: jax.Array, anchors: jax.Array) -> tuple[jax.Array, jax.Array]:
         return _group(p, cfg, hyper, context, anchors)
@@ -196,6 +189,15 @@ def all_parameters(
         return jnp.take(a.reshape(*a.shape[:-2], -1), jnp.asarray(order), axis=-1)
 
     return flatten(mean), flatten(scale)
+
+
+def _all_contexts(layer: Layer, y_hat: jax.Array) -> jax.Array:
+    """Context features of all groups, [B,h,w,L,F], by one wide convolution."""
+    levels, taps, inputs, width = layer.kernel.shape
+    kernel = layer.kernel.transpose(1, 2, 0, 3).reshape(taps, inputs, levels * width)
+    flat = Layer(kernel, layer.bias.reshape(-1), layer.scale.reshape(-1))
+    out = rescale(shifted_products(log_compressed(y_hat), kernel), flat)
+    return out.reshape(*out.shape[:-1], levels, width)
 
 
 def sigmas_of(scale_index: jax.Array, cfg: ModelConfig) -> jax.Array:
@@ -244,9 +246,10 @@ def sample_details(
         return draw_detail(mean, spread, n)
 
     def body(g: jax.Array, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        y, context = carry
+        y, logs = carry
         known = (level > g)[:, None, None, None]
         valid = jnp.arange(size) < counts[g]
+        context = context_of_group(layers, g, logs[..., : cfg.num_channels])
         old = jax.lax.dynamic_slice_in_dim(y, starts[g], size, axis=-1)
         n = jax.lax.dynamic_slice_in_dim(noise, starts[g], size, axis=-1)
         nothing = jnp.zeros_like(old)
@@ -256,11 +259,14 @@ def sample_details(
         second = draw(group_parameters(layers, cfg, g, hyper, context, anchors), n)
         new = jnp.where(is_anchor, first, jnp.where(known, old, second))
         new = jnp.where(valid, new, old)
-        added = jnp.where(valid & ~known, round_detail(new), 0)
-        context = context + context_of_group(layers, cfg, g, added)
-        return jax.lax.dynamic_update_slice_in_dim(y, new, starts[g], axis=-1), context
+        return (
+            jax.lax.dynamic_update_slice_in_dim(y, new, starts[g], axis=-1),
+            jax.lax.dynamic_update_slice_in_dim(
+                logs, log_compressed(round_detail(new)), starts[g], axis=-1
+            ),
+        )
 
-    start = (jnp.pad(y_s, pad), context_sums(layers, y_s))
-    y, _ = jax.lax.fori_loop(jnp.min(level), cfg.num_levels, body, start)
+    y = jnp.pad(y_s, pad)
+    y, _ = jax.lax.fori_loop(jnp.min(level), cfg.num_levels, body, (y, log_compressed(y)))
     y_hat: jax.Array = jax.lax.stop_gradient(y[..., : cfg.num_channels])
     return y_hat
