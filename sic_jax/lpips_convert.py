@@ -42,7 +42,7 @@ def convert_alexnet_weights(source: Path, out: Path) -> None:
     Raises:
         ValueError: `source` is not a pickle of the expected float32 arrays and nothing else.
     """
-    weights = _read(source, "AlexNet", num_layers=5)
+    weights: dict[str, Any] = _read(source, "AlexNet", num_layers=5)
     check_alexnet_weights(weights, source=str(source))
     for layer in range(2, 6):
         # Rounding the first layer would cost nearly all of the error and saves only 46 KB.
@@ -63,7 +63,7 @@ def convert_vgg16_weights(source: Path, out: Path) -> None:
     Raises:
         ValueError: `source` is not a pickle of the expected float32 arrays and nothing else.
     """
-    weights: dict[str, NDArray[Any]] = dict(_read(source, "VGG16", num_layers=13))
+    weights: dict[str, Any] = _read(source, "VGG16", num_layers=13)
     vgg.check_vgg16_weights(weights, source=str(source))
     for layer, largest in enumerate(_LARGEST_CODES, 2):
         name = f"conv{layer}_kernel"
@@ -91,8 +91,8 @@ def rounded_kernel(
     Returns:
         Codes int16 ``[3, 3, I, O]`` and steps float32 ``[O]``; their product is the kernel.
     """
-    scale = np.max(np.abs(kernel), axis=(0, 1, 2)) / np.float32(largest)
-    scale = np.where(scale > 0.0, scale, np.float32(1.0)).astype(np.float32)
+    scale = (np.max(np.abs(kernel), axis=(0, 1, 2)) / largest).astype(np.float32)
+    scale[scale == 0.0] = 1.0
     at = np.indices((3, 3)).reshape(2, 9).T
     distance = np.sqrt(np.sum(np.square(at[:, None] - at), axis=-1))
     # A typical second moment of activations: a common mean, and correlation falling with distance.
@@ -104,7 +104,7 @@ def rounded_kernel(
         carried = np.tensordot(factor[tap, tap + 1 :] / factor[tap, tap], errors[tap + 1 :], 1)
         codes[tap] = np.clip(np.round(wanted[tap] + carried), -largest, largest)
         errors[tap] = wanted[tap] - codes[tap]
-    return codes.reshape(kernel.shape).astype(np.int16), scale
+    return codes.astype(np.int16).reshape(kernel.shape), scale
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -125,8 +125,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _read(source: Path, net: str, *, num_layers: int) -> dict[str, NDArray[np.float32]]:
-    weights: dict[str, NDArray[np.float32]] = {}
+def _read(source: Path, net: str, *, num_layers: int) -> dict[str, Any]:
+    weights: dict[str, Any] = {}
     try:
         tree = _Unpickler(io.BytesIO(source.read_bytes())).load()
         for i in range(num_layers):

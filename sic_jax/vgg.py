@@ -81,7 +81,7 @@ def load_vgg16_weights(path: Path | None = None) -> dict[str, NDArray[np.float32
             if f"{name}_codes" in stored.files and f"{name}_scale" in stored.files:
                 weights[name] = decode_kernel(stored[f"{name}_codes"], stored[f"{name}_scale"])
             elif name in stored.files:
-                weights[name] = stored[name].astype(np.float32)
+                weights[name] = np.asarray(stored[name], np.float32)
     check_vgg16_weights(weights, source=str(path))
     return weights
 
@@ -106,8 +106,7 @@ def decode_kernel(codes: NDArray[Any], scale: NDArray[Any]) -> NDArray[np.float3
     if codes.dtype == np.uint8:
         low, high = codes
         codes = low + high.view(np.int8).astype(np.int16) * np.int16(256)
-    kernel: NDArray[np.float32] = codes * scale.astype(np.float32)
-    return kernel
+    return codes.astype(np.float32) * scale.astype(np.float32)
 
 
 def vgg16_stages(
