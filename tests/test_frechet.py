@@ -112,6 +112,7 @@ def test_patches_name_what_they_cannot_cut():
         patches(np.zeros((8, 8, 3)), size=1)
 
 
+@pytest.mark.usefixtures("quick")
 def test_vgg_frechet_grows_with_noise():
     rng = np.random.default_rng(5)
     weights = jax.device_put(load_vgg16_weights())
