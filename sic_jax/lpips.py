@@ -1,4 +1,4 @@
-"""LPIPS v0.1 with AlexNet features, as a pure JAX function.
+"""LPIPS v0.1 with AlexNet or VGG16 features, as a pure JAX function.
 
 The distance of Zhang et al., "The Unreasonable Effectiveness of Deep Features as a Perceptual
 Metric" (CVPR 2018), with the pretrained weights of the PyTorch package ``lpips``. The weights are
@@ -8,19 +8,31 @@ part of this package; ``weights/README.md`` has their origin and licences.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from numpy.typing import NDArray
+
+from sic_jax.convnet import (
+    Array,
+    Features,
+    Weights,
+    check_images,
+    check_same_shape,
+    check_weights,
+    conv_relu,
+)
+from sic_jax.vgg import max_pool, vgg16_stages
 
 __all__ = [
     "MIN_SIZE",
     "WEIGHTS_FILE",
+    "Features",
+    "Net",
+    "Weights",
     "check_alexnet_weights",
     "load_alexnet_weights",
     "lpips",
@@ -28,15 +40,16 @@ __all__ = [
     "lpips_from_features",
 ]
 
-Array = jax.Array | NDArray[Any]
-Weights = Mapping[str, Array]
-Features = tuple[jax.Array, ...]
+Net = Literal["alex", "vgg"]
 
 MIN_SIZE = 31
-"""Smallest image height and width that leaves one sample after AlexNet's second pooling."""
+"""Smallest image height and width that leaves one sample after AlexNet's second pooling.
+
+For ``net="vgg"`` it is `sic_jax.vgg.MIN_SIZE`.
+"""
 
 WEIGHTS_FILE = Path(__file__).parent / "weights" / "lpips_alex.npz"
-"""The packaged weights."""
+"""The packaged weights for AlexNet."""
 
 _SHAPES = {
     "conv1_kernel": (11, 11, 3, 64),
@@ -83,16 +96,10 @@ def check_alexnet_weights(weights: Weights, *, source: str) -> None:
     Raises:
         ValueError: They are not; the message names the array and `source`.
     """
-    for name, shape in _SHAPES.items():
-        if name not in weights:
-            raise ValueError(f"{source} has no LPIPS array {name!r}")
-        if weights[name].shape != shape:
-            raise ValueError(f"{name} in {source} has shape {weights[name].shape}, not {shape}")
-        if not np.isfinite(weights[name]).all():
-            raise ValueError(f"{name} in {source} is not finite")
+    check_weights(weights, _SHAPES, source=source)
 
 
-def lpips(x: Array, x_hat: Array, *, weights: Weights) -> jax.Array:
+def lpips(x: Array, x_hat: Array, *, weights: Weights, net: Net = "alex") -> jax.Array:
     """LPIPS distance of two batches of images, lower is more alike.
 
     Differentiable in both arguments; the gradient is finite everywhere, also for equal images.
@@ -100,54 +107,52 @@ def lpips(x: Array, x_hat: Array, *, weights: Weights) -> jax.Array:
     Args:
         x: ``[B, H, W, 3]`` in [0, 1], H and W at least `MIN_SIZE`.
         x_hat: Same shape as `x`.
-        weights: From `load_alexnet_weights`.
+        weights: From `load_alexnet_weights`, or for "vgg" `sic_jax.vgg.load_vgg16_weights`.
+        net: The network whose features are compared: "alex" or "vgg".
 
     Returns:
         ``[B]`` float32.
 
     Raises:
         TypeError: The images hold integers.
-        ValueError: The shapes differ, or are not those of RGB images of at least `MIN_SIZE`.
+        ValueError: The shapes differ, or are not those of RGB images of at least `MIN_SIZE`; or
+            there is no such net.
     """
-    if x.shape != x_hat.shape:
-        raise ValueError(f"images to compare must have one shape, got {x.shape} and {x_hat.shape}")
+    check_same_shape(x, x_hat)
     return lpips_from_features(
-        lpips_features(x, weights=weights), lpips_features(x_hat, weights=weights), weights=weights
+        lpips_features(x, weights=weights, net=net),
+        lpips_features(x_hat, weights=weights, net=net),
+        weights=weights,
     )
 
 
-def lpips_features(x: Array, *, weights: Weights) -> Features:
-    """Five AlexNet layers, each scaled to unit length over channels.
+def lpips_features(x: Array, *, weights: Weights, net: Net = "alex") -> Features:
+    """Five layers of AlexNet or VGG16, each scaled to unit length over channels.
 
     Args:
         x: ``[B, H, W, 3]`` in [0, 1], H and W at least `MIN_SIZE`.
-        weights: From `load_alexnet_weights`.
+        weights: Those of the net.
+        net: "alex" or "vgg".
 
     Returns:
         Five arrays ``[B, h, w, C]``, for `lpips_from_features`.
 
     Raises:
         TypeError: `x` holds integers.
-        ValueError: `x` does not have the shape of RGB images of at least `MIN_SIZE`.
+        ValueError: `x` does not have the shape of RGB images of at least `MIN_SIZE`; or there is
+            no such net.
     """
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise TypeError(f"LPIPS needs floating-point images in [0, 1], got {x.dtype}")
-    if x.ndim != 4 or x.shape[-1] != 3 or min(x.shape[1:3]) < MIN_SIZE:
-        raise ValueError(
-            f"LPIPS needs images [B, H, W, 3] with H and W at least {MIN_SIZE}, got {x.shape}"
-        )
-    shift, scale = jnp.array(_SHIFT, jnp.float32), jnp.array(_SCALE, jnp.float32)
-    h = (2.0 * jnp.asarray(x, jnp.float32) - 1.0 - shift) / scale
-    h1 = _conv(h, weights, 1, stride=4, padding=2)
-    h2 = _conv(_max_pool(h1), weights, 2, padding=2)
-    h3 = _conv(_max_pool(h2), weights, 3, padding=1)
-    h4 = _conv(h3, weights, 4, padding=1)
-    h5 = _conv(h4, weights, 5, padding=1)
-    return tuple(_unit_length(h) for h in (h1, h2, h3, h4, h5))
+    if net == "vgg":
+        layers = vgg16_stages(x, weights=weights, pool=max_pool, metric="LPIPS")
+    elif net == "alex":
+        layers = _alexnet_layers(x, weights=weights)
+    else:
+        raise ValueError(f"the net of LPIPS is 'alex' or 'vgg', got {net!r}")
+    return tuple(_unit_length(h) for h in layers)
 
 
 def lpips_from_features(a: Features, b: Features, *, weights: Weights) -> jax.Array:
-    """LPIPS of two results of `lpips_features`; returns ``[B]`` float32."""
+    """LPIPS of two results of `lpips_features` of one net; returns ``[B]`` float32."""
     layers = [
         jnp.sum(jnp.mean(jnp.square(f - g), axis=(1, 2)) * weights[f"head{i}"], axis=-1)
         for i, (f, g) in enumerate(zip(a, b, strict=True), 1)
@@ -155,20 +160,16 @@ def lpips_from_features(a: Features, b: Features, *, weights: Weights) -> jax.Ar
     return jnp.sum(jnp.stack(layers), axis=0)
 
 
-def _conv(
-    h: jax.Array, weights: Weights, layer: int, *, padding: int, stride: int = 1
-) -> jax.Array:
-    h = lax.conv_general_dilated(
-        h,
-        jnp.asarray(weights[f"conv{layer}_kernel"]),
-        window_strides=(stride, stride),
-        padding=((padding, padding), (padding, padding)),
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        # The default on GPUs and TPUs rounds the operands, which moves the distance visibly.
-        precision=lax.Precision.HIGHEST,
-    )
-    activations: jax.Array = jax.nn.relu(h + weights[f"conv{layer}_bias"])
-    return activations
+def _alexnet_layers(x: Array, *, weights: Weights) -> Features:
+    check_images(x, metric="LPIPS", min_size=MIN_SIZE)
+    shift, scale = jnp.array(_SHIFT, jnp.float32), jnp.array(_SCALE, jnp.float32)
+    h = (2.0 * jnp.asarray(x, jnp.float32) - 1.0 - shift) / scale
+    h1 = conv_relu(h, weights, 1, stride=4, padding=2)
+    h2 = conv_relu(_max_pool(h1), weights, 2, padding=2)
+    h3 = conv_relu(_max_pool(h2), weights, 3, padding=1)
+    h4 = conv_relu(h3, weights, 4, padding=1)
+    h5 = conv_relu(h4, weights, 5, padding=1)
+    return h1, h2, h3, h4, h5
 
 
 def _max_pool(h: jax.Array) -> jax.Array:

@@ -1,4 +1,8 @@
-"""Rate and distortion measures other than LPIPS, which is in `sic_jax.lpips`."""
+"""Rate and distortion of images: functions of ``[B, H, W, C]`` in [0, 1], one value an image.
+
+LPIPS and DISTS are here too; their weights come from `sic_jax.lpips`, `sic_jax.vgg` and
+`sic_jax.dists`. Distances of sets of images are in `sic_jax.frechet`.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +14,27 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-__all__ = ["MS_SSIM_MIN_SIZE", "bpp", "ms_ssim", "psnr"]
+from sic_jax.dists import dists
+from sic_jax.lpips import lpips
+
+__all__ = [
+    "MS_SSIM_MIN_SIZE",
+    "SSIM_MIN_SIZE",
+    "bpp",
+    "dists",
+    "lpips",
+    "ms_ssim",
+    "psnr",
+    "ssim",
+]
 
 MS_SSIM_MIN_SIZE = 161
 """Smallest height and width for which the window fits into the coarsest of the five scales."""
 
-_WINDOW_SIZE, _WINDOW_SIGMA = 11, 1.5
+SSIM_MIN_SIZE = 11
+"""Smallest height and width for which the window fits into the image."""
+
+_WINDOW_SIZE, _WINDOW_SIGMA = SSIM_MIN_SIZE, 1.5
 _SCALE_EXPONENTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 _C1, _C2 = 0.01**2, 0.03**2
 
@@ -51,6 +70,30 @@ def psnr(x: ArrayLike, x_hat: ArrayLike) -> jax.Array:
     return -10.0 * jnp.log10(jnp.mean(jnp.square(x - x_hat), axis=(1, 2, 3)))
 
 
+def ssim(x: ArrayLike, x_hat: ArrayLike) -> jax.Array:
+    """Structural similarity, the mean over pixels and channels; 1 for equal images.
+
+    Wang, Bovik, Sheikh and Simoncelli, "Image Quality Assessment: From Error Visibility to
+    Structural Similarity" (2004): one scale, 11x11 Gaussian window without padding.
+
+    Args:
+        x: ``[B, H, W, C]`` in [0, 1], H and W at least `SSIM_MIN_SIZE`.
+        x_hat: Same shape as `x`.
+
+    Returns:
+        ``[B]`` float32 in [-1, 1].
+
+    Raises:
+        TypeError: The images hold integers.
+        ValueError: The shapes differ, or the images are too small.
+    """
+    x, x_hat = _image_pair(x, x_hat)
+    if min(x.shape[1:3]) < SSIM_MIN_SIZE:
+        raise ValueError(f"SSIM needs height and width of at least {SSIM_MIN_SIZE}, got {x.shape}")
+    luminance, contrast = _ssim_terms(x, x_hat)
+    return jnp.mean(luminance * contrast, axis=(1, 2, 3))
+
+
 def ms_ssim(x: ArrayLike, x_hat: ArrayLike) -> jax.Array:
     """Multi-scale structural similarity, the mean over channels; 1 for equal images.
 
@@ -80,7 +123,9 @@ def ms_ssim(x: ArrayLike, x_hat: ArrayLike) -> jax.Array:
         luminance, contrast = _ssim_terms(x, x_hat)
         last = scale == len(_SCALE_EXPONENTS) - 1
         term = jnp.mean(luminance * contrast if last else contrast, axis=(1, 2))
-        result = result * jnp.maximum(term, 0.0) ** exponent
+        # The power has no derivative at 0: terms that are not positive skip it.
+        positive = term > 0.0
+        result *= jnp.where(positive, jnp.where(positive, term, 1.0) ** exponent, 0.0)
     return jnp.mean(result, axis=-1)
 
 

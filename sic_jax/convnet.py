@@ -1,0 +1,83 @@
+"""What the pretrained convolutional networks of the perceptual metrics share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from numpy.typing import NDArray
+
+__all__ = [
+    "Array",
+    "Features",
+    "Weights",
+    "check_images",
+    "check_same_shape",
+    "check_weights",
+    "conv_relu",
+]
+
+Array = jax.Array | NDArray[Any]
+Weights = Mapping[str, Array]
+Features = tuple[jax.Array, ...]
+
+
+def check_weights(weights: Weights, shapes: Mapping[str, tuple[int, ...]], *, source: str) -> None:
+    """Checks that all arrays are there, of the right shape and finite.
+
+    Raises:
+        ValueError: They are not; the message names the array and `source`.
+    """
+    for name, shape in shapes.items():
+        if name not in weights:
+            raise ValueError(f"{source} has no array {name!r}")
+        if weights[name].shape != shape:
+            raise ValueError(f"{name} in {source} has shape {weights[name].shape}, not {shape}")
+        if not np.isfinite(weights[name]).all():
+            raise ValueError(f"{name} in {source} is not finite")
+
+
+def check_images(x: Array, *, metric: str, min_size: int) -> None:
+    """Checks a batch ``[B, H, W, 3]`` of floating-point images.
+
+    Raises:
+        TypeError: `x` holds integers.
+        ValueError: `x` does not have the shape of RGB images of at least `min_size`.
+    """
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise TypeError(f"{metric} needs floating-point images in [0, 1], got {x.dtype}")
+    if x.ndim != 4 or x.shape[-1] != 3 or min(x.shape[1:3]) < min_size:
+        raise ValueError(
+            f"{metric} needs images [B, H, W, 3] with H and W at least {min_size}, got {x.shape}"
+        )
+
+
+def check_same_shape(x: Array, x_hat: Array) -> None:
+    """Checks that two batches can be compared.
+
+    Raises:
+        ValueError: Their shapes differ.
+    """
+    if x.shape != x_hat.shape:
+        raise ValueError(f"images to compare must have one shape, got {x.shape} and {x_hat.shape}")
+
+
+def conv_relu(
+    h: jax.Array, weights: Weights, layer: int, *, padding: int, stride: int = 1
+) -> jax.Array:
+    """Convolution with ``conv{layer}_kernel`` (HWIO) and ``conv{layer}_bias``, then ReLU."""
+    h = lax.conv_general_dilated(
+        h,
+        jnp.asarray(weights[f"conv{layer}_kernel"]),
+        window_strides=(stride, stride),
+        padding=((padding, padding), (padding, padding)),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        # The default on GPUs and TPUs rounds the operands, which moves the distances visibly.
+        precision=lax.Precision.HIGHEST,
+    )
+    activations: jax.Array = jax.nn.relu(h + weights[f"conv{layer}_bias"])
+    return activations

