@@ -2,7 +2,7 @@
 
 import sys
 
-from sic_jax.evaluation import main
+from sic_jax.evaluation.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,0 +1,198 @@
+"""The metrics that eval.py knows, and their computation on 8-bit pictures."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import NDArray
+
+from sic_jax import lpips, metrics
+
+Pixels = NDArray[np.uint8]
+Weights = Mapping[str, Any]
+
+
+class Metric(NamedTuple):
+    """A measure of the difference between an image and its reconstruction."""
+
+    name: str
+    """In files and on the command line."""
+    label: str
+    """In plots and tables, with the unit."""
+    decimals: int
+    higher_is_better: bool
+    min_size: int
+    """Smallest height and width of an image that it is defined for."""
+    load: Callable[[], Weights]
+    """Weights of its network."""
+    features: Callable[[jax.Array, Weights], Any]
+    """What it needs of the original, [1, H, W, 3] in [0, 1]; arrays with a first axis of 1."""
+    distance: Callable[[Any, jax.Array, Weights], jax.Array]
+    """(features, reconstructions [B, H, W, 3]) to [B]; the features' first axis is B."""
+    bd_label: str
+    """Unit of the axis of Bjontegaard deltas."""
+    bd_scale: Callable[[float], float]
+    """A value on the axis of Bjontegaard deltas."""
+
+
+def _nothing() -> Weights:
+    return {}
+
+
+def _pixels(x: jax.Array, _: Weights) -> jax.Array:
+    return x
+
+
+def _same(value: float) -> float:
+    return value
+
+
+def to_decibels(value: float) -> float:
+    """-10 log10(1 - value): similarities near 1 on a scale that tells them apart."""
+    return -10 * math.log10(1 - value) if value < 1 else math.inf
+
+
+def _lpips_features(x: jax.Array, weights: Weights) -> lpips.Features:
+    return lpips.lpips_features(x, weights=weights)
+
+
+def _lpips_distance(features: lpips.Features, x_hat: jax.Array, weights: Weights) -> jax.Array:
+    found = lpips.lpips_features(x_hat, weights=weights)
+    return lpips.lpips_from_features(features, found, weights=weights)
+
+
+METRICS = (
+    Metric(
+        name="psnr",
+        label="PSNR (dB)",
+        decimals=2,
+        higher_is_better=True,
+        min_size=1,
+        load=_nothing,
+        features=_pixels,
+        distance=lambda x, x_hat, _: metrics.psnr(x, x_hat),
+        bd_label="dB",
+        bd_scale=_same,
+    ),
+    Metric(
+        name="ms_ssim",
+        label="MS-SSIM",
+        decimals=4,
+        higher_is_better=True,
+        min_size=metrics.MS_SSIM_MIN_SIZE,
+        load=_nothing,
+        features=_pixels,
+        distance=lambda x, x_hat, _: metrics.ms_ssim(x, x_hat),
+        bd_label="dB of 1 - MS-SSIM",
+        bd_scale=to_decibels,
+    ),
+    Metric(
+        name="lpips",
+        label="LPIPS (AlexNet)",
+        decimals=4,
+        higher_is_better=False,
+        min_size=lpips.MIN_SIZE,
+        load=lpips.load_alexnet_weights,
+        features=_lpips_features,
+        distance=_lpips_distance,
+        bd_label="LPIPS",
+        bd_scale=_same,
+    ),
+)
+"""All of them, in the order of tables and plots."""
+
+
+class Measurer:
+    """Computes metrics of reconstructions.
+
+    Compiles once for each image size and number of reconstructions, on first use: nothing is
+    padded or cut into tiles, which would change the values. Pictures of one size share programs,
+    and the persistent compilation cache keeps them for the next run.
+    """
+
+    def __init__(self, wanted: Sequence[Metric], batch_size: int = 1) -> None:
+        """Load the weights of the metrics.
+
+        Args:
+            wanted: The metrics.
+            batch_size: Reconstructions that are measured at once.
+
+        Raises:
+            OSError, ValueError: If weights cannot be loaded.
+            ValueError: If `batch_size` is not positive.
+        """
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        self.metrics = tuple(wanted)
+        self.batch_size = batch_size
+        self._weights = {m.name: jax.device_put(m.load()) for m in self.metrics}
+
+        def extract(
+            x: jax.Array, weights: Mapping[str, Weights], defined: tuple[int, ...]
+        ) -> dict[str, Any]:
+            found = {}
+            for metric in (self.metrics[k] for k in defined):
+                found[metric.name] = metric.features(x, weights[metric.name])
+            return found
+
+        def compare(
+            features: Mapping[str, Any], x_hat: jax.Array, weights: Mapping[str, Weights]
+        ) -> dict[str, jax.Array]:
+            def repeat(a: jax.Array) -> jax.Array:
+                return jnp.broadcast_to(a, (len(x_hat), *a.shape[1:]))
+
+            return {
+                metric.name: metric.distance(
+                    jax.tree.map(repeat, features[metric.name]), x_hat, weights[metric.name]
+                )
+                for metric in self.metrics
+                if metric.name in features
+            }
+
+        self._extract = jax.jit(extract, static_argnums=2)
+        self._compare = jax.jit(compare)
+
+    def features(self, image: Pixels) -> dict[str, Any]:
+        """What the metrics need of an original, uint8 [H, W, 3] or [H, W]; once an image."""
+        size = min(image.shape[:2])
+        defined = tuple(k for k, metric in enumerate(self.metrics) if size >= metric.min_size)
+        found: dict[str, Any] = self._extract(_to_batch(image[None]), self._weights, defined)
+        return found
+
+    def distances(
+        self, features: Mapping[str, Any], images_hat: Sequence[Pixels]
+    ) -> dict[str, list[float | None]]:
+        """Every metric of reconstructions of one original.
+
+        Args:
+            features: Of the original, from `features`.
+            images_hat: uint8, each [H, W, 3] or [H, W].
+
+        Returns:
+            Of each metric one value a reconstruction; None where it is not finite or not defined.
+        """
+        values: dict[str, list[float | None]] = {metric.name: [] for metric in self.metrics}
+        for start in range(0, len(images_hat), self.batch_size):
+            some = list(images_hat[start : start + self.batch_size])
+            # A batch that is not full repeats its last picture, so that it compiles no program.
+            full = some + some[-1:] * (self.batch_size - len(some))
+            x_hat = np.concatenate([_to_batch(image[None]) for image in full])
+            found = self._compare(features, x_hat, self._weights)
+            for name, known in values.items():
+                batch = np.asarray(found[name]) if name in found else np.full(len(full), np.nan)
+                known += [
+                    float(value) if math.isfinite(value) else None for value in batch[: len(some)]
+                ]
+        return values
+
+
+def _to_batch(images: Pixels) -> NDArray[np.float32]:
+    """8-bit pictures [B, H, W] or [B, H, W, 3] as RGB in [0, 1].
+
+    In NumPy, since XLA may scale the two pictures of a comparison with different roundings.
+    """
+    rgb = images if images.ndim == 4 else np.repeat(images[..., None], 3, axis=3)
+    return rgb.astype(np.float32) / np.float32(255)
