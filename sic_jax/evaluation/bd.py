@@ -124,7 +124,7 @@ def _end_slope(h0: float, h1: float, slope0: float, slope1: float) -> float:
 
 
 def _frontier(points: Points, higher_is_better: bool) -> tuple[Floats, Floats]:
-    """ln bpp and quality of the points that are better than all at lower or equal rates."""
+    """Log of bpp, and quality, of the points better than all at lower or equal rates."""
     rates: list[float] = []
     qualities: list[float] = []
     best_first = sorted((bpp, value if higher_is_better else -value) for bpp, value in points)

@@ -33,6 +33,7 @@ class ImageCodec(NamedTuple):
     """Different decodings of one file to measure."""
     estimate: Callable[[Pixels], Callable[[float], float]] | None = None
     """Of an image, the estimated bpp of each setting."""
+    setting_name: str = "quality"
     compiles: bool = False
     """The first call for an image size takes longer, and is not timed."""
 
@@ -93,5 +94,6 @@ def sic_codec(
         decode=decode,
         samples=samples,
         estimate=estimate,
+        setting_name="level",
         compiles=True,
     )

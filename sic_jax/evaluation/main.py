@@ -63,7 +63,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--published",
         choices=("auto", "yes", "no"),
         default="auto",
-        help="published curves on Kodak (auto: if the images are named kodim...)",
+        help="published curves on Kodak (auto: if all are kodimNN of 768x512)",
     )
     page.add_argument(
         "--show", nargs="*", metavar="IMAGE", help="images on the page (default: three)"
@@ -142,13 +142,14 @@ def _make_codecs(
     Raises:
         ValueError: If one is not there or the options contradict each other.
     """
-    qualities = {}
+    qualities: dict[str, list[float]] = {}
     for text in args.qualities:
         name, _, values = text.partition("=")
         try:
-            qualities[name] = [float(value) for value in values.split(",")]
+            numbers = [float(value) for value in values.split(",")]
         except ValueError as error:
             raise ValueError(f"--qualities: need CODEC=Q,Q,..., got {text!r}") from error
+        qualities[name] = [int(q) if q.is_integer() else q for q in numbers]
     names = args.codecs
     if names is None:
         missing = {name: missing_peer(name) for name in PEERS}

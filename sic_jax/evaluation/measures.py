@@ -32,10 +32,12 @@ class Metric(NamedTuple):
     """What it needs of the original, [1, H, W, 3] in [0, 1]; arrays with a first axis of 1."""
     distance: Callable[[Any, jax.Array, Weights], jax.Array]
     """(features, reconstructions [B, H, W, 3]) to [B]; the features' first axis is B."""
-    bd_label: str
-    """Unit of the axis of Bjontegaard deltas."""
-    bd_scale: Callable[[float], float]
-    """A value on the axis of Bjontegaard deltas."""
+    axis_label: str
+    """Of plots."""
+    axis_unit: str
+    """Of Bjontegaard deltas."""
+    axis_scale: Callable[[float], float]
+    """A value on the axis of plots and Bjontegaard deltas; increasing."""
 
 
 def _nothing() -> Weights:
@@ -74,8 +76,9 @@ METRICS = (
         load=_nothing,
         features=_pixels,
         distance=lambda x, x_hat, _: metrics.psnr(x, x_hat),
-        bd_label="dB",
-        bd_scale=_same,
+        axis_label="PSNR (dB)",
+        axis_unit="dB",
+        axis_scale=_same,
     ),
     Metric(
         name="ms_ssim",
@@ -86,8 +89,9 @@ METRICS = (
         load=_nothing,
         features=_pixels,
         distance=lambda x, x_hat, _: metrics.ms_ssim(x, x_hat),
-        bd_label="dB of 1 - MS-SSIM",
-        bd_scale=to_decibels,
+        axis_label="MS-SSIM as -10 log10(1 - MS-SSIM), dB",
+        axis_unit="dB",
+        axis_scale=to_decibels,
     ),
     Metric(
         name="lpips",
@@ -98,8 +102,9 @@ METRICS = (
         load=lpips.load_alexnet_weights,
         features=_lpips_features,
         distance=_lpips_distance,
-        bd_label="LPIPS",
-        bd_scale=_same,
+        axis_label="LPIPS (AlexNet)",
+        axis_unit="LPIPS",
+        axis_scale=_same,
     ),
 )
 """All of them, in the order of tables and plots."""

@@ -23,5 +23,5 @@ for (const card of document.querySelectorAll(".card")) {
     cut(percent);
   };
   put("left", shots[0]);
-  put("right", shots[1] || shots[0]);
+  put("right", shots[Math.min(1 + Number(card.dataset.right), shots.length - 1)]);
 }

@@ -100,25 +100,29 @@ def _comparison(shown: Comparison) -> str:
         f"{width} &times; {height} pixels at ({left}, {top}) of "
         f"{shown.full_width} &times; {shown.full_height}"
     )
-    groups = [("Original", [shown.original]), *shown.groups]
     shots = "".join(
         f'<h3>{escape(title)}</h3><div class="shots">{"".join(map(_shot, pictures))}</div>'
-        for title, pictures in groups
+        for title, pictures in shown.groups
     )
+    # First on the right: the reference codec at its middle rate.
+    right = sum(len(pictures) for _, pictures in shown.groups[: len(shown.groups) // 2])
     size = f'width="{width}" height="{height}"'
     return (
-        f'<div class="card"><h3>{escape(shown.name)} <small>{where}</small></h3>'
-        f'<div class="stage" style="width:{width}px"><img {size} alt=""><img {size} alt="">'
-        '<i></i><b class="l"></b><b class="r"></b></div>'
-        f'<input class="slide" style="max-width:{width}px" type="range" min="0" max="100"'
-        f' value="50" step="0.5" aria-label="Wipe between two pictures">{shots}</div>'
+        f'<div class="card" data-right="{right}"><h3>{escape(shown.name)}'
+        f" <small>{where}</small></h3>"
+        f'<div class="top"><div style="max-width:{width}px"><div class="stage"><img {size} alt="">'
+        f'<img {size} alt=""><i></i><b class="l"></b><b class="r"></b></div>'
+        '<input class="slide" type="range" min="0" max="100" value="50" step="0.5"'
+        ' aria-label="Wipe between two pictures"></div>'
+        f'<div class="shots">{_shot(shown.original)}</div></div>{shots}</div>'
     )
 
 
 def _shot(shown: Shown) -> str:
     return (
         f'<figure><div class="window"><img src="{shown.uri}" alt="{escape(shown.label)}"></div>'
-        f"<figcaption><strong>{escape(shown.label)}</strong><br>{escape(shown.facts)}<br>"
+        f"<figcaption><strong>{escape(shown.label)}</strong> {shown.rate}"
+        f"<br>{escape(shown.facts)}<br>"
         '<button type="button" class="l">left</button>'
         '<button type="button" class="r">right</button></figcaption></figure>'
     )
@@ -185,7 +189,7 @@ def _bd(content: Content) -> str:
             deltas.append(first + "".join(_delta_cell(found.get(name)) for name in tests))
         label = escape(metric.label)
         parts.append(f"<h3>BD-rate by {label}</h3>{_grid(head, rates)}")
-        title = f"BD-{escape(metric.name)} in {escape(metric.bd_label)}"
+        title = f"BD-{escape(metric.name)} in {escape(metric.axis_unit)}"
         parts.append(f"<details><summary>{title}</summary>{_grid(head, deltas)}</details>")
     return "".join(parts) if len(parts) > 1 else ""
 
@@ -201,14 +205,14 @@ def _grid(head: str, lines: Sequence[str]) -> str:
 def _rate_cell(row: BdRow | None) -> str:
     if row is None:
         return "<td></td>"
-    decimals = 1 if row.metric.bd_label.startswith("dB") else 3
+    decimals = 1 if row.metric.axis_unit == "dB" else 3
     return _bd_cell(row.rate, f"{row.rate.value or 0:+.1f} %", decimals, good=-1)
 
 
 def _delta_cell(row: BdRow | None) -> str:
     if row is None:
         return "<td></td>"
-    decimals = 2 if row.metric.bd_label.startswith("dB") else row.metric.decimals
+    decimals = 2 if row.metric.axis_unit == "dB" else row.metric.decimals
     good = 1 if row.metric.higher_is_better else -1
     return _bd_cell(row.delta, f"{row.delta.value or 0:+.{decimals}f}", 3, good=good)
 

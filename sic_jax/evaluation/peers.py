@@ -88,6 +88,7 @@ def pillow_codec(name: str, qualities: Sequence[float] | None = None) -> ImageCo
         options=_describe(name),
         encode=encode,
         decode=decode,
+        setting_name="ratio" if name == "jpeg2000" else "quality",
     )
 
 

@@ -38,8 +38,9 @@ class Shown(NamedTuple):
     """One picture of the report."""
 
     label: str
+    rate: str
     facts: str
-    """Rate and metrics of the whole image."""
+    """Metrics; like the rate, of the whole image."""
     uri: str
     """The crop as a data URI."""
 
@@ -101,9 +102,9 @@ def compare_pictures(
     def show(record: Record) -> Shown:
         codec = codecs[record.codec]
         decoded = codec.decode((out / record.file).read_bytes(), 0)
-        word = "level" if codec.compiles else "setting"
         return Shown(
-            f"{record.codec}, {word} {record.setting:g}",
+            f"{record.codec}, {codec.setting_name} {record.setting:g}",
+            f"{record.bpp:.3f} bpp",
             _facts(record, metrics),
             to_data_uri(decoded, crop),
         )
@@ -123,7 +124,7 @@ def compare_pictures(
         crop=crop,
         full_height=image.shape[0],
         full_width=image.shape[1],
-        original=Shown("original", "", to_data_uri(image, crop)),
+        original=Shown("original", "", "", to_data_uri(image, crop)),
         groups=groups,
     )
 
@@ -181,7 +182,7 @@ def _spread_over_rates(records: Sequence[Record]) -> list[Record]:
 
 
 def _facts(record: Record, metrics: Sequence[Metric]) -> str:
-    parts = [f"{record.bpp:.3f} bpp"]
+    parts = []
     for metric in metrics:
         value = record.metrics[metric.name]
         if value is not None:

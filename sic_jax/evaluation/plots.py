@@ -17,7 +17,7 @@ from sic_jax.evaluation.measures import Metric
 # Colours that are told apart with colour-blindness too (Okabe and Ito); `sic` has the first.
 _COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#56b4e9", "#b59b00", "#7f3fbf")
 _PUBLISHED_COLOURS = ("#8c8c8c", "#b07d62", "#7d8cc4", "#6fa287")
-_PUBLISHED_MARKERS = ("s", "^", "D", "v", "P", "X", "<", ">", "*", "h", "d", "p", "8", "1", "2")
+_PUBLISHED_MARKERS = ("s", "^", "D", "v", "P", "X", "<", ">", "*", "h", "d", "p", "8", "H")
 _TICKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 4)
 _INK = "#01020a"  # Colour of text and axes: the page replaces it by the colour of its text.
 
@@ -42,7 +42,7 @@ def draw_plot(
 ) -> Plot | None:
     """One metric by rate: measured codecs with solid lines, published ones dashed.
 
-    Only the parts of published curves at rates up to twice the measured ones are drawn. The legend
+    Only the parts of published curves at rates near the measured ones are drawn. The legend
     stands beside the axes, so that it covers nothing.
 
     Args:
@@ -55,12 +55,12 @@ def draw_plot(
     Returns:
         The plot; None if no codec of the run has the metric.
     """
-    shown = [(curve, curve.points(metric.name)) for curve in measured]
+    shown = [(curve, _points(curve, metric)) for curve in measured]
     shown = [(curve, points) for curve, points in shown if points]
     if not shown:
         return None
     rates = [bpp for _, points in shown for bpp, _ in points]
-    low, high = min(rates) / 2, max(rates) * (2 if log_rate else 1.25)
+    low, high = min(rates) / 1.5, max(rates) * 1.25
     style: Any = {
         "svg.hashsalt": metric.name,
         "text.color": _INK,
@@ -68,10 +68,10 @@ def draw_plot(
         "axes.edgecolor": _INK,
         "xtick.color": _INK,
         "ytick.color": _INK,
-        "font.size": 10,
+        "font.size": 11,
     }
     with mpl.rc_context(style):
-        figure = Figure(figsize=(9, 5), layout="constrained")
+        figure = Figure(figsize=(8.4, 5), layout="constrained")
         axes = figure.add_subplot()
         _draw_published(axes, metric, published, low, high)
         _draw_measured(axes, shown)
@@ -99,11 +99,15 @@ def _draw_measured(axes: Axes, shown: Sequence[tuple[Curve, list[tuple[float, fl
         )
 
 
+def _points(curve: Curve, metric: Metric) -> list[tuple[float, float]]:
+    return [(bpp, metric.axis_scale(value)) for bpp, value in curve.points(metric.name)]
+
+
 def _draw_published(
     axes: Axes, metric: Metric, published: Sequence[Curve], low: float, high: float
 ) -> None:
     for k, curve in enumerate(published):
-        points = [point for point in curve.points(metric.name) if low <= point[0] <= high]
+        points = [point for point in _points(curve, metric) if low <= point[0] <= high]
         if not points:
             continue
         axes.plot(
@@ -132,8 +136,8 @@ def _dress(
         axes.set_xlim(0, high)
     better = "higher" if metric.higher_is_better else "lower"
     axes.set_xlabel("bits per pixel of the file" + (", logarithmic" if log_rate else ""))
-    axes.set_ylabel(f"{metric.label}, {better} is better")
-    axes.set_title(title, fontsize=10, loc="left")
+    axes.set_ylabel(f"{metric.axis_label}, {better} is better")
+    axes.set_title(title, fontsize=11, loc="left")
     axes.grid(visible=True, color="#808080", alpha=0.25, linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
     handles, labels = axes.get_legend_handles_labels()
@@ -145,7 +149,7 @@ def _dress(
         bbox_to_anchor=(1.01, 1.0),
         borderaxespad=0,
         frameon=False,
-        fontsize=9,
+        fontsize=10,
     )
 
 

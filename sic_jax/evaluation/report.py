@@ -54,7 +54,7 @@ class ReportOptions(NamedTuple):
     """False where matplotlib is not installed."""
     log_rate: bool
     published: bool | None
-    """Draw published curves; None: if all images are named like Kodak's."""
+    """Draw published curves; None: if all images have names and sizes like Kodak's."""
     show: Sequence[str] | None
     """Images to show; None chooses three."""
 
@@ -94,9 +94,11 @@ def write_report(
     _write(out / "summary.csv", to_csv(columns, cells))
     curves = curves_of(means)
     published = load_published() if _wants_published(measured.records, options.published) else None
-    bd = bd_rows(curves, published.curves if published else [], metrics)
-    _write(out / "bd.csv", to_csv(BD_COLUMNS, [bd_cells(row) for row in bd]))
     num_images = len({record.image for record in measured.records})
+    # Means over other images are no reference.
+    same = published is not None and published.num_images == num_images
+    bd = bd_rows(curves, published.curves if published and same else [], metrics)
+    _write(out / "bd.csv", to_csv(BD_COLUMNS, [bd_cells(row) for row in bd]))
     title = f"{num_images} images" if num_images != 1 else "1 image"
     for codec in codecs:
         rows = [row for row in means if row.codec == codec.name]
@@ -125,8 +127,13 @@ def write_report(
 
 
 def _wants_published(records: Sequence[Record], wanted: bool | None) -> bool:
-    names = [Path(record.image).stem.lower() for record in records]
-    return all(name.startswith("kodim") for name in names) if wanted is None else wanted
+    if wanted is not None:
+        return wanted
+    return all(
+        Path(record.image).stem.lower().startswith("kodim")
+        and {record.height, record.width} == {512, 768}
+        for record in records
+    )
 
 
 def _plot_all(
