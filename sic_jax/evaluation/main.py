@@ -16,7 +16,7 @@ from typing import Any
 
 import jax
 
-from sic_jax.codec.codec import Codec, enable_compilation_cache
+from sic_jax.codec.codec import Codec
 from sic_jax.evaluation.codecs import SIC, ImageCodec, sic_codec
 from sic_jax.evaluation.measures import METRICS, Measurer
 from sic_jax.evaluation.peers import PEERS, external_codec, missing_peer, pillow_codec
@@ -94,7 +94,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace, progress: Progress) -> int:
-    enable_compilation_cache()
     start = time.perf_counter()
     found = find_images(args.images)
     for path in found.skipped:

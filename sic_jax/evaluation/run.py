@@ -10,7 +10,7 @@ from sic_jax import metrics
 from sic_jax.cli_paths import PICTURES
 from sic_jax.evaluation.codecs import ImageCodec, Pixels
 from sic_jax.evaluation.measures import Measurer
-from sic_jax.evaluation.records import Key, Record, append_records, digest, load_records
+from sic_jax.evaluation.records import Key, Record, append_records, digest, key_of, load_records
 from sic_jax.image_io import read_image
 
 RECORDS_FILE = "records.jsonl"
@@ -162,12 +162,13 @@ class _Work:
         for key, codec in wanted:
             record = self._known.get(key)
             if record is not None and self._usable(record):
-                done[key] = record._replace(image=str(path))
+                done[key] = record
             else:
                 missing.append((key, codec))
         if missing:
             self._make(path, number, image, missing, done)
-        return [done[key] for key, _ in wanted]
+        names = [metric.name for metric in self._measurer.metrics]
+        return [_only(done[key]._replace(image=str(path)), names) for key, _ in wanted]
 
     def _usable(self, record: Record) -> bool:
         """The record has every metric of this run, and its file is there."""
@@ -210,6 +211,7 @@ class _Work:
             if len(pictures) >= self._measurer.batch_size or step == len(missing) - 1:
                 values = self._measurer.distances(features, pictures)
                 records = _with_metrics([record for _, record in pending], values)
+                records = [self._with_known(record) for record in records]
                 append_records(self._out / RECORDS_FILE, records)
                 done.update(zip((key for key, _ in pending), records, strict=True))
                 self.num_made += len(records)
@@ -255,6 +257,15 @@ class _Work:
         )
         return record, pictures
 
+    def _with_known(self, record: Record) -> Record:
+        """The record, with metrics that an earlier run computed of the same file."""
+        known = self._known.get(key_of(record))
+        if known is None or known.file_id != record.file_id:
+            return record
+        return record._replace(
+            metrics={**known.metrics, **record.metrics}, spread={**known.spread, **record.spread}
+        )
+
     def _remaining(self, number: int, step: int, steps: int) -> str:
         if not self.num_made:
             return ""
@@ -281,6 +292,14 @@ def _with_metrics(
             )
         )
     return out
+
+
+def _only(record: Record, names: Sequence[str]) -> Record:
+    """The record with the metrics of this run."""
+    return record._replace(
+        metrics={name: record.metrics[name] for name in names},
+        spread={name: record.spread[name] for name in names if name in record.spread},
+    )
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
