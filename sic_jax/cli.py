@@ -20,6 +20,7 @@ from sic_jax import image_io
 from sic_jax.cli_paths import PICTURES, SIC, STD, Job, UsageError, check_targets, plan
 from sic_jax.codec import container
 from sic_jax.codec.wire import varint
+from sic_jax.rate import bpp
 
 if TYPE_CHECKING:
     from sic_jax.codec.codec import Codec
@@ -228,8 +229,7 @@ def _describe_file(path: str) -> tuple[dict[str, object], str]:
     data = _read(path)
     file = container.unpack(data, max_pixels=None)
     header, metadata = file.header, file.metadata
-    num_pixels = header.height * header.width
-    bpp = 8 * len(data) / num_pixels
+    side = (header.height, header.width)
     payloads = [len(segment.payload) for segment in file.segments]
     sizes = [len(container.truncate(data, 1))]
     for payload in payloads[2:]:
@@ -238,7 +238,7 @@ def _describe_file(path: str) -> tuple[dict[str, object], str]:
     facts: dict[str, object] = {
         "file": path,
         "bytes": len(data),
-        "bpp": bpp,
+        "bpp": bpp(len(data), *side),
         "version": header.version,
         "model_id": header.model_id.hex(),
         "width": header.width,
@@ -257,13 +257,13 @@ def _describe_file(path: str) -> tuple[dict[str, object], str]:
                 "level": level,
                 "bytes": payloads[level],
                 "file_bytes": size,
-                "bpp": 8 * size / num_pixels,
+                "bpp": bpp(size, *side),
             }
             for level, size in enumerate(sizes, 1)
         ],
     }
     lines = [
-        f"{path}: {len(data)} bytes, {bpp:.4f} bpp",
+        f"{path}: {len(data)} bytes, {bpp(len(data), *side):.4f} bpp",
         f"picture   {header.width} x {header.height} {header.mode}",
         f"model     {header.model_id.hex()}, format version {header.version}",
         f"levels    {file.level}" + (f", cut off of {header.num_levels}" if file.truncated else ""),
@@ -275,7 +275,7 @@ def _describe_file(path: str) -> tuple[dict[str, object], str]:
         f"{'z':8}{payloads[0]:11}",
     ]
     for level, size in enumerate(sizes, 1):
-        lines.append(f"level {level:<2}{payloads[level]:11}{size:24}{8 * size / num_pixels:9.4f}")
+        lines.append(f"level {level:<2}{payloads[level]:11}{size:24}{bpp(size, *side):9.4f}")
     return facts, "\n".join(lines) + "\n"
 
 
@@ -346,8 +346,8 @@ def _given(args: argparse.Namespace, *names: str) -> dict[str, Any]:
 
 def _summary(data: bytes) -> str:
     header = container.read_header(data)
-    bpp = 8 * len(data) / (header.height * header.width)
-    return f"{len(data)} bytes, {bpp:.4f} bpp, level {header.num_levels}"
+    rate = bpp(len(data), header.height, header.width)
+    return f"{len(data)} bytes, {rate:.4f} bpp, level {header.num_levels}"
 
 
 def _report(job: Job, line: str) -> None:
