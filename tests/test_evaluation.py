@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -135,6 +136,15 @@ def test_bpp_is_the_size_of_the_file_on_disk(finished, results):
         assert record["bpp"] == 8 * size / (HEIGHT * WIDTH)
         assert record["bpp"] == metrics.bpp(size, HEIGHT, WIDTH)
     assert len({record["file"] for record in results["records"]}) == len(results["records"])
+
+
+def test_bits_per_pixel_are_counted_in_one_place():
+    counted = [
+        path.relative_to(ROOT).as_posix()
+        for path in (ROOT / "sic_jax").rglob("*.py")
+        if re.search(r"\b8(\.0)? ?\* ?(len\(|num_bytes|size|nbytes)", path.read_text())
+    ]
+    assert counted == ["sic_jax/rate.py"]
 
 
 def test_the_files_decode_to_what_was_measured(finished, results):
@@ -371,6 +381,7 @@ def test_a_run_without_errors_exits_with_0_and_prints_the_means(tmp_path):
         (["--codecs", "jpeg", "--qualities", "jpeg=a"], "need CODEC=Q,Q,..., got 'jpeg=a'"),
         (["--codecs", "jpeg", "--qualities", "webp=1"], "no codec 'webp' in this run"),
         (["--codecs"], "no codec to measure"),
+        (["--codecs", "jpeg", "--show", "z"], "--show: no image of this run is called 'z'"),
         (["--codecs", "jpeg", "--batch-size", "0"], "batch_size must be at least 1, got 0"),
         (["--codecs", "jpeg", "--external", "jpeg=a;;b"], "the name 'jpeg' belongs to another"),
     ],

@@ -20,6 +20,7 @@ from sic_jax.codec.codec import Codec
 from sic_jax.evaluation.codecs import SIC, ImageCodec, sic_codec
 from sic_jax.evaluation.measures import METRICS, Measurer
 from sic_jax.evaluation.peers import PEERS, external_codec, missing_peer, pillow_codec
+from sic_jax.evaluation.pictures import choose_images
 from sic_jax.evaluation.report import ReportOptions, write_report
 from sic_jax.evaluation.run import Progress, find_images, measure_images, one_line
 from sic_jax.evaluation.tables import formatted, summary_cells, summary_columns, to_markdown
@@ -98,6 +99,8 @@ def _run(args: argparse.Namespace, progress: Progress) -> int:
     found = find_images(args.images)
     for path in found.skipped:
         progress.say(f"eval.py: skipped: {path}: not named like a picture")
+    paths = [str(path) for path in found.images]
+    show = None if args.show is None else choose_images(paths, args.show)
     sic, codecs = _make_codecs(args, progress)
     metrics = [metric for metric in METRICS if metric.name in args.metrics]
     on_cpu = jax.default_backend() == "cpu"
@@ -119,7 +122,7 @@ def _run(args: argparse.Namespace, progress: Progress) -> int:
     if not plots:
         progress.say("eval.py: no plots: matplotlib is not installed (pip install sic_jax[eval])")
     published = {"auto": None, "yes": True, "no": False}[args.published]
-    options = ReportOptions(plots, args.rate_axis == "log", published, args.show)
+    options = ReportOptions(plots, args.rate_axis == "log", published, show)
     progress.show("writing the report")
     rows = write_report(measured, about, codecs, metrics, options, out)
     columns = summary_columns(metrics, samples=args.samples > 1)

@@ -15,31 +15,6 @@ Pixels = NDArray[np.uint8]
 Weights = Mapping[str, Any]
 
 
-class Metric(NamedTuple):
-    """A measure of the difference between an image and its reconstruction."""
-
-    name: str
-    """In files and on the command line."""
-    label: str
-    """In plots and tables, with the unit."""
-    decimals: int
-    higher_is_better: bool
-    min_size: int
-    """Smallest height and width of an image that it is defined for."""
-    load: Callable[[], Weights]
-    """Weights of its network."""
-    features: Callable[[jax.Array, Weights], Any]
-    """What it needs of the original, [1, H, W, 3] in [0, 1]; arrays with a first axis of 1."""
-    distance: Callable[[Any, jax.Array, Weights], jax.Array]
-    """(features, reconstructions [B, H, W, 3]) to [B]; the features' first axis is B."""
-    axis_label: str
-    """Of plots."""
-    axis_unit: str
-    """Of Bjontegaard deltas."""
-    axis_scale: Callable[[float], float]
-    """A value on the axis of plots and Bjontegaard deltas; increasing."""
-
-
 def _nothing() -> Weights:
     return {}
 
@@ -50,6 +25,29 @@ def _pixels(x: jax.Array, _: Weights) -> jax.Array:
 
 def _same(value: float) -> float:
     return value
+
+
+class Metric(NamedTuple):
+    """A measure of the difference between an image and its reconstruction."""
+
+    name: str
+    """In files and on the command line."""
+    label: str
+    """In plots and tables."""
+    higher_is_better: bool
+    distance: Callable[[Any, jax.Array, Weights], jax.Array]
+    """(features, reconstructions [B, H, W, 3], weights) to [B]; the features' first axis is B."""
+    features: Callable[[jax.Array, Weights], Any] = _pixels
+    """What it needs of the original, [1, H, W, 3] in [0, 1]; arrays with a first axis of 1."""
+    load: Callable[[], Weights] = _nothing
+    """Weights of its network."""
+    min_size: int = 1
+    """Smallest height and width of an image that it is defined for."""
+    decimals: int = 4
+    unit: str = ""
+    """Of plots and Bjontegaard deltas."""
+    scale: Callable[[float], float] = _same
+    """A value in that unit; increasing."""
 
 
 def to_decibels(value: float) -> float:
@@ -69,42 +67,29 @@ def _lpips_distance(features: lpips.Features, x_hat: jax.Array, weights: Weights
 METRICS = (
     Metric(
         name="psnr",
-        label="PSNR (dB)",
-        decimals=2,
+        label="PSNR",
         higher_is_better=True,
-        min_size=1,
-        load=_nothing,
-        features=_pixels,
         distance=lambda x, x_hat, _: metrics.psnr(x, x_hat),
-        axis_label="PSNR (dB)",
-        axis_unit="dB",
-        axis_scale=_same,
+        decimals=2,
+        unit="dB",
     ),
     Metric(
         name="ms_ssim",
         label="MS-SSIM",
-        decimals=4,
         higher_is_better=True,
-        min_size=metrics.MS_SSIM_MIN_SIZE,
-        load=_nothing,
-        features=_pixels,
         distance=lambda x, x_hat, _: metrics.ms_ssim(x, x_hat),
-        axis_label="MS-SSIM as -10 log10(1 - MS-SSIM), dB",
-        axis_unit="dB",
-        axis_scale=to_decibels,
+        min_size=metrics.MS_SSIM_MIN_SIZE,
+        unit="dB",
+        scale=to_decibels,
     ),
     Metric(
         name="lpips",
         label="LPIPS (AlexNet)",
-        decimals=4,
         higher_is_better=False,
-        min_size=lpips.MIN_SIZE,
-        load=lpips.load_alexnet_weights,
-        features=_lpips_features,
         distance=_lpips_distance,
-        axis_label="LPIPS (AlexNet)",
-        axis_unit="LPIPS",
-        axis_scale=_same,
+        features=_lpips_features,
+        load=lpips.load_alexnet_weights,
+        min_size=lpips.MIN_SIZE,
     ),
 )
 """All of them, in the order of tables and plots."""

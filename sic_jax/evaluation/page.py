@@ -189,7 +189,7 @@ def _bd(content: Content) -> str:
             deltas.append(first + "".join(_delta_cell(found.get(name)) for name in tests))
         label = escape(metric.label)
         parts.append(f"<h3>BD-rate by {label}</h3>{_grid(head, rates)}")
-        title = f"BD-{escape(metric.name)} in {escape(metric.axis_unit)}"
+        title = f"Differences of {label}{' in ' + metric.unit if metric.unit else ''}"
         parts.append(f"<details><summary>{title}</summary>{_grid(head, deltas)}</details>")
     return "".join(parts) if len(parts) > 1 else ""
 
@@ -205,14 +205,14 @@ def _grid(head: str, lines: Sequence[str]) -> str:
 def _rate_cell(row: BdRow | None) -> str:
     if row is None:
         return "<td></td>"
-    decimals = 1 if row.metric.axis_unit == "dB" else 3
+    decimals = 1 if row.metric.unit == "dB" else 3
     return _bd_cell(row.rate, f"{row.rate.value or 0:+.1f} %", decimals, good=-1)
 
 
 def _delta_cell(row: BdRow | None) -> str:
     if row is None:
         return "<td></td>"
-    decimals = 2 if row.metric.axis_unit == "dB" else row.metric.decimals
+    decimals = 2 if row.metric.unit == "dB" else row.metric.decimals
     good = 1 if row.metric.higher_is_better else -1
     return _bd_cell(row.delta, f"{row.delta.value or 0:+.{decimals}f}", 3, good=good)
 

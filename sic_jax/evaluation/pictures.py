@@ -57,17 +57,16 @@ class Comparison(NamedTuple):
     """Of each setting of the reference codec a title, its picture and those of the others."""
 
 
-def choose_images(records: Sequence[Record], names: Sequence[str] | None) -> list[str]:
+def choose_images(paths: Sequence[str], names: Sequence[str] | None) -> list[str]:
     """Paths of images to show.
 
     Args:
-        records: Of the run.
+        paths: Of the run.
         names: File names or stems; None for up to three, spread over the run.
 
     Raises:
         ValueError: If the run has no image of a name.
     """
-    paths = list(dict.fromkeys(record.image for record in records))
     if names is None:
         count = min(3, len(paths))
         return [paths[k * len(paths) // count] for k in range(count)]

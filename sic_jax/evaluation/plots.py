@@ -100,7 +100,7 @@ def _draw_measured(axes: Axes, shown: Sequence[tuple[Curve, list[tuple[float, fl
 
 
 def _points(curve: Curve, metric: Metric) -> list[tuple[float, float]]:
-    return [(bpp, metric.axis_scale(value)) for bpp, value in curve.points(metric.name)]
+    return [(bpp, metric.scale(value)) for bpp, value in curve.points(metric.name)]
 
 
 def _draw_published(
@@ -134,9 +134,10 @@ def _dress(
         axes.xaxis.set_minor_locator(NullLocator())
     else:
         axes.set_xlim(0, high)
+    unit = f" in {metric.unit}" if metric.unit else ""
     better = "higher" if metric.higher_is_better else "lower"
     axes.set_xlabel("bits per pixel of the file" + (", logarithmic" if log_rate else ""))
-    axes.set_ylabel(f"{metric.axis_label}, {better} is better")
+    axes.set_ylabel(f"{metric.label}{unit}, {better} is better")
     axes.set_title(title, fontsize=11, loc="left")
     axes.grid(visible=True, color="#808080", alpha=0.25, linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)

@@ -56,7 +56,7 @@ class ReportOptions(NamedTuple):
     published: bool | None
     """Draw published curves; None: if all images have names and sizes like Kodak's."""
     show: Sequence[str] | None
-    """Images to show; None chooses three."""
+    """Paths of images to show; None chooses three."""
 
 
 def write_report(
@@ -82,7 +82,6 @@ def write_report(
 
     Raises:
         OSError: If something cannot be written.
-        ValueError: If an image to show is not in the run.
     """
     flat = [to_json(record) for record in measured.records]
     errors = [failure._asdict() for failure in measured.failures]
@@ -165,13 +164,15 @@ def _show(
     records: Sequence[Record],
     codecs: Sequence[ImageCodec],
     metrics: Sequence[Metric],
-    names: Sequence[str] | None,
+    show: Sequence[str] | None,
     out: Path,
 ) -> list[Comparison]:
     by_name = {codec.name: codec for codec in sorted(codecs, key=lambda codec: codec.name != SIC)}
     order = list(by_name)
     comparisons = []
-    for path in choose_images(records, names):
+    measured = list(dict.fromkeys(record.image for record in records))
+    wanted = choose_images(measured, None) if show is None else show
+    for path in (path for path in wanted if path in measured):
         own = [record for record in records if record.image == path]
         own.sort(key=lambda record: (order.index(record.codec), record.bpp))
         comparisons.append(compare_pictures(path, own, by_name, metrics, out))

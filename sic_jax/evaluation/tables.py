@@ -84,7 +84,7 @@ def bd_rows(
                 if test is reference or not reference.points(metric.name):
                     continue
                 a, b = (
-                    [(bpp, metric.axis_scale(value)) for bpp, value in curve.points(metric.name)]
+                    [(bpp, metric.scale(value)) for bpp, value in curve.points(metric.name)]
                     for curve in (reference, test)
                 )
                 up = metric.higher_is_better
@@ -127,7 +127,7 @@ def bd_cells(row: BdRow) -> list[Any]:
         row.rate.low,
         row.rate.high,
         row.delta.value,
-        row.metric.axis_unit,
+        row.metric.unit,
         row.delta.low,
         row.delta.high,
         "; ".join(remarks),
