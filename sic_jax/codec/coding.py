@@ -66,9 +66,7 @@ class CodingPass:
         self._model = SicModel(cfg)
         self.hyper = jax.jit(self._hyper, static_argnums=2)
         self._step = jax.jit(self._entropy_step)
-        # Without donation: in JAX 0.5 on CPUs, a program that donates and that comes from the
-        # persistent compilation cache corrupts memory.
-        self._update = jax.jit(self._context_update)
+        self._update = jax.jit(self._context_update, donate_argnums=1)
         self.complete = jax.jit(partial(self._model.apply, method="complete"))
 
     def _hyper(self, variables: Any, z_hat: jax.Array, shape: tuple[int, int]) -> jax.Array:
