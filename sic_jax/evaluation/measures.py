@@ -99,8 +99,8 @@ class Measurer:
     """Computes metrics of reconstructions.
 
     Compiles once for each image size and number of reconstructions, on first use: nothing is
-    padded or cut into tiles, which would change the values. Pictures of one size share programs,
-    and the persistent compilation cache keeps them for the next run.
+    padded or cut into tiles, which would change the values. Pictures of one size share programs;
+    `sic_jax.codec.codec.enable_compilation_cache` says where the next run finds them again.
     """
 
     def __init__(self, wanted: Sequence[Metric], batch_size: int = 1) -> None:
