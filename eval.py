@@ -2,7 +2,9 @@
 
 import sys
 
-from sic_jax.evaluation import main
+from sic_jax.codec.codec import enable_compilation_cache
+from sic_jax.evaluation.main import main
 
 if __name__ == "__main__":
+    enable_compilation_cache()
     sys.exit(main())

@@ -20,6 +20,7 @@ from sic_jax import image_io
 from sic_jax.cli_info import describe_file
 from sic_jax.cli_paths import PICTURES, SIC, STD, Job, UsageError, check_targets, plan
 from sic_jax.codec import container
+from sic_jax.rate import bpp
 
 if TYPE_CHECKING:
     from sic_jax.codec.codec import Codec
@@ -299,8 +300,8 @@ def _given(args: argparse.Namespace, *names: str) -> dict[str, Any]:
 
 def _summary(data: bytes) -> str:
     header = container.read_header(data)
-    bpp = 8 * len(data) / (header.height * header.width)
-    return f"{len(data)} bytes, {bpp:.4f} bpp, level {header.num_levels}"
+    rate = bpp(len(data), header.height, header.width)
+    return f"{len(data)} bytes, {rate:.4f} bpp, level {header.num_levels}"
 
 
 def _report(job: Job, line: str) -> None:

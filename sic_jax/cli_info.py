@@ -2,6 +2,7 @@
 
 from sic_jax.codec import container
 from sic_jax.codec.wire import varint
+from sic_jax.rate import bpp
 
 
 def describe_file(path: str, data: bytes) -> tuple[dict[str, object], str]:
@@ -12,8 +13,7 @@ def describe_file(path: str, data: bytes) -> tuple[dict[str, object], str]:
     """
     file = container.unpack(data, max_pixels=None)
     header, metadata = file.header, file.metadata
-    num_pixels = header.height * header.width
-    bpp = 8 * len(data) / num_pixels
+    side = (header.height, header.width)
     payloads = [len(segment.payload) for segment in file.segments]
     sizes = [len(container.truncate(data, 1))]
     for payload in payloads[2:]:
@@ -22,7 +22,7 @@ def describe_file(path: str, data: bytes) -> tuple[dict[str, object], str]:
     facts: dict[str, object] = {
         "file": path,
         "bytes": len(data),
-        "bpp": bpp,
+        "bpp": bpp(len(data), *side),
         "version": header.version,
         "model_id": header.model_id.hex(),
         "width": header.width,
@@ -41,13 +41,13 @@ def describe_file(path: str, data: bytes) -> tuple[dict[str, object], str]:
                 "level": level,
                 "bytes": payloads[level],
                 "file_bytes": size,
-                "bpp": 8 * size / num_pixels,
+                "bpp": bpp(size, *side),
             }
             for level, size in enumerate(sizes, 1)
         ],
     }
     lines = [
-        f"{path}: {len(data)} bytes, {bpp:.4f} bpp",
+        f"{path}: {len(data)} bytes, {bpp(len(data), *side):.4f} bpp",
         f"picture   {header.width} x {header.height} {header.mode}",
         f"model     {header.model_id.hex()}, format version {header.version}",
         f"levels    {file.level}" + (f", cut off of {header.num_levels}" if file.truncated else ""),
@@ -59,5 +59,5 @@ def describe_file(path: str, data: bytes) -> tuple[dict[str, object], str]:
         f"{'z':8}{payloads[0]:11}",
     ]
     for level, size in enumerate(sizes, 1):
-        lines.append(f"level {level:<2}{payloads[level]:11}{size:24}{8 * size / num_pixels:9.4f}")
+        lines.append(f"level {level:<2}{payloads[level]:11}{size:24}{bpp(size, *side):9.4f}")
     return facts, "\n".join(lines) + "\n"

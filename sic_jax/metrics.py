@@ -16,6 +16,7 @@ from jax.typing import ArrayLike
 
 from sic_jax.dists import dists
 from sic_jax.lpips import lpips
+from sic_jax.rate import bpp
 
 __all__ = [
     "MS_SSIM_MIN_SIZE",
@@ -37,19 +38,6 @@ SSIM_MIN_SIZE = 11
 _WINDOW_SIZE, _WINDOW_SIGMA = SSIM_MIN_SIZE, 1.5
 _SCALE_EXPONENTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 _C1, _C2 = 0.01**2, 0.03**2
-
-
-def bpp(num_bytes: int, height: int, width: int) -> float:
-    """Bits per pixel of a whole file: every byte counts, channels do not.
-
-    Raises:
-        ValueError: `num_bytes` is negative or a side is not positive.
-    """
-    if num_bytes < 0 or height < 1 or width < 1:
-        raise ValueError(
-            f"need num_bytes >= 0 and sides >= 1, got {num_bytes} bytes for {height}x{width}"
-        )
-    return 8 * num_bytes / (height * width)
 
 
 def psnr(x: ArrayLike, x_hat: ArrayLike) -> jax.Array:

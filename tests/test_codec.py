@@ -1,10 +1,12 @@
 """The codec end to end: pictures to bytes and back, damage, prefixes, seeds."""
 
+import os
 import subprocess
 import sys
 import warnings
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -258,3 +260,21 @@ def test_another_process_decodes_the_same_picture(
     np.testing.assert_array_equal(
         np.load(tmp_path / "x.npy"), codec.decompress(data, temperature=1.0)
     )
+
+
+def test_programs_are_kept_only_where_they_are_the_same_when_loaded(tmp_path):
+    """JAX 0.5.3 computes other values with a loaded program; 0.12 does not."""
+    program = (
+        "import jax\n"
+        "from sic_jax.codec.codec import enable_compilation_cache\n"
+        "enable_compilation_cache()\n"
+        "print(jax.config.jax_enable_compilation_cache, jax.config.jax_compilation_cache_dir)"
+    )
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), "JAX_PLATFORMS": "cpu"}
+    environment.pop("JAX_COMPILATION_CACHE_DIR", None)
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
+    )
+    folder = tmp_path / "sic_jax" / "jax"
+    wanted = f"True {folder}" if jax.__version_info__ >= (0, 12) else "False None"
+    assert done.stdout.strip() == wanted

@@ -1,9 +1,9 @@
-"""eval.py: what it measures against files on disk and NumPy, and how it compares codecs."""
+"""eval.py: what it measures against files on disk and NumPy, what it keeps, what it survives."""
 
-import csv
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,36 +11,43 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-from PIL import Image, features
+from conftest import quick_compilation
+from PIL import Image
 
+from sic_jax import metrics
 from sic_jax.codec.bundle import export_bundle
 from sic_jax.codec.codec import Codec
-from sic_jax.evaluation import Metrics, find_images, main, peer_codec, sic_codec
-from sic_jax.evaluation_report import (
-    Record,
-    Row,
-    interpolate,
-    mean_rows,
-    rows_at_equal_rate,
-    to_csv,
-    to_markdown,
-)
+from sic_jax.evaluation.codecs import ImageCodec, sic_codec
+from sic_jax.evaluation.main import main
+from sic_jax.evaluation.measures import METRICS, Measurer
+from sic_jax.evaluation.peers import PEERS, missing_peer, pillow_codec
+from sic_jax.evaluation.records import append_records, from_json, key_of, load_records, to_json
+from sic_jax.evaluation.run import Progress, find_images, measure_images
 from sic_jax.model.params import init_params
 from sic_jax.presets import preset
 
 ROOT = Path(__file__).resolve().parents[1]
-ANCHORS = ROOT.parent / "shared" / "anchors" / "kodak_peers_measured.json"
-KODAK_1 = ROOT.parent / "shared" / "data" / "kodak" / "kodim01.png"
 HEIGHT, WIDTH = 48, 64
-PEERS = [name for name in ("jpeg", "webp", "avif") if name == "jpeg" or features.check(name)]
+HERE = [name for name in PEERS if not missing_peer(name)]
+FIELDS = (
+    "image", "image_id", "codec", "options", "setting", "file", "file_id", "height", "width",
+    "num_bytes", "bpp", "bpp_est", "samples", "encode_s", "decode_s", "psnr", "ms_ssim", "lpips",
+)  # fmt: skip
 
 
-def picture(seed: int) -> np.ndarray:
-    """Smooth colours with some noise, uint8 [HEIGHT, WIDTH, 3]."""
+@pytest.fixture(scope="module", autouse=True)
+def quickly():
+    """Programs compile quickly in this module."""
+    with quick_compilation():
+        yield
+
+
+def picture(seed: int, height: int = HEIGHT, width: int = WIDTH) -> np.ndarray:
+    """Smooth colours with some noise, uint8 [height, width, 3]."""
     rng = np.random.default_rng(seed)
-    i, j = np.mgrid[:HEIGHT, :WIDTH]
+    i, j = np.mgrid[:height, :width]
     waves = [np.sin(i / a + seed) + np.cos(j / b) for a, b in rng.uniform(4, 12, (3, 2))]
-    noisy = 127 + 50 * np.stack(waves, axis=-1) + rng.normal(0, 8, (HEIGHT, WIDTH, 3))
+    noisy = 127 + 50 * np.stack(waves, axis=-1) + rng.normal(0, 8, (height, width, 3))
     return np.clip(noisy, 0, 255).astype(np.uint8)
 
 
@@ -50,7 +57,18 @@ class Finished(NamedTuple):
     stderr: str
     codec: Codec
     bundle: Path
+    arguments: list[str]
     out: Path
+
+
+def run(*arguments: str) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of the command line."""
+    stdout, stderr = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "stdout", stdout)
+        patch.setattr(sys, "stderr", stderr)
+        code = main(arguments)
+    return code, stdout.getvalue(), stderr.getvalue()
 
 
 @pytest.fixture(scope="module")
@@ -63,29 +81,32 @@ def bundle(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, bundle):
-    """A run over a folder of two pictures, with a broken and a missing one between them."""
+    """A run over a folder of two pictures of one stem among all kinds of bad files."""
     folder = tmp_path_factory.mktemp("evaluation")
     images, out = folder / "images", folder / "out"
     images.mkdir()
-    for seed, name in enumerate(("a.png", "c.png")):
-        Image.fromarray(picture(seed)).save(images / name)
-    (images / "b.png").write_bytes((images / "a.png").read_bytes()[:500])
+    Image.fromarray(picture(0)).save(images / "a.png")
+    Image.fromarray(picture(1)).save(images / "a.tiff")
+    (images / "broken.png").write_bytes((images / "a.png").read_bytes()[:500])
+    (images / "text.png").write_text("not a picture\n")
     (images / "notes.txt").write_text("not a picture\n")
+    frames = [Image.fromarray(picture(k)) for k in range(3)]
+    frames[0].save(images / "moving.gif", save_all=True, append_images=frames[1:])
+    clear = np.dstack([picture(2), np.full((HEIGHT, WIDTH), 100, np.uint8)])
+    Image.fromarray(clear).save(images / "rgba.png")
     arguments = ["--images", str(images), str(folder / "missing.png"), "--out", str(out)]
+    arguments += ["--bundle", str(bundle), "--levels", "3", "1", "3", "--show"]
+    load, loaded = Codec.load, []
+
+    def load_and_keep(*args, **options):
+        loaded.append(load(*args, **options))
+        return loaded[-1]
+
     with pytest.MonkeyPatch.context() as patch:
-        stdout, stderr = io.StringIO(), io.StringIO()
-        load, loaded = Codec.load, []
-
-        def load_and_keep(*args, **options):
-            loaded.append(load(*args, **options))
-            return loaded[-1]
-
         patch.setattr(Codec, "load", load_and_keep)  # Compiled once for all tests.
-        patch.setattr(sys, "stdout", stdout)
-        patch.setattr(sys, "stderr", stderr)
-        code = main([*arguments, "--bundle", str(bundle), "--levels", "3", "1", "3"])
+        code, stdout, stderr = run(*arguments)
     (codec,) = loaded
-    return Finished(code, stdout.getvalue(), stderr.getvalue(), codec, bundle, out)
+    return Finished(code, stdout, stderr, codec, bundle, arguments, out)
 
 
 @pytest.fixture(scope="module")
@@ -96,10 +117,10 @@ def results(finished):
 def test_every_image_codec_and_setting_has_one_complete_record(finished, results):
     seen = [(Path(r["image"]).name, r["codec"], r["setting"]) for r in results["records"]]
     ladder = [("sic", 1), ("sic", 3)]
-    ladder += [(name, quality) for name in PEERS for quality in peer_codec(name).settings]
-    assert seen == [(name, *step) for name in ("a.png", "c.png") for step in ladder]
+    ladder += [(name, quality) for name in HERE for quality in pillow_codec(name).settings]
+    assert seen == [(name, *step) for name in ("a.png", "a.tiff") for step in ladder]
     for record in results["records"]:
-        assert tuple(record) == Record._fields
+        assert tuple(record) == FIELDS
         assert (record["height"], record["width"]) == (HEIGHT, WIDTH)
         assert 3 < record["psnr"] < 60
         assert 0 < record["lpips"] < 2
@@ -113,7 +134,17 @@ def test_bpp_is_the_size_of_the_file_on_disk(finished, results):
         size = (finished.out / record["file"]).stat().st_size
         assert record["num_bytes"] == size
         assert record["bpp"] == 8 * size / (HEIGHT * WIDTH)
+        assert record["bpp"] == metrics.bpp(size, HEIGHT, WIDTH)
     assert len({record["file"] for record in results["records"]}) == len(results["records"])
+
+
+def test_bits_per_pixel_are_counted_in_one_place():
+    counted = [
+        path.relative_to(ROOT).as_posix()
+        for path in (ROOT / "sic_jax").rglob("*.py")
+        if re.search(r"\b8(\.0)? ?\* ?(len\(|num_bytes|size|nbytes)", path.read_text())
+    ]
+    assert counted == ["sic_jax/rate.py"]
 
 
 def test_the_files_decode_to_what_was_measured(finished, results):
@@ -143,15 +174,27 @@ def test_the_estimated_rate_is_that_of_the_codec(finished, results):
         assert -0.01 * expected < overhead < 0.03 * expected + 8 * 60 / (HEIGHT * WIDTH)
 
 
-def test_broken_images_are_reported_and_the_others_measured(finished, results):
+def test_bad_files_are_reported_each_and_the_others_measured(finished, results):
     assert finished.code == 1
     lines = finished.stderr.splitlines()
     errors = [line for line in lines if line.startswith("eval.py: error: ")]
-    assert [Path(e["image"]).name for e in results["errors"]] == ["b.png", "missing.png"]
     assert errors == [f"eval.py: error: {e['error']}" for e in results["errors"]]
-    assert "b.png: the picture is damaged" in errors[0]
-    assert errors[1].endswith("missing.png: No such file or directory")
-    assert [line[:5] for line in lines if line not in errors] == ["[1/4]", "[3/4]"]
+    wanted = {
+        "broken.png": "the picture is damaged",
+        "moving.gif": "holds 3 frames",
+        "rgba.png": "transparent",
+        "text.png": "not a picture in a format that Pillow reads",
+        "missing.png": "No such file or directory",
+    }
+    assert [Path(e["image"]).name for e in results["errors"]] == list(wanted)
+    for error, reason in zip(errors, wanted.values(), strict=True):
+        assert reason in error
+    (skipped,) = results["skipped"]
+    assert skipped.endswith("notes.txt")
+    assert f"eval.py: skipped: {skipped}: not named like a picture" in lines
+    steps = [line[:5] for line in lines if line.startswith("[")]
+    assert steps == ["[1/7]", "[2/7]"]
+    assert f"{len(results['records'])} measurements (0 from before)" in lines[-1]
 
 
 def test_the_report_says_what_was_measured(finished, results):
@@ -159,46 +202,173 @@ def test_the_report_says_what_was_measured(finished, results):
     assert results["model_id"] == finished.codec.bundle.model_id.hex()
     assert results["coder"] in ("native", "tfc")
     assert set(results["versions"]) == {"jax", "pillow"}
+    assert results["metrics"] == ["psnr", "ms_ssim", "lpips"]
+    assert 0 < results["seconds"] < 600
 
 
-def test_summary_holds_means_and_the_comparison(finished, results):
-    with open(finished.out / "summary.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert tuple(rows[0]) == Row._fields
-    means = [row for row in rows if not row["level"]]
-    compared = [row for row in rows if row["level"]]
-    assert len(means) == len(results["records"]) / 2
-    assert [row["codec"] for row in compared] == 2 * ["sic", *PEERS]
-    for row in means:
-        group = [
-            record
-            for record in results["records"]
-            if (record["codec"], str(record["setting"])) == (row["codec"], row["setting"])
-        ]
-        assert row["num_images"] == "2"
-        for name in ("bpp", "psnr", "lpips", "encode_s", "decode_s"):
-            assert float(row[name]) == pytest.approx(np.mean([r[name] for r in group]), rel=1e-12)
-        assert row["ms_ssim"] == ""
-    assert float(compared[0]["bpp"]) == float(compared[1]["bpp"]) == float(means[0]["bpp"])
-    table = finished.stdout.splitlines()
-    assert len(table) == 2 + len(compared)
-    assert [cell.strip() for cell in table[0].strip("|").split("|")] == list(Row._fields)
+def peers_only(folder: Path, *names: str) -> list[ImageCodec]:
+    return [pillow_codec(name, [10, 50]) for name in names]
 
 
-def test_a_run_without_errors_exits_with_0_and_prints_the_means(tmp_path, capsys):
+def measure(images: list[Path], codecs: list[ImageCodec], out: Path, wanted: tuple[str, ...]):
+    chosen = [metric for metric in METRICS if metric.name in wanted]
+    return measure_images(images, codecs, Measurer(chosen), out, Progress())
+
+
+@pytest.fixture
+def two(tmp_path):
+    """Paths of two images."""
+    paths = [tmp_path / "a.png", tmp_path / "b.png"]
+    for seed, path in enumerate(paths):
+        Image.fromarray(picture(seed)).save(path)
+    return paths
+
+
+def counting(codec: ImageCodec) -> tuple[ImageCodec, list[float]]:
+    """The codec, and a list that receives the setting of every call of its encoder."""
+    calls: list[float] = []
+
+    def encode(image, setting):
+        calls.append(setting)
+        return codec.encode(image, setting)
+
+    return codec._replace(encode=encode), calls
+
+
+def test_a_rerun_makes_only_what_is_missing(two, tmp_path):
+    out = tmp_path / "out"
+    codec, calls = counting(pillow_codec("jpeg", [10, 50]))
+    first = measure(two, [codec], out, ("psnr",))
+    assert (len(first.records), first.num_reused, calls) == (4, 0, [10, 50, 10, 50])
+    again = measure(two, [codec], out, ("psnr",))
+    assert (again.records, again.num_reused, len(calls)) == (first.records, 4, 4)
+    more = measure(two, [codec._replace(settings=(10, 30, 50))], out, ("psnr",))
+    assert (more.num_reused, calls[4:]) == (4, [30, 30])
+    assert [record.setting for record in more.records] == [10, 30, 50, 10, 30, 50]
+    assert len((out / "records.jsonl").read_text().splitlines()) == 6
+
+
+def test_what_changed_is_made_again(two, tmp_path):
+    out = tmp_path / "out"
+    codec, calls = counting(pillow_codec("jpeg", [10, 50]))
+    first = measure(two, [codec], out, ("psnr",))
+    assert measure(two, [codec._replace(options="other")], out, ("psnr",)).num_reused == 0
+    both = measure(two, [codec], out, ("psnr", "ms_ssim"))
+    assert both.num_reused == 0  # A metric was missing.
+    assert list(both.records[0].metrics) == ["psnr", "ms_ssim"]
+    (out / first.records[0].file).write_bytes(b"damaged")
+    (out / first.records[3].file).unlink()
+    assert measure(two, [codec], out, ("psnr",)).num_reused == 2
+    # What an earlier run found of the same file is kept with the new measurement.
+    last = measure(two, [codec], out, ("ms_ssim",))
+    assert last.num_reused == 4
+    assert list(last.records[0].metrics) == ["ms_ssim"]
+    Image.fromarray(picture(9)).save(two[0])
+    assert measure(two, [codec], out, ("psnr",)).num_reused == 2
+    assert len(calls) == 4 * 3 + 2 + 2
+
+
+def test_a_killed_run_goes_on_after_its_last_whole_line(two, tmp_path):
+    out = tmp_path / "out"
+    codec = pillow_codec("jpeg", [10, 50])
+    records = measure(two, [codec], out, ("psnr",)).records
+    file = out / "records.jsonl"
+    file.write_bytes(file.read_bytes()[:-40])
+    assert set(load_records(file)) == {key_of(record) for record in records[:3]}
+    again = measure(two, [codec], out, ("psnr",))
+    assert again.num_reused == 3
+    assert len(load_records(file)) == 4
+    assert again.records[:3] == records[:3]
+
+
+def test_records_survive_json(two, tmp_path):
+    (record, *_) = measure(two, [pillow_codec("jpeg", [10])], tmp_path / "o", ("psnr",)).records
+    record = record._replace(spread={"psnr": 0.25, "lpips": None}, samples=2)
+    assert from_json(json.loads(json.dumps(to_json(record)))) == record
+    assert to_json(record)["psnr_spread"] == 0.25
+    append_records(tmp_path / "r.jsonl", [record, record._replace(bpp=2.0)])
+    assert load_records(tmp_path / "r.jsonl") == {key_of(record): record._replace(bpp=2.0)}
+    with pytest.raises(ValueError, match="a record without 'image'"):
+        from_json({"codec": "jpeg"})
+
+
+def test_an_image_that_fails_with_one_codec_is_in_no_mean(two, tmp_path):
+    good = pillow_codec("jpeg", [10])
+
+    def fail_on_b(image, setting):
+        if np.array_equal(image, picture(1)):
+            raise OSError("the encoder crashed")
+        return good.encode(image, setting)
+
+    bad = good._replace(name="bad", encode=fail_on_b)
+    measured = measure(two, [good, bad], tmp_path / "out", ("psnr",))
+    assert [(Path(r.image).name, r.codec) for r in measured.records] == [
+        ("a.png", "jpeg"), ("a.png", "bad")
+    ]  # fmt: skip
+    (failure,) = measured.failures
+    assert failure.error == f"{two[1]}: bad at 10: the encoder crashed"
+
+
+def test_a_picture_of_another_size_is_an_error(two, tmp_path):
+    wrong = pillow_codec("jpeg", [10])._replace(decode=lambda data, _: picture(0)[:-1])
+    measured = measure(two[:1], [wrong], tmp_path / "out", ("psnr",))
+    assert "jpeg at 10: decoded to (47, 64, 3), the image is (48, 64, 3)" in (
+        measured.failures[0].error
+    )
+
+
+def test_samples_are_members_of_the_synset(finished, two, tmp_path):
+    codec = sic_codec(finished.codec, [1, 3], samples=3, seed=5, temperature=2.0)
+    assert codec.options.endswith("temperature 2, seed 5, samples 3")
+    measured = measure(two[:1], [codec], tmp_path / "out", ("psnr",))
+    for record in measured.records:
+        data = (tmp_path / "out" / record.file).read_bytes()
+        values = []
+        for seed in (5, 6, 7):
+            x_hat = finished.codec.decompress(data, seed=seed, temperature=2.0)
+            mse = np.mean(np.square(picture(0).astype(float) - x_hat))
+            values.append(10 * np.log10(255**2 / mse))
+        assert record.samples == 3
+        assert record.metrics["psnr"] == pytest.approx(np.mean(values), abs=1e-4)
+        assert record.spread["psnr"] == pytest.approx(np.std(values, ddof=1), abs=1e-4)
+    low, high = measured.records
+    assert low.spread["psnr"] > 0.001  # Level 1 leaves details to draw; level 3 holds all.
+    assert high.spread["psnr"] == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"samples": 0}, "samples must be at least 1, got 0"),
+        ({"seed": -1}, "seed must be 0 to"),
+        ({"seed": 2**32 - 2, "samples": 3}, "for 3 samples, got 4294967294"),
+        ({"temperature": -0.5}, "temperature must be finite and at least 0, got -0.5"),
+    ],
+)
+def test_options_of_sic_are_checked(finished, options, message):
+    with pytest.raises(ValueError, match=message):
+        sic_codec(finished.codec, [1], **options)
+
+
+def test_a_run_without_errors_exits_with_0_and_prints_the_means(tmp_path):
     Image.fromarray(picture(2)).save(tmp_path / "a.png")
     (tmp_path / "other").mkdir()
     Image.fromarray(picture(3)[..., 0]).save(tmp_path / "other" / "a.png")
     paths = [str(tmp_path / "a.png"), str(tmp_path / "other"), str(tmp_path / "a.png")]
     out = tmp_path / "out"
-    assert main(["--images", *paths, "--codecs", "jpeg", "--out", str(out)]) == 0
+    options = ["--codecs", "jpeg", "--metrics", "psnr", "--qualities", "jpeg=10,35.0,60"]
+    code, stdout, _ = run("--images", *paths, "--out", str(out), *options)
+    assert code == 0
     results = json.loads((out / "results.json").read_text())
     assert (results["bundle"], results["model_id"], results["errors"]) == (None, None, [])
-    folders = {Path(record["file"]).parent.as_posix() for record in results["records"]}
-    assert folders == {"files/001_a", "files/002_a"}  # One name, and the repeated file once.
-    lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 2 + len(peer_codec("jpeg").settings)
-    assert lines[2].startswith("| jpeg | 1 | - | 2 |")
+    assert [record["setting"] for record in results["records"]] == 2 * [10, 35, 60]
+    assert "lpips" not in results["records"][0]
+    folders = {Path(record["file"]).parts[1][:2] for record in results["records"]}
+    assert folders == {"a-"}
+    assert len({record["file"] for record in results["records"]}) == 6  # One name, two images.
+    lines = stdout.splitlines()
+    assert len(lines) == 2 + 3
+    assert lines[2].startswith("| jpeg | 10 | - | 2 |")
 
 
 @pytest.mark.parametrize(
@@ -208,31 +378,49 @@ def test_a_run_without_errors_exits_with_0_and_prints_the_means(tmp_path, capsys
         (["--levels", "0"], "levels of this bundle are 1 to 3, got 0"),
         (["--bundle", "nothing"], "no bundle 'nothing'"),
         (["--images", "{tmp}"], "the folder holds no picture"),
+        (["--codecs", "jpeg", "--qualities", "jpeg=a"], "need CODEC=Q,Q,..., got 'jpeg=a'"),
+        (["--codecs", "jpeg", "--qualities", "webp=1"], "no codec 'webp' in this run"),
+        (["--codecs"], "no codec to measure"),
+        (["--codecs", "jpeg", "--show", "z"], "--show: no image of this run is called 'z'"),
+        (["--codecs", "jpeg", "--batch-size", "0"], "batch_size must be at least 1, got 0"),
+        (["--codecs", "jpeg", "--external", "jpeg=a;;b"], "the name 'jpeg' belongs to another"),
     ],
 )
-def test_a_run_that_cannot_begin_is_one_line_and_exit_code_1(
-    arguments, message, bundle, tmp_path, capsys
-):
+def test_a_run_that_cannot_begin_is_one_line_and_exit_code_1(arguments, message, bundle, tmp_path):
     arguments = [argument.format(tmp=tmp_path) for argument in arguments]
     common = ["--images", "x.png", "--bundle", str(bundle), "--out", str(tmp_path / "out")]
-    assert main([*common, *arguments]) == 1
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert captured.err.startswith("eval.py: error: ")
-    assert message in captured.err
-    assert captured.err.count("\n") == 1
+    code, stdout, stderr = run(*common, *arguments)
+    assert (code, stdout) == (1, "")
+    (line,) = [line for line in stderr.splitlines() if "skipped" not in line]
+    assert line.startswith("eval.py: error: ")
+    assert message in line
     assert not (tmp_path / "out").exists()
 
 
-def test_the_script_knows_its_options():
+def test_an_interrupted_run_says_so(two, tmp_path, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sic_jax.evaluation.run.read_image", interrupt)
+    code, _, stderr = run("--images", str(two[0]), "--codecs", "jpeg", "--out", str(tmp_path))
+    assert code == 130
+    assert stderr == "eval.py: interrupted; the same command goes on from here\n"
+
+
+def test_the_script_knows_its_options_and_does_not_load_matplotlib():
+    program = "import runpy, sys; sys.argv = ['eval.py', '--help']\ntry:\n    "
+    program += "runpy.run_path('eval.py', run_name='__main__')\n"
+    program += "except SystemExit:\n    assert 'matplotlib' not in sys.modules"
     done = subprocess.run(
-        [sys.executable, str(ROOT / "eval.py"), "--help"],
+        [sys.executable, "-c", program],
+        cwd=ROOT,
         capture_output=True,
         text=True,
         check=True,
-        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)},
     )
-    for option in ("--images", "--bundle", "--levels", "--codecs", "--coder", "--out"):
+    options = ("--images", "--bundle", "--levels", "--codecs", "--coder", "--out", "--metrics")
+    for option in (*options, "--samples", "--seed", "--qualities", "--external", "--rate-axis"):
         assert option in done.stdout
 
 
@@ -246,118 +434,41 @@ def test_folders_are_not_searched_below_their_first_level(tmp_path):
     (tmp_path / "files").mkdir()
     for name in ("b.PNG", "a.webp", ".hidden.png", "files/c.png", "notes.txt"):
         (tmp_path / name).touch()
-    assert find_images([str(tmp_path)]) == [tmp_path / "a.webp", tmp_path / "b.PNG"]
-
-
-@pytest.mark.parametrize("name", PEERS)
-def test_peers_give_smaller_and_worse_pictures_at_lower_quality(name):
-    codec, x = peer_codec(name), picture(4)
-    low, high = (codec.encode(x, quality) for quality in (codec.settings[0], codec.settings[-1]))
-    assert len(low) < len(high)
-    errors = [np.mean(np.square(x - codec.decode(data).astype(float))) for data in (high, low)]
-    assert errors[0] < errors[1]
-    assert codec.decode(codec.encode(x[..., 0], 40)).shape == x.shape  # Gray, measured as RGB.
-
-
-def test_missing_codec_of_pillow_is_named(monkeypatch):
-    monkeypatch.setattr(features, "check", lambda name: False)
-    assert peer_codec("jpeg").name == "jpeg"
-    with pytest.raises(ValueError, match="this Pillow has no avif; leave it out of --codecs"):
-        peer_codec("avif")
+    found = find_images([str(tmp_path), str(tmp_path / "b.PNG")])
+    assert found.images == [tmp_path / "a.webp", tmp_path / "b.PNG"]
+    assert found.skipped == [tmp_path / "notes.txt"]
 
 
 def test_metrics_leave_out_what_is_not_defined():
     x = picture(5)
-    measure = Metrics().against(x)
-    same = measure(x)
-    assert same["psnr"] is None  # Infinite.
-    assert same["lpips"] == pytest.approx(0, abs=1e-7)
-    small = Metrics().against(x[:30])(x[:30, :, ::-1])
-    assert small["lpips"] is None
-    assert small["ms_ssim"] is None
+    measurer = Measurer(METRICS)
+    same = measurer.distances(measurer.features(x), [x])
+    assert same["psnr"] == [None]  # Infinite.
+    assert same["lpips"][0] == pytest.approx(0, abs=1e-7)
+    small = measurer.distances(measurer.features(x[:30]), [x[:30, :, ::-1]])
+    assert (small["lpips"], small["ms_ssim"]) == ([None], [None])
     mse = np.mean(np.square(x[:30].astype(float) - x[:30, :, ::-1]))
-    assert small["psnr"] == pytest.approx(10 * np.log10(255**2 / mse), abs=1e-4)
+    assert small["psnr"] == [pytest.approx(10 * np.log10(255**2 / mse), abs=1e-4)]
 
 
-def test_interpolation_is_linear_in_log_bpp_and_never_extrapolates():
-    points = [(0.4, 32.0), (0.1, 26.0), (1.6, 35.0)]
-    assert interpolate(points, 0.2) == pytest.approx(29.0)  # Half way from 0.1 to 0.4 in logs.
-    assert interpolate(points, 0.8) == pytest.approx(33.5)
-    assert interpolate(points, 0.4 * 4**0.25) == pytest.approx(32.75)
-    assert [interpolate(points, rate) for rate in (0.1, 1.6)] == [26.0, 35.0]
-    assert [interpolate(points, rate) for rate in (0.0999, 1.6001)] == [None, None]
-    assert interpolate([*points, (3.0, None)], 0.2) is None
+def test_batches_give_the_values_of_single_pictures():
+    x, others = picture(5), [picture(seed) for seed in (6, 7, 8)] + [picture(5)[..., 0]]
+    one, three = Measurer(METRICS), Measurer(METRICS, batch_size=3)
+    single = one.distances(one.features(x), others)
+    batched = three.distances(three.features(x), others)  # Two batches, one not full.
+    for name in ("psnr", "lpips"):
+        assert len(batched[name]) == 4
+        assert batched[name] == pytest.approx(single[name], rel=1e-5)
+    assert batched["ms_ssim"] == [None] * 4
 
 
-def record(image: str, codec: str, setting: int, bpp: float, psnr: float, **other) -> Record:
-    values = {"ms_ssim": 0.5, "lpips": 0.25, "bpp_est": None, **other}
-    return Record(image, codec, setting, "", 8, 8, 8, bpp, psnr=psnr, encode_s=1, decode_s=2,
-                  **values)  # fmt: skip
-
-
-def test_comparison_reads_the_mean_curve_at_the_mean_rate():
-    records = [
-        record("a", "sic", 1, 0.1, 25.0, bpp_est=0.09),
-        record("a", "sic", 2, 0.7, 33.0, bpp_est=0.69),
-        record("a", "jpeg", 10, 0.1, 20.0, lpips=0.5),
-        record("a", "jpeg", 50, 0.5, 30.0, lpips=0.1),
-        record("b", "sic", 1, 0.5, 27.0, bpp_est=0.47),
-        record("b", "sic", 2, 0.9, 31.0, bpp_est=0.87),
-        record("b", "jpeg", 10, 0.2, 24.0, lpips=0.3),
-        record("b", "jpeg", 50, 0.7, 32.0, lpips=0.1),
-    ]
-    rows = rows_at_equal_rate(mean_rows(records))
-    assert [(row.codec, row.level) for row in rows] == [
-        ("sic", 1), ("jpeg", 1), ("sic", 2), ("jpeg", 2)
-    ]  # fmt: skip
-    sic, jpeg, _, outside = rows
-    assert (sic.bpp, sic.bpp_est, sic.psnr) == pytest.approx((0.3, 0.28, 26.0))
-    assert jpeg.setting is None
-    assert jpeg.num_images == 2
-    # JPEG's means: 0.15 bpp, 22 dB, 0.4 and 0.6 bpp, 31 dB, 0.1; 0.3 is the middle in logs.
-    assert (jpeg.bpp, jpeg.psnr, jpeg.lpips) == pytest.approx((0.3, 26.5, 0.25))
-    assert (jpeg.encode_s, jpeg.bpp_est) == (None, None)
-    assert outside.bpp == pytest.approx(0.8)
-    assert (outside.psnr, outside.ms_ssim, outside.lpips) == (None, None, None)
-    table = to_markdown(rows).splitlines()
-    assert (
-        table[2]
-        == "| sic | 1 | 1 | 2 | 0.3000 | 0.2800 | 26.00 | 0.5000 | 0.2500 | 1.000 | 2.000 |"
-    )
-    assert table[3] == "| jpeg | - | 1 | 2 | 0.3000 | - | 26.50 | 0.5000 | 0.2500 | - | - |"
-    assert table[5] == "| jpeg | - | 2 | 2 | 0.8000 | - | - | - | - | - | - |"
-    assert to_csv(rows).splitlines()[4] == f"jpeg,,2,2,{outside.bpp},,,,,,"
-
-
-def test_a_mean_needs_every_image():
-    rows = mean_rows([record("a", "jpeg", 1, 0.1, 20.0), record("b", "jpeg", 1, 0.3, None)])
-    assert rows[0].psnr is None
-    assert rows[0].lpips == 0.25
-    assert rows[0].bpp == pytest.approx(0.2)
-
-
-@pytest.mark.skipif(not (ANCHORS.exists() and KODAK_1.exists()), reason="needs the shared files")
-def test_peers_on_a_kodak_image_agree_with_independent_measurements():
-    """Against PyTorch's metrics; other versions of the encoders write other bytes, so are left."""
-    records = json.loads(ANCHORS.read_text())["records"]
-    with Image.open(KODAK_1) as image:
-        x = np.asarray(image)
-    measure = Metrics().against(x)
-    matched = 0
-    for name, quality in (("jpeg", 25), ("webp", 40), ("avif", 38)):
-        if name not in PEERS:
-            continue
-        wanted = next(
-            r for r in records if (r["img"], r["codec"], r["q"]) == (1, name.upper(), quality)
-        )
-        codec = peer_codec(name)
-        data = codec.encode(x, quality)
-        if 8 * len(data) / (512 * 768) != wanted["bpp"]:
-            continue
-        matched += 1
-        found = measure(codec.decode(data))
-        assert found["psnr"] == pytest.approx(wanted["psnr"], abs=1e-3)
-        assert found["ms_ssim"] == pytest.approx(wanted["msssim"], abs=1e-4)
-        assert found["lpips"] == pytest.approx(wanted["lpips"], abs=5e-4)
-    if not matched:
-        pytest.skip("no encoder of this Pillow writes the files that were measured")
+def test_features_of_an_original_are_computed_once(two, tmp_path):
+    measurer = Measurer(METRICS[:1])
+    calls = []
+    features = measurer.features
+    measurer.features = lambda image: calls.append(image.shape) or features(image)
+    codecs = [pillow_codec("jpeg", [10, 50]), pillow_codec("jpeg", [20])._replace(name="other")]
+    measured = measure_images(two, codecs, measurer, tmp_path / "out", Progress())
+    assert len(measured.records) == 6
+    assert calls == 2 * [(HEIGHT, WIDTH, 3)]
+    assert measurer._compare._cache_size() == 1  # Both images and all settings: one program.

@@ -1,0 +1,160 @@
+"""Bjontegaard deltas: codecs compared over the range where both curves have values.
+
+Bjontegaard, "Calculation of average PSNR differences between RD-curves" (VCEG-M33, 2001), with
+monotone piecewise cubic interpolation (PCHIP; Fritsch and Carlson, 1980) of log bpp and quality in
+place of one cubic, as the current common test conditions do.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Points = Sequence[tuple[float, float]]
+"""Pairs of bpp and value of a metric."""
+
+
+class BdResult(NamedTuple):
+    """A Bjontegaard delta and the range that it is the mean over."""
+
+    value: float | None
+    """None where there is nothing to compare."""
+    low: float | None
+    """Lower end of the common range: of the metric for a rate delta, of bpp for a metric delta."""
+    high: float | None
+    reason: str
+    """Why there is no value; empty where there is one."""
+    num_dropped: int
+    """Points left out since one at a lower rate is as good."""
+
+
+def bd_rate(reference: Points, test: Points, *, higher_is_better: bool) -> BdResult:
+    """Mean difference of rate at equal quality, in percent of the reference's; below 0 is better.
+
+    Args:
+        reference: Curve of the codec that is compared with.
+        test: Curve of the codec that is judged.
+        higher_is_better: Direction of the metric.
+
+    Returns:
+        100 (exp(mean of ln test bpp - ln reference bpp) - 1) over the common range of the metric.
+    """
+    (rate_a, quality_a), (rate_b, quality_b) = (
+        _frontier(points, higher_is_better) for points in (reference, test)
+    )
+    dropped = len(reference) + len(test) - len(rate_a) - len(rate_b)
+    found = _mean_difference(quality_a, rate_a, quality_b, rate_b)
+    if isinstance(found, str):
+        return BdResult(None, None, None, found, dropped)
+    delta, low, high = found
+    if not higher_is_better:
+        low, high = -high, -low
+    return BdResult(100 * float(np.expm1(delta)), low, high, "", dropped)
+
+
+def bd_metric(reference: Points, test: Points, *, higher_is_better: bool) -> BdResult:
+    """Mean difference of the metric at equal rate, test minus reference, over log bpp.
+
+    Arguments are those of `bd_rate`; the range is of bpp.
+    """
+    (rate_a, quality_a), (rate_b, quality_b) = (
+        _frontier(points, higher_is_better) for points in (reference, test)
+    )
+    dropped = len(reference) + len(test) - len(rate_a) - len(rate_b)
+    found = _mean_difference(rate_a, quality_a, rate_b, quality_b)
+    if isinstance(found, str):
+        return BdResult(None, None, None, found, dropped)
+    delta, low, high = found
+    sign = 1 if higher_is_better else -1
+    return BdResult(sign * delta, float(np.exp(low)), float(np.exp(high)), "", dropped)
+
+
+def pchip_slopes(x: Floats, y: Floats) -> Floats:
+    """Derivatives at the knots of the monotone cubic interpolation.
+
+    Inside the weighted harmonic mean of the neighbouring slopes, 0 at extrema; at the ends the
+    three-point formula, limited so that the shape is kept.
+
+    Args:
+        x: Strictly increasing, at least two.
+        y: Values.
+    """
+    h, slope = np.diff(x), np.diff(y) / np.diff(x)
+    if len(x) == 2:
+        return np.repeat(slope, 2)
+    out = np.zeros(len(x))
+    same = slope[:-1] * slope[1:] > 0
+    w1, w2 = 2 * h[1:] + h[:-1], h[1:] + 2 * h[:-1]
+    out[1:-1][same] = ((w1 + w2)[same]) / (w1[same] / slope[:-1][same] + w2[same] / slope[1:][same])
+    out[0] = _end_slope(h[0], h[1], slope[0], slope[1])
+    out[-1] = _end_slope(h[-1], h[-2], slope[-1], slope[-2])
+    return out
+
+
+def pchip(x: Floats, y: Floats, at: Floats) -> Floats:
+    """Values of the monotone cubic interpolation.
+
+    Args:
+        x: Strictly increasing, at least two.
+        y: Values.
+        at: Where to read it, within the range of `x`.
+    """
+    slopes = pchip_slopes(x, y)
+    k = np.clip(np.searchsorted(x, at, side="right") - 1, 0, len(x) - 2)
+    h = x[k + 1] - x[k]
+    t = (at - x[k]) / h
+    values: Floats = (
+        (1 + 2 * t) * (1 - t) ** 2 * y[k]
+        + t * (1 - t) ** 2 * h * slopes[k]
+        + t**2 * (3 - 2 * t) * y[k + 1]
+        + t**2 * (t - 1) * h * slopes[k + 1]
+    )
+    return values
+
+
+def _end_slope(h0: float, h1: float, slope0: float, slope1: float) -> float:
+    found = ((2 * h0 + h1) * slope0 - h0 * slope1) / (h0 + h1)
+    if found * slope0 <= 0:
+        return 0.0
+    if slope0 * slope1 <= 0 and abs(found) > 3 * abs(slope0):
+        return 3 * slope0
+    return found
+
+
+def _frontier(points: Points, higher_is_better: bool) -> tuple[Floats, Floats]:
+    """Log of bpp, and quality, of the points better than all at lower or equal rates."""
+    rates: list[float] = []
+    qualities: list[float] = []
+    best_first = sorted((bpp, value if higher_is_better else -value) for bpp, value in points)
+    for bpp, quality in best_first:
+        if qualities and quality <= qualities[-1]:
+            continue
+        if rates and np.log(bpp) == rates[-1]:
+            rates.pop()
+            qualities.pop()
+        rates.append(float(np.log(bpp)))
+        qualities.append(quality)
+    return np.array(rates), np.array(qualities)
+
+
+def _mean_difference(
+    x_a: Floats, y_a: Floats, x_b: Floats, y_b: Floats
+) -> tuple[float, float, float] | str:
+    """Mean of b - a over the common range of x, and the range; or why there is none."""
+    if min(len(x_a), len(x_b)) < 2:
+        return "fewer than 2 points"
+    low, high = float(max(x_a[0], x_b[0])), float(min(x_a[-1], x_b[-1]))
+    if low >= high:
+        return "no overlap"
+    areas = [_integral(x, y, low, high) for x, y in ((x_a, y_a), (x_b, y_b))]
+    return (areas[1] - areas[0]) / (high - low), low, high
+
+
+def _integral(x: Floats, y: Floats, low: float, high: float) -> float:
+    """Of the interpolation; Simpson's rule between knots, which is exact for cubics."""
+    knots = np.concatenate([[low], x[(x > low) & (x < high)], [high]])
+    middles = (knots[:-1] + knots[1:]) / 2
+    values, between = pchip(x, y, knots), pchip(x, y, middles)
+    return float(np.sum(np.diff(knots) * (values[:-1] + 4 * between + values[1:]) / 6))

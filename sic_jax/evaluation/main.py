@@ -1,0 +1,188 @@
+"""Command line of eval.py: rate and distortion of `sic` and of other codecs, from real files.
+
+Every image is coded to a file at every setting, the file is read back and decoded, and the 8-bit
+reconstruction is measured against the 8-bit original, both as RGB. Files hold pixels only, neither
+colour profiles nor EXIF. `sic_jax.evaluation.report` says what ``--out DIR`` receives.
+"""
+
+import argparse
+import importlib.metadata
+import importlib.util
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from sic_jax.codec.codec import Codec
+from sic_jax.evaluation.codecs import SIC, ImageCodec, sic_codec
+from sic_jax.evaluation.measures import METRICS, Measurer
+from sic_jax.evaluation.peers import PEERS, external_codec, missing_peer, pillow_codec
+from sic_jax.evaluation.pictures import choose_images
+from sic_jax.evaluation.report import ReportOptions, write_report
+from sic_jax.evaluation.run import Progress, find_images, measure_images, one_line
+from sic_jax.evaluation.tables import formatted, summary_cells, summary_columns, to_markdown
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The arguments; a wrong command line ends the program with exit code 2.
+
+    Args:
+        argv: Arguments without the program's name; None for those of the process.
+    """
+    parser = argparse.ArgumentParser(
+        prog="eval.py", description="Measure codecs on images, by real files.", allow_abbrev=False
+    )
+    add = parser.add_argument
+    add("--images", nargs="+", required=True, metavar="PATH", help="files, or folders of images")
+    add("--out", required=True, metavar="DIR", help="where results go; a rerun resumes there")
+    add("--codecs", nargs="*", choices=(SIC, *PEERS), help="default: all that work here")
+    names = [metric.name for metric in METRICS]
+    usual = [metric.name for metric in METRICS if metric.default]
+    add("--metrics", nargs="+", choices=names, default=usual, help="default: " + " ".join(usual))
+    add("--qualities", nargs="+", default=[], metavar="CODEC=Q,Q,...", help="other than usual")
+    add(
+        "--external",
+        action="append",
+        default=[],
+        metavar="NAME=ENCODER ;; DECODER",
+        help="a codec made of two commands with {input}, {output} and, in the first, {quality}; "
+        "needs --qualities NAME=...; may be repeated",
+    )
+    add("--batch-size", type=int, metavar="N", help="pictures measured at once (CPU: 1; else 8)")
+    sic = parser.add_argument_group("sic")
+    sic.add_argument("--bundle", default="default", metavar="B", help="trained model")
+    sic.add_argument("--coder", choices=("tfc", "native"), help="range coder")
+    sic.add_argument("--levels", nargs="+", type=int, metavar="N", help="default: 1 4 8 12 16")
+    sic.add_argument("--samples", type=int, default=1, metavar="M", help="decodings of each file")
+    sic.add_argument("--seed", type=int, default=0, metavar="S", help="of the first decoding")
+    sic.add_argument("--temperature", type=float, metavar="T", help="default: the bundle's")
+    page = parser.add_argument_group("report")
+    page.add_argument("--rate-axis", choices=("log", "linear"), default="log", help="of the plots")
+    page.add_argument(
+        "--published",
+        choices=("auto", "yes", "no"),
+        default="auto",
+        help="published curves on Kodak (auto: if all are kodimNN of 768x512)",
+    )
+    page.add_argument(
+        "--show", nargs="*", metavar="IMAGE", help="images on the page (default: three)"
+    )
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the evaluation and print the table.
+
+    Args:
+        argv: Arguments without the program's name; None for those of the process.
+
+    Returns:
+        Exit code: 0, or 1 when anything failed, 130 when interrupted; each error is one line on
+        stderr.
+    """
+    args = parse(argv)
+    progress = Progress()
+    try:
+        return _run(args, progress)
+    except (ValueError, OSError) as error:
+        progress.say(f"eval.py: error: {one_line(error)}")
+        return 1
+    except KeyboardInterrupt:
+        progress.say("eval.py: interrupted; the same command goes on from here")
+        return 130
+
+
+def _run(args: argparse.Namespace, progress: Progress) -> int:
+    start = time.perf_counter()
+    found = find_images(args.images)
+    for path in found.skipped:
+        progress.say(f"eval.py: skipped: {path}: not named like a picture")
+    paths = [str(path) for path in found.images]
+    show = None if args.show is None else choose_images(paths, args.show)
+    sic, codecs = _make_codecs(args, progress)
+    metrics = [metric for metric in METRICS if metric.name in args.metrics]
+    on_cpu = jax.default_backend() == "cpu"
+    batch_size = args.batch_size if args.batch_size is not None else (1 if on_cpu else 8)
+    out = Path(args.out)
+    measured = measure_images(found.images, codecs, Measurer(metrics, batch_size), out, progress)
+    seconds = time.perf_counter() - start
+    about: dict[str, Any] = {
+        "bundle": args.bundle if sic else None,
+        "model_id": sic.bundle.model_id.hex() if sic else None,
+        "coder": sic.coder if sic else None,
+        "device": jax.devices()[0].device_kind,
+        "versions": {name: importlib.metadata.version(name) for name in ("jax", "pillow")},
+        "metrics": [metric.name for metric in metrics],
+        "seconds": round(seconds, 1),
+        "skipped": [str(path) for path in found.skipped],
+    }
+    plots = importlib.util.find_spec("matplotlib") is not None
+    if not plots:
+        progress.say("eval.py: no plots: matplotlib is not installed (pip install sic_jax[eval])")
+    published = {"auto": None, "yes": True, "no": False}[args.published]
+    options = ReportOptions(plots, args.rate_axis == "log", published, show)
+    progress.show("writing the report")
+    rows = write_report(measured, about, codecs, metrics, options, out)
+    columns = summary_columns(metrics, samples=args.samples > 1)
+    cells = [formatted(columns, summary_cells(row, columns), metrics) for row in rows]
+    progress.say(
+        f"{len(measured.records)} measurements ({measured.num_reused} from before) in "
+        f"{seconds:.0f} s, report in {time.perf_counter() - start - seconds:.0f} s: "
+        f"{out / 'report.html'}"
+    )
+    sys.stdout.write(to_markdown(columns, cells))
+    return 1 if measured.failures else 0
+
+
+def _make_codecs(
+    args: argparse.Namespace, progress: Progress
+) -> tuple[Codec | None, list[ImageCodec]]:
+    """The loaded bundle, if `sic` is measured, and all codecs.
+
+    Raises:
+        ValueError: If one is not there or the options contradict each other.
+    """
+    qualities: dict[str, list[float]] = {}
+    for text in args.qualities:
+        name, _, values = text.partition("=")
+        try:
+            numbers = [float(value) for value in values.split(",")]
+        except ValueError as error:
+            raise ValueError(f"--qualities: need CODEC=Q,Q,..., got {text!r}") from error
+        qualities[name] = [int(q) if q.is_integer() else q for q in numbers]
+    names = args.codecs
+    if names is None:
+        missing = {name: missing_peer(name) for name in PEERS}
+        for reason in filter(None, missing.values()):
+            progress.say(f"eval.py: skipped: {reason}")
+        names = [SIC, *(name for name in PEERS if not missing[name])]
+    externals = {}
+    for text in args.external:
+        name, _, template = text.partition("=")
+        externals[name] = template
+    if unknown := [name for name in qualities if name not in (*names, *externals)]:
+        raise ValueError(f"--qualities: no codec {unknown[0]!r} in this run")
+    if twice := [name for name in externals if name in (SIC, *PEERS)]:
+        raise ValueError(f"--external: the name {twice[0]!r} belongs to another codec")
+    codecs = [pillow_codec(name, qualities.get(name)) for name in PEERS if name in names]
+    for name, template in externals.items():
+        codecs.append(external_codec(name, template, qualities.get(name, [])))
+    sic = None
+    if SIC in names:
+        sic = Codec.load(args.bundle, coder=args.coder)
+        codecs.insert(
+            0,
+            sic_codec(
+                sic,
+                args.levels,
+                samples=args.samples,
+                seed=args.seed,
+                temperature=args.temperature,
+            ),
+        )
+    if not codecs:
+        raise ValueError("no codec to measure: give --codecs or --external")
+    return sic, codecs

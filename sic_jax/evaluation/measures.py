@@ -1,0 +1,219 @@
+"""The metrics that eval.py knows, and their computation on 8-bit pictures."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import NDArray
+
+from sic_jax import dists, lpips, metrics, vgg
+
+Pixels = NDArray[np.uint8]
+Weights = Mapping[str, Any]
+
+
+def _nothing() -> Weights:
+    return {}
+
+
+def _pixels(x: jax.Array, _: Weights) -> jax.Array:
+    return x
+
+
+def _same(value: float) -> float:
+    return value
+
+
+class Metric(NamedTuple):
+    """A measure of the difference between an image and its reconstruction."""
+
+    name: str
+    """In files and on the command line."""
+    label: str
+    """In plots and tables."""
+    higher_is_better: bool
+    distance: Callable[[Any, jax.Array, Weights], jax.Array]
+    """(features, reconstructions [B, H, W, 3], weights) to [B]; the features' first axis is B."""
+    features: Callable[[jax.Array, Weights], Any] = _pixels
+    """What it needs of the original, [1, H, W, 3] in [0, 1]; arrays with a first axis of 1."""
+    load: Callable[[], Weights] = _nothing
+    """Weights of its network."""
+    min_size: int = 1
+    """Smallest height and width of an image that it is defined for."""
+    decimals: int = 4
+    unit: str = ""
+    """Of plots and Bjontegaard deltas."""
+    scale: Callable[[float], float] = _same
+    """A value in that unit; increasing."""
+    default: bool = True
+    """Whether it is measured when no metrics are named."""
+
+
+def to_decibels(value: float) -> float:
+    """-10 log10(1 - value): similarities near 1 on a scale that tells them apart."""
+    return -10 * math.log10(1 - value) if value < 1 else math.inf
+
+
+def _lpips(
+    name: str, label: str, net: lpips.Net, load: Callable[[], Weights], min_size: int
+) -> Metric:
+    def distance(features: Any, x_hat: jax.Array, weights: Weights) -> jax.Array:
+        found = lpips.lpips_features(x_hat, weights=weights, net=net)
+        return lpips.lpips_from_features(features, found, weights=weights)
+
+    return Metric(
+        name=name,
+        label=label,
+        higher_is_better=False,
+        distance=distance,
+        features=lambda x, weights: lpips.lpips_features(x, weights=weights, net=net),
+        load=load,
+        min_size=min_size,
+        # A pass of VGG16 takes seconds on a CPU.
+        default=net == "alex",
+    )
+
+
+def _dists_distance(features: Any, x_hat: jax.Array, weights: Weights) -> jax.Array:
+    found = dists.dists_features(x_hat, weights=weights)
+    return dists.dists_from_features(features, found, weights=weights)
+
+
+METRICS = (
+    Metric(
+        name="psnr",
+        label="PSNR",
+        higher_is_better=True,
+        distance=lambda x, x_hat, _: metrics.psnr(x, x_hat),
+        decimals=2,
+        unit="dB",
+    ),
+    Metric(
+        name="ms_ssim",
+        label="MS-SSIM",
+        higher_is_better=True,
+        distance=lambda x, x_hat, _: metrics.ms_ssim(x, x_hat),
+        min_size=metrics.MS_SSIM_MIN_SIZE,
+        unit="dB",
+        scale=to_decibels,
+    ),
+    _lpips("lpips", "LPIPS (AlexNet)", "alex", lpips.load_alexnet_weights, lpips.MIN_SIZE),
+    Metric(
+        name="dists",
+        label="DISTS",
+        higher_is_better=False,
+        distance=_dists_distance,
+        features=lambda x, weights: dists.dists_features(x, weights=weights),
+        load=dists.load_dists_weights,
+        min_size=vgg.MIN_SIZE,
+        default=False,
+    ),
+    _lpips("lpips_vgg", "LPIPS (VGG16)", "vgg", vgg.load_vgg16_weights, vgg.MIN_SIZE),
+    Metric(
+        name="ssim",
+        label="SSIM",
+        higher_is_better=True,
+        distance=lambda x, x_hat, _: metrics.ssim(x, x_hat),
+        min_size=metrics.SSIM_MIN_SIZE,
+        unit="dB",
+        scale=to_decibels,
+        default=False,
+    ),
+)
+"""All of them, in the order of tables and plots."""
+
+
+class Measurer:
+    """Computes metrics of reconstructions.
+
+    Compiles once for each image size and number of reconstructions, on first use: nothing is
+    padded or cut into tiles, which would change the values. Pictures of one size share programs;
+    `sic_jax.codec.codec.enable_compilation_cache` says where the next run finds them again.
+    """
+
+    def __init__(self, wanted: Sequence[Metric], batch_size: int = 1) -> None:
+        """Load the weights of the metrics.
+
+        Args:
+            wanted: The metrics.
+            batch_size: Reconstructions that are measured at once.
+
+        Raises:
+            OSError, ValueError: If weights cannot be loaded.
+            ValueError: If `batch_size` is not positive.
+        """
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        self.metrics = tuple(wanted)
+        self.batch_size = batch_size
+        self._weights = {m.name: jax.device_put(m.load()) for m in self.metrics}
+
+        def extract(
+            x: jax.Array, weights: Mapping[str, Weights], defined: tuple[int, ...]
+        ) -> dict[str, Any]:
+            found = {}
+            for metric in (self.metrics[k] for k in defined):
+                found[metric.name] = metric.features(x, weights[metric.name])
+            return found
+
+        def compare(
+            features: Mapping[str, Any], x_hat: jax.Array, weights: Mapping[str, Weights]
+        ) -> dict[str, jax.Array]:
+            def repeat(a: jax.Array) -> jax.Array:
+                return jnp.broadcast_to(a, (len(x_hat), *a.shape[1:]))
+
+            return {
+                metric.name: metric.distance(
+                    jax.tree.map(repeat, features[metric.name]), x_hat, weights[metric.name]
+                )
+                for metric in self.metrics
+                if metric.name in features
+            }
+
+        self._extract = jax.jit(extract, static_argnums=2)
+        self._compare = jax.jit(compare)
+
+    def features(self, image: Pixels) -> dict[str, Any]:
+        """What the metrics need of an original, uint8 [H, W, 3] or [H, W]; once an image."""
+        size = min(image.shape[:2])
+        defined = tuple(k for k, metric in enumerate(self.metrics) if size >= metric.min_size)
+        found: dict[str, Any] = self._extract(_to_batch(image[None]), self._weights, defined)
+        return found
+
+    def distances(
+        self, features: Mapping[str, Any], images_hat: Sequence[Pixels]
+    ) -> dict[str, list[float | None]]:
+        """Every metric of reconstructions of one original.
+
+        Args:
+            features: Of the original, from `features`.
+            images_hat: uint8, each [H, W, 3] or [H, W].
+
+        Returns:
+            Of each metric one value a reconstruction; None where it is not finite or not defined.
+        """
+        values: dict[str, list[float | None]] = {metric.name: [] for metric in self.metrics}
+        for start in range(0, len(images_hat), self.batch_size):
+            some = list(images_hat[start : start + self.batch_size])
+            # A batch that is not full repeats its last picture, so that it compiles no program.
+            full = some + some[-1:] * (self.batch_size - len(some))
+            x_hat = np.concatenate([_to_batch(image[None]) for image in full])
+            found = self._compare(features, x_hat, self._weights)
+            for name, known in values.items():
+                batch = np.asarray(found[name]) if name in found else np.full(len(full), np.nan)
+                known += [
+                    float(value) if math.isfinite(value) else None for value in batch[: len(some)]
+                ]
+        return values
+
+
+def _to_batch(images: Pixels) -> NDArray[np.float32]:
+    """8-bit pictures [B, H, W] or [B, H, W, 3] as RGB in [0, 1].
+
+    In NumPy, since XLA may scale the two pictures of a comparison with different roundings.
+    """
+    rgb = images if images.ndim == 4 else np.repeat(images[..., None], 3, axis=3)
+    return rgb.astype(np.float32) / np.float32(255)

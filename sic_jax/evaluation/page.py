@@ -1,0 +1,252 @@
+"""report.html: one file that needs no other, for light and dark screens."""
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sic_jax.evaluation.bd import BdResult
+from sic_jax.evaluation.codecs import SIC
+from sic_jax.evaluation.means import Curve, Row
+from sic_jax.evaluation.measures import Metric
+from sic_jax.evaluation.pictures import MATCH_FACTOR, WEBP_QUALITY, Comparison, Shown
+from sic_jax.evaluation.published import Published
+from sic_jax.evaluation.run import Failure
+from sic_jax.evaluation.tables import BdRow, formatted, summary_cells, summary_columns
+
+
+class Content(NamedTuple):
+    """What the page shows."""
+
+    title: str
+    facts: Mapping[str, Any]
+    """About the run: name and value."""
+    metrics: Sequence[Metric]
+    means: Sequence[Row]
+    equal_rate: Sequence[Row]
+    bd: Sequence[BdRow]
+    plots: Sequence[str]
+    """SVG elements."""
+    pictures: Sequence[Comparison]
+    published: Published | None
+    failures: Sequence[Failure]
+    schema: str
+
+
+def make_page(content: Content) -> str:
+    """The page."""
+    here = Path(__file__).parent
+    css, js = (here / "page.css").read_text(), (here / "page.js").read_text()
+    sections = [
+        ("curves", "Rate and quality", _plots(content)),
+        ("pictures", "Pictures", _pictures(content)),
+        ("equal", "At the rates of sic", _equal_rate(content)),
+        ("bd", "Bjøntegaard deltas", _bd(content)),
+        ("means", "Means over images", _means(content)),
+        ("about", "About this run", _about(content)),
+    ]
+    sections = [section for section in sections if section[2]]
+    links = "".join(f'<a href="#{name}">{title}</a>' for name, title, _ in sections)
+    body = "".join(
+        f'<section id="{name}"><h2>{title}</h2>{text}</section>' for name, title, text in sections
+    )
+    return (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(content.title)}</title><style>{css}</style></head><body>"
+        f"<h1>{escape(content.title)}</h1>{_failures(content.failures)}<nav>{links}</nav>{body}"
+        f"<script>{js}</script></body></html>\n"
+    )
+
+
+def _failures(failures: Sequence[Failure]) -> str:
+    if not failures:
+        return ""
+    items = "".join(f"<li>{escape(failure.error)}</li>" for failure in failures)
+    return (
+        '<div class="errors"><p>These images failed and are in no table or plot:</p>'
+        f"<ul>{items}</ul></div>"
+    )
+
+
+def _plots(content: Content) -> str:
+    if not content.plots:
+        return ""
+    note = "bpp is 8 &times; bytes of the file / pixels; every point is a mean over the images."
+    if content.published:
+        note += (
+            f" Dashed: published means over the {content.published.num_images} images of"
+            f" {escape(content.published.dataset)}, measured by others."
+        )
+    figures = "".join(f"<figure>{plot}</figure>" for plot in content.plots)
+    return f'<p class="soft">{note}</p><div class="plots">{figures}</div>'
+
+
+def _pictures(content: Content) -> str:
+    if not content.pictures:
+        return ""
+    note = (
+        "Parts of the images at 100 %, where they have most detail. Move over the large picture to"
+        " wipe between two; the buttons choose them. The numbers are of the whole image. Codecs"
+        f" without a file within {MATCH_FACTOR:g} times the bits of the first are left out. For"
+        f" this page the pictures were stored once more, as WebP of quality {WEBP_QUALITY}."
+    )
+    return f'<p class="soft">{note}</p>' + "".join(map(_comparison, content.pictures))
+
+
+def _comparison(shown: Comparison) -> str:
+    top, left, height, width = shown.crop
+    where = (
+        f"{width} &times; {height} pixels at ({left}, {top}) of "
+        f"{shown.full_width} &times; {shown.full_height}"
+    )
+    shots = "".join(
+        f'<h3>{escape(title)}</h3><div class="shots">{"".join(map(_shot, pictures))}</div>'
+        for title, pictures in shown.groups
+    )
+    # First on the right: the reference codec at its middle rate.
+    right = sum(len(pictures) for _, pictures in shown.groups[: len(shown.groups) // 2])
+    size = f'width="{width}" height="{height}"'
+    return (
+        f'<div class="card" data-right="{right}"><h3>{escape(shown.name)}'
+        f" <small>{where}</small></h3>"
+        f'<div class="top"><div style="max-width:{width}px"><div class="stage"><img {size} alt="">'
+        f'<img {size} alt=""><i></i><b class="l"></b><b class="r"></b></div>'
+        '<input class="slide" type="range" min="0" max="100" value="50" step="0.5"'
+        ' aria-label="Wipe between two pictures"></div>'
+        f'<div class="shots">{_shot(shown.original)}</div></div>{shots}</div>'
+    )
+
+
+def _shot(shown: Shown) -> str:
+    return (
+        f'<figure><div class="window"><img src="{shown.uri}" alt="{escape(shown.label)}"></div>'
+        f"<figcaption><strong>{escape(shown.label)}</strong> {shown.rate}"
+        f"<br>{escape(shown.facts)}<br>"
+        '<button type="button" class="l">left</button>'
+        '<button type="button" class="r">right</button></figcaption></figure>'
+    )
+
+
+def _equal_rate(content: Content) -> str:
+    if not content.equal_rate:
+        return ""
+    columns = ["codec", "level", "bpp", *(metric.name for metric in content.metrics)]
+    note = (
+        "The other codecs are read off their curves of means at the mean bpp of each level, linear"
+        " in log bpp; - where they have no such rate."
+    )
+    return f'<p class="soft">{note}</p>' + _summary_table(content.equal_rate, columns, content)
+
+
+def _means(content: Content) -> str:
+    samples = any(row.spread for row in content.means)
+    columns = [c for c in summary_columns(content.metrics, samples=samples) if c != "level"]
+    note = "Times are seconds an image, in memory, compilation excluded; external commands start."
+    if samples:
+        note += " Spread: standard deviation over the samples of an image, mean over images."
+    return f'<p class="soft">{note}</p>' + _summary_table(content.means, columns, content)
+
+
+def _summary_table(rows: Sequence[Row], columns: Sequence[str], content: Content) -> str:
+    labels = {metric.name: metric.label for metric in content.metrics}
+    labels |= {"num_images": "images", "encode_s": "encode (s)", "decode_s": "decode (s)"}
+    head = "".join(f"<th>{escape(labels.get(column, column))}</th>" for column in columns)
+    lines, last = [], None
+    for row in rows:
+        cells = formatted(columns, summary_cells(row, columns), content.metrics)
+        group = row.codec if row.level is None else row.level
+        names = [name for name, on in (("first", group != last), ("ours", row.codec == SIC)) if on]
+        last = group
+        text = "".join(f"<td>{escape(cell)}</td>" for cell in cells)
+        lines.append(f'<tr class="{" ".join(names)}">{text}</tr>')
+    body = "".join(lines)
+    return (
+        f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+        "</div>"
+    )
+
+
+def _bd(content: Content) -> str:
+    parts = [
+        '<p class="soft">Columns are judged against rows: the mean difference of rate at equal'
+        " quality (below 0: fewer bits), and of quality at equal rate, between the curves of means"
+        " (PCHIP, log bpp), with the range in which both have values below it. MS-SSIM is taken"
+        " in dB, -10 log10(1 - MS-SSIM).</p>"
+    ]
+    for metric in content.metrics:
+        rows = [row for row in content.bd if row.metric.name == metric.name]
+        if not rows:
+            continue
+        tests = list(dict.fromkeys(row.test for row in rows))
+        tests.sort(key=lambda name: name != SIC)
+        head = "<th>against</th>" + "".join(f"<th>{escape(name)}</th>" for name in tests)
+        rates, deltas = [], []
+        for reference in dict.fromkeys(row.reference for row in rows):
+            found = {row.test: row for row in rows if row.reference == reference}
+            first = f"<td>{escape(reference)}</td>"
+            rates.append(first + "".join(_rate_cell(found.get(name)) for name in tests))
+            deltas.append(first + "".join(_delta_cell(found.get(name)) for name in tests))
+        label = escape(metric.label)
+        parts.append(f"<h3>BD-rate by {label}</h3>{_grid(head, rates)}")
+        title = f"Differences of {label}{' in ' + metric.unit if metric.unit else ''}"
+        parts.append(f"<details><summary>{title}</summary>{_grid(head, deltas)}</details>")
+    return "".join(parts) if len(parts) > 1 else ""
+
+
+def _grid(head: str, lines: Sequence[str]) -> str:
+    body = "".join(f"<tr>{line}</tr>" for line in lines)
+    return (
+        f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+        "</div>"
+    )
+
+
+def _rate_cell(row: BdRow | None) -> str:
+    if row is None:
+        return "<td></td>"
+    decimals = 1 if row.metric.unit == "dB" else 3
+    return _bd_cell(row.rate, f"{row.rate.value or 0:+.1f} %", decimals, good=-1)
+
+
+def _delta_cell(row: BdRow | None) -> str:
+    if row is None:
+        return "<td></td>"
+    decimals = 2 if row.metric.unit == "dB" else row.metric.decimals
+    good = 1 if row.metric.higher_is_better else -1
+    return _bd_cell(row.delta, f"{row.delta.value or 0:+.{decimals}f}", 3, good=good)
+
+
+def _bd_cell(result: BdResult, text: str, decimals: int, *, good: int) -> str:
+    """A number, green or red, with its range; or why there is none."""
+    if result.value is None:
+        return f'<td class="soft">{escape(result.reason)}</td>'
+    name = "good" if result.value * good > 0 else "bad" if result.value else ""
+    return (
+        f'<td><span class="{name}">{text.replace("-", "&minus;")}</span>'
+        f"<small>{result.low:.{decimals}f} to {result.high:.{decimals}f}</small></td>"
+    )
+
+
+def _about(content: Content) -> str:
+    facts = "".join(
+        f"<tr><td>{escape(name)}</td><td style='text-align:left;white-space:normal'>"
+        f"{escape(str(value))}</td></tr>"
+        for name, value in content.facts.items()
+    )
+    parts = [f'<div class="scroll"><table><tbody>{facts}</tbody></table></div>']
+    if content.published:
+        items = "".join(_source(curve) for curve in content.published.curves)
+        parts.append(
+            f"<details><summary>Sources of the published curves</summary>"
+            f"<p>{escape(content.published.about)}</p><ul>{items}</ul></details>"
+        )
+    parts.append(
+        "<details><summary>What results.json holds</summary>"
+        f"<pre>{escape(content.schema)}</pre></details>"
+    )
+    return "".join(parts)
+
+
+def _source(curve: Curve) -> str:
+    return f"<li>{escape(curve.name)}: {escape(curve.source)}</li>"

@@ -1,0 +1,196 @@
+"""The files that a run leaves in its output folder.
+
+    files/NAME-ID/     the compressed files, SETTING.CODEC
+    records.jsonl      every measurement that was made into this folder, one a line
+    results.json       this run
+    summary.csv        means over images, then codecs at equal rate (`sic_jax.evaluation.means`)
+    bd.csv             Bjontegaard deltas (`sic_jax.evaluation.bd`)
+    compressai/        one file a codec, in the JSON format of CompressAI's results
+    plots/             one PNG and one SVG a metric
+    report.html        all of it, with pictures
+
+results.json is an object:
+
+    bundle, model_id, coder   of `sic`; null where it was not measured
+    device, versions          what the numbers were measured on and with
+    metrics                   names of the metrics
+    seconds                   that the run took, without the report
+    skipped                   files in folders that are not named like pictures
+    errors                    a list of {image, error}: images that failed and have no records
+    records                   a list with one object per image, codec and setting
+                              (`sic_jax.evaluation.records`)
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sic_jax.evaluation import records as records_module
+from sic_jax.evaluation.codecs import SIC, ImageCodec
+from sic_jax.evaluation.means import Curve, Row, curves_of, mean_rows, rows_at_equal_rate
+from sic_jax.evaluation.measures import Metric
+from sic_jax.evaluation.page import Content, make_page
+from sic_jax.evaluation.pictures import Comparison, choose_images, compare_pictures
+from sic_jax.evaluation.published import Published, load_published
+from sic_jax.evaluation.records import Record, to_json
+from sic_jax.evaluation.run import Measured
+from sic_jax.evaluation.tables import (
+    BD_COLUMNS,
+    bd_cells,
+    bd_rows,
+    summary_cells,
+    summary_columns,
+    to_compressai,
+    to_csv,
+)
+from sic_jax.image_io import write_bytes_atomic
+
+
+class ReportOptions(NamedTuple):
+    """What the report shows."""
+
+    plots: bool
+    """False where matplotlib is not installed."""
+    log_rate: bool
+    published: bool | None
+    """Draw published curves; None: if all images have names and sizes like Kodak's."""
+    show: Sequence[str] | None
+    """Paths of images to show; None chooses three."""
+
+
+def write_report(
+    measured: Measured,
+    about: Mapping[str, Any],
+    codecs: Sequence[ImageCodec],
+    metrics: Sequence[Metric],
+    options: ReportOptions,
+    out: Path,
+) -> list[Row]:
+    """Write everything but records and compressed files, which are there already.
+
+    Args:
+        measured: What the run measured.
+        about: The other keys of results.json.
+        codecs: Of the run, to decode pictures.
+        metrics: Of the run.
+        options: What to show.
+        out: Output folder.
+
+    Returns:
+        The rows for the terminal: codecs at equal rate, or else the means.
+
+    Raises:
+        OSError: If something cannot be written.
+    """
+    flat = [to_json(record) for record in measured.records]
+    errors = [failure._asdict() for failure in measured.failures]
+    _write(out / "results.json", _json({**about, "errors": errors, "records": flat}))
+    means = mean_rows(measured.records)
+    compared = rows_at_equal_rate(means)
+    columns = summary_columns(metrics, samples=any(row.spread for row in means))
+    cells = [summary_cells(row, columns) for row in (*means, *compared)]
+    _write(out / "summary.csv", to_csv(columns, cells))
+    curves = curves_of(means)
+    published = load_published() if _wants_published(measured.records, options.published) else None
+    num_images = len({record.image for record in measured.records})
+    # Means over other images are no reference.
+    same = published is not None and published.num_images == num_images
+    bd = bd_rows(curves, published.curves if published and same else [], metrics)
+    _write(out / "bd.csv", to_csv(BD_COLUMNS, [bd_cells(row) for row in bd]))
+    title = f"{num_images} images" if num_images != 1 else "1 image"
+    for codec in codecs:
+        rows = [row for row in means if row.codec == codec.name]
+        if rows:
+            text = to_compressai(codec.name, rows, metrics, f"{title}; {codec.options}")
+            _write(out / "compressai" / f"{codec.name}.json", text)
+    plots = _plot_all(curves, published, metrics, options, title, out) if options.plots else []
+    pictures = _show(measured.records, codecs, metrics, options.show, out)
+    facts = {name: _plain(value) for name, value in about.items()}
+    facts |= {codec.name: codec.options for codec in codecs}
+    content = Content(
+        title=f"Image codecs on {title}",
+        facts=facts,
+        metrics=metrics,
+        means=means,
+        equal_rate=compared,
+        bd=bd,
+        plots=plots,
+        pictures=pictures,
+        published=published,
+        failures=measured.failures,
+        schema=f"{(__doc__ or '').strip()}\n\n{(records_module.__doc__ or '').strip()}",
+    )
+    _write(out / "report.html", make_page(content))
+    return compared or means
+
+
+def _wants_published(records: Sequence[Record], wanted: bool | None) -> bool:
+    if wanted is not None:
+        return wanted
+    return all(
+        Path(record.image).stem.lower().startswith("kodim")
+        and {record.height, record.width} == {512, 768}
+        for record in records
+    )
+
+
+def _plot_all(
+    curves: Sequence[Curve],
+    published: Published | None,
+    metrics: Sequence[Metric],
+    options: ReportOptions,
+    title: str,
+    out: Path,
+) -> list[str]:
+    """Draws and writes the plots; returns them for the page."""
+    from sic_jax.evaluation.plots import draw_plot  # Needs matplotlib.
+
+    title = f"Means over {title}"
+    if published:
+        title += f"; dashed: published means over {published.num_images} of {published.dataset}"
+    inline = []
+    for metric in metrics:
+        others = published.curves if published else []
+        plot = draw_plot(metric, curves, others, log_rate=options.log_rate, title=title)
+        if plot is not None:
+            _write(out / "plots" / f"{metric.name}.svg", plot.svg)
+            write_bytes_atomic(out / "plots" / f"{metric.name}.png", plot.png)
+            inline.append(plot.inline_svg)
+    return inline
+
+
+def _show(
+    records: Sequence[Record],
+    codecs: Sequence[ImageCodec],
+    metrics: Sequence[Metric],
+    show: Sequence[str] | None,
+    out: Path,
+) -> list[Comparison]:
+    by_name = {codec.name: codec for codec in sorted(codecs, key=lambda codec: codec.name != SIC)}
+    order = list(by_name)
+    comparisons = []
+    measured = list(dict.fromkeys(record.image for record in records))
+    wanted = choose_images(measured, None) if show is None else show
+    for path in (path for path in wanted if path in measured):
+        own = [record for record in records if record.image == path]
+        own.sort(key=lambda record: (order.index(record.codec), record.bpp))
+        comparisons.append(compare_pictures(path, own, by_name, metrics, out))
+    return comparisons
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {part}" for name, part in value.items())
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(str, value)) or "none"
+    return f"{value:.1f}" if isinstance(value, float) else str(value)
+
+
+def _json(content: Mapping[str, Any]) -> str:
+    return json.dumps(content, indent=1, allow_nan=False) + "\n"
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes_atomic(path, text.encode())

@@ -1,0 +1,327 @@
+"""The measurements of a run, image by image, kept as they are made."""
+
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from sic_jax import metrics
+from sic_jax.cli_paths import PICTURES
+from sic_jax.evaluation.codecs import ImageCodec, Pixels
+from sic_jax.evaluation.measures import Measurer
+from sic_jax.evaluation.records import Key, Record, append_records, digest, key_of, load_records
+from sic_jax.image_io import read_image
+
+RECORDS_FILE = "records.jsonl"
+"""Every measurement that was ever made into the output folder."""
+
+
+class Found(NamedTuple):
+    """What paths on the command line lead to."""
+
+    images: list[Path]
+    skipped: list[Path]
+    """Files in a folder that are not named like pictures."""
+
+
+class Failure(NamedTuple):
+    """An image that could not be measured."""
+
+    image: str
+    error: str
+
+
+class Measured(NamedTuple):
+    """The measurements of all images, codecs and settings."""
+
+    records: list[Record]
+    """Only of images for which nothing failed, so that all means are over the same images."""
+    failures: list[Failure]
+    num_reused: int
+    """Records that an earlier run had made."""
+
+
+class Progress:
+    """One line that is rewritten on a terminal, and lines that stay."""
+
+    def __init__(self) -> None:
+        """Write to stderr."""
+        self._live = sys.stderr.isatty()
+
+    def show(self, text: str) -> None:
+        """Replace the line, if this is a terminal."""
+        if self._live:
+            sys.stderr.write(f"\r\x1b[K{text}")
+            sys.stderr.flush()
+
+    def say(self, text: str) -> None:
+        """Write a line that stays."""
+        sys.stderr.write(f"\r\x1b[K{text}\n" if self._live else f"{text}\n")
+        sys.stderr.flush()
+
+
+def find_images(paths: Sequence[str]) -> Found:
+    """The files, and the pictures that lie directly in the folders; each once.
+
+    Raises:
+        ValueError: If a folder holds no picture.
+    """
+    images: dict[Path, Path] = {}
+    skipped = []
+    for path in map(Path, paths):
+        inside = [path]
+        if path.is_dir():
+            files = sorted(p for p in path.iterdir() if p.is_file() and p.name[0] != ".")
+            inside = [p for p in files if p.suffix.lower() in PICTURES]
+            skipped += [p for p in files if p not in inside]
+            if not inside:
+                raise ValueError(f"{path}: the folder holds no picture")
+        for file in inside:
+            images.setdefault(file.resolve(), file)
+    return Found(list(images.values()), skipped)
+
+
+def measure_images(
+    paths: Sequence[Path],
+    codecs: Sequence[ImageCodec],
+    measurer: Measurer,
+    out: Path,
+    progress: Progress,
+) -> Measured:
+    """Measure every codec at every setting on every image.
+
+    Whatever is wrong with one image, the others are measured. Records go to `RECORDS_FILE` in `out`
+    as they are made; those that are there already, with their files, are not made again.
+
+    Args:
+        paths: Images.
+        codecs: Codecs, with their settings.
+        measurer: Metrics.
+        out: Folder for records and compressed files; made if it is not there.
+        progress: Told of every image and error.
+
+    Raises:
+        OSError: If `out` cannot be written.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    work = _Work(codecs, measurer, out, load_records(out / RECORDS_FILE), progress, len(paths))
+    records: list[Record] = []
+    failures: list[Failure] = []
+    num_reused = 0
+    for number, path in enumerate(paths, 1):
+        start, before = time.perf_counter(), work.num_made
+        try:
+            found = work.measure(path, number)
+        except Exception as error:
+            failures.append(Failure(str(path), one_line(error, path)))
+            progress.say(f"eval.py: error: {failures[-1].error}")
+            continue
+        records += found
+        made = work.num_made - before
+        num_reused += len(found) - made
+        seconds = time.perf_counter() - start
+        kept = f", {len(found) - made} from before" if made < len(found) else ""
+        progress.say(f"[{number}/{len(paths)}] {path}: {made} measured{kept}, {seconds:.1f} s")
+    return Measured(records, failures, num_reused)
+
+
+class _Work:
+    """What stays the same from image to image, and which image sizes are compiled."""
+
+    def __init__(
+        self,
+        codecs: Sequence[ImageCodec],
+        measurer: Measurer,
+        out: Path,
+        known: Mapping[Key, Record],
+        progress: Progress,
+        num_images: int,
+    ) -> None:
+        self._codecs = codecs
+        self._measurer = measurer
+        self._out = out
+        self._known = known
+        self._progress = progress
+        self._num_images = num_images
+        self._warm: set[tuple[str, tuple[int, ...]]] = set()
+        self._started = time.perf_counter()
+        self.num_made = 0
+
+    def measure(self, path: Path, number: int) -> list[Record]:
+        """All records of one image, in the order of codecs and settings."""
+        image = read_image(path).pixels
+        image_id = digest(repr(image.shape).encode() + image.tobytes())
+        done: dict[Key, Record] = {}
+        wanted = [
+            (Key(image_id, codec.name, codec.options, setting), codec)
+            for codec in self._codecs
+            for setting in codec.settings
+        ]
+        missing = []
+        for key, codec in wanted:
+            record = self._known.get(key)
+            if record is not None and self._usable(record):
+                done[key] = record
+            else:
+                missing.append((key, codec))
+        if missing:
+            self._make(path, number, image, missing, done)
+        names = [metric.name for metric in self._measurer.metrics]
+        return [_only(done[key]._replace(image=str(path)), names) for key, _ in wanted]
+
+    def _usable(self, record: Record) -> bool:
+        """The record has every metric of this run, and its file is there."""
+        file = self._out / record.file
+        measured = all(metric.name in record.metrics for metric in self._measurer.metrics)
+        return measured and file.is_file() and digest(file.read_bytes()) == record.file_id
+
+    def _make(
+        self,
+        path: Path,
+        number: int,
+        image: Pixels,
+        missing: Sequence[tuple[Key, ImageCodec]],
+        done: dict[Key, Record],
+    ) -> None:
+        features = self._measurer.features(image)
+        folder = f"files/{path.stem}-{missing[0][0].image_id[:8]}"
+        (self._out / folder).mkdir(parents=True, exist_ok=True)
+        estimates = {
+            codec.name: codec.estimate(image)
+            for codec in {codec.name: codec for _, codec in missing}.values()
+            if codec.estimate
+        }
+        pending: list[tuple[Key, Record]] = []
+        pictures: list[Pixels] = []
+        for step, (key, codec) in enumerate(missing):
+            self._progress.show(
+                f"[{number}/{self._num_images}] {path.name}  {key.codec} {key.setting:g}"
+                f"  {self._remaining(number, step, len(missing))}"
+            )
+            file = f"{folder}/{key.setting:g}.{codec.name}"
+            try:
+                record, found = self._code(path, image, key, codec, file)
+            except Exception as error:
+                raise ValueError(f"{codec.name} at {key.setting:g}: {one_line(error)}") from error
+            if codec.name in estimates:
+                record = record._replace(bpp_est=estimates[codec.name](key.setting))
+            pending.append((key, record))
+            pictures += found
+            if len(pictures) >= self._measurer.batch_size or step == len(missing) - 1:
+                values = self._measurer.distances(features, pictures)
+                records = _with_metrics([record for _, record in pending], values)
+                records = [self._with_known(record) for record in records]
+                append_records(self._out / RECORDS_FILE, records)
+                done.update(zip((key for key, _ in pending), records, strict=True))
+                self.num_made += len(records)
+                pending, pictures = [], []
+
+    def _code(
+        self, path: Path, image: Pixels, key: Key, codec: ImageCodec, file: str
+    ) -> tuple[Record, list[Pixels]]:
+        """One file, written, read back and decoded; metrics and estimates are not there yet."""
+        height, width = image.shape[:2]
+        if codec.compiles and (codec.name, image.shape) not in self._warm:
+            codec.decode(codec.encode(image, codec.settings[-1]), 0)
+            self._warm.add((codec.name, image.shape))
+        start = time.perf_counter()
+        data = codec.encode(image, key.setting)
+        encode_s = time.perf_counter() - start
+        (self._out / file).write_bytes(data)
+        data = (self._out / file).read_bytes()
+        start = time.perf_counter()
+        pictures = [codec.decode(data, sample) for sample in range(codec.samples)]
+        decode_s = (time.perf_counter() - start) / codec.samples
+        for picture in pictures:
+            if picture.shape[:2] != image.shape[:2]:
+                raise ValueError(f"decoded to {picture.shape}, the image is {image.shape}")
+        record = Record(
+            image=str(path),
+            image_id=key.image_id,
+            codec=codec.name,
+            options=codec.options,
+            setting=key.setting,
+            file=file,
+            file_id=digest(data),
+            height=height,
+            width=width,
+            num_bytes=len(data),
+            bpp=metrics.bpp(len(data), height, width),
+            bpp_est=None,
+            samples=codec.samples,
+            encode_s=encode_s,
+            decode_s=decode_s,
+            metrics={},
+            spread={},
+        )
+        return record, pictures
+
+    def _with_known(self, record: Record) -> Record:
+        """The record, with metrics that an earlier run computed of the same file."""
+        known = self._known.get(key_of(record))
+        if known is None or known.file_id != record.file_id:
+            return record
+        return record._replace(
+            metrics={**known.metrics, **record.metrics}, spread={**known.spread, **record.spread}
+        )
+
+    def _remaining(self, number: int, step: int, steps: int) -> str:
+        if not self.num_made:
+            return ""
+        seconds = (time.perf_counter() - self._started) / self.num_made
+        minutes = seconds * (steps - step + (self._num_images - number) * steps) / 60
+        return f"about {minutes:.0f} min left"
+
+
+def _with_metrics(
+    records: Sequence[Record], values: Mapping[str, Sequence[float | None]]
+) -> list[Record]:
+    """The records with mean and spread of their samples, which follow each other in `values`."""
+    out, start = [], 0
+    for record in records:
+        end = start + record.samples
+        own = {name: known[start:end] for name, known in values.items()}
+        start = end
+        out.append(
+            record._replace(
+                metrics={name: _mean(known) for name, known in own.items()},
+                spread={name: _deviation(known) for name, known in own.items()}
+                if record.samples > 1
+                else {},
+            )
+        )
+    return out
+
+
+def _only(record: Record, names: Sequence[str]) -> Record:
+    """The record with the metrics of this run."""
+    return record._replace(
+        metrics={name: record.metrics[name] for name in names},
+        spread={name: record.spread[name] for name in names if name in record.spread},
+    )
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if len(known) == len(values) else None
+
+
+def _deviation(values: Sequence[float | None]) -> float | None:
+    mean = _mean(values)
+    if mean is None:
+        return None
+    squares = [(value - mean) ** 2 for value in values if value is not None]
+    return float((sum(squares) / (len(values) - 1)) ** 0.5)
+
+
+def one_line(error: Exception, path: Path | str = "") -> str:
+    """What went wrong, beginning with the file that it is about."""
+    if isinstance(error, OSError) and error.strerror:
+        text, path = error.strerror, error.filename or path
+    elif isinstance(error, (ValueError, TypeError, OSError)):
+        text = str(error)
+    else:
+        text = f"{type(error).__name__}: {error}"
+    prefix = f"{path}: " if path and not text.startswith(str(path)) else ""
+    return prefix + " ".join(text.split())

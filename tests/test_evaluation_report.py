@@ -1,0 +1,359 @@
+"""Reports: means and comparisons by hand, files that others read, plots and the page."""
+
+import csv
+import io
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sic_jax.evaluation.bd import bd_rate
+from sic_jax.evaluation.codecs import ImageCodec
+from sic_jax.evaluation.main import main
+from sic_jax.evaluation.means import (
+    Curve,
+    curves_of,
+    interpolate,
+    mean_rows,
+    rows_at_equal_rate,
+)
+from sic_jax.evaluation.measures import METRICS
+from sic_jax.evaluation.peers import pillow_codec
+from sic_jax.evaluation.pictures import choose_crop, choose_images, nearest_rate, to_data_uri
+from sic_jax.evaluation.plots import draw_plot
+from sic_jax.evaluation.published import load_published
+from sic_jax.evaluation.records import Record
+from sic_jax.evaluation.report import ReportOptions, write_report
+from sic_jax.evaluation.run import Failure, Measured
+from sic_jax.evaluation.tables import (
+    BD_COLUMNS,
+    bd_rows,
+    formatted,
+    summary_cells,
+    summary_columns,
+    to_markdown,
+)
+
+ANCHORS = Path(__file__).resolve().parents[2] / "shared" / "anchors"
+PSNR = METRICS[0]
+
+
+def record(image: str, codec: str, setting: float, bpp: float, psnr: float | None, **other):
+    fixed = {"height": 8, "width": 8, "num_bytes": 8, "bpp_est": None, "samples": 1}
+    metrics = {"psnr": psnr, "ms_ssim": 0.5, "lpips": other.pop("lpips", 0.25)}
+    times = {"encode_s": 1.0, "decode_s": 2.0, "spread": {}}
+    names = {"image_id": image, "options": "", "file": f"{setting}.{codec}", "file_id": ""}
+    return Record(image=image, codec=codec, setting=setting, bpp=bpp, metrics=metrics,
+                  **{**fixed, **times, **names, **other})  # fmt: skip
+
+
+EXAMPLE = [
+    record("a", "sic", 1, 0.1, 25.0, bpp_est=0.09),
+    record("a", "sic", 2, 0.7, 33.0, bpp_est=0.69),
+    record("a", "jpeg", 10, 0.1, 20.0, lpips=0.5),
+    record("a", "jpeg", 50, 0.5, 30.0, lpips=0.1),
+    record("b", "sic", 1, 0.5, 27.0, bpp_est=0.47),
+    record("b", "sic", 2, 0.9, 31.0, bpp_est=0.87),
+    record("b", "jpeg", 10, 0.2, 24.0, lpips=0.3),
+    record("b", "jpeg", 50, 0.7, 32.0, lpips=0.1),
+]
+
+
+def test_interpolation_is_linear_in_log_bpp_and_never_extrapolates():
+    points = [(0.4, 32.0), (0.1, 26.0), (1.6, 35.0)]
+    assert interpolate(points, 0.2) == pytest.approx(29.0)  # Half way from 0.1 to 0.4 in logs.
+    assert interpolate(points, 0.8) == pytest.approx(33.5)
+    assert interpolate(points, 0.4 * 4**0.25) == pytest.approx(32.75)
+    assert [interpolate(points, rate) for rate in (0.1, 1.6)] == [26.0, 35.0]
+    assert [interpolate(points, rate) for rate in (0.0999, 1.6001)] == [None, None]
+    assert interpolate([*points, (3.0, None)], 0.2) is None
+
+
+def test_comparison_reads_the_mean_curve_at_the_mean_rate():
+    rows = rows_at_equal_rate(mean_rows(EXAMPLE))
+    assert [(row.codec, row.level) for row in rows] == [
+        ("sic", 1), ("jpeg", 1), ("sic", 2), ("jpeg", 2)
+    ]  # fmt: skip
+    sic, jpeg, _, outside = rows
+    assert (sic.bpp, sic.bpp_est, sic.metrics["psnr"]) == pytest.approx((0.3, 0.28, 26.0))
+    assert jpeg.setting is None
+    assert jpeg.num_images == 2
+    # JPEG's means: 0.15 bpp, 22 dB, 0.4 and 0.6 bpp, 31 dB, 0.1; 0.3 is the middle in logs.
+    assert jpeg.bpp == pytest.approx(0.3)
+    assert (jpeg.metrics["psnr"], jpeg.metrics["lpips"]) == pytest.approx((26.5, 0.25))
+    assert (jpeg.encode_s, jpeg.bpp_est) == (None, None)
+    assert outside.bpp == pytest.approx(0.8)
+    assert outside.metrics == {"psnr": None, "ms_ssim": None, "lpips": None}
+    columns = summary_columns(METRICS, samples=False)
+    cells = [formatted(columns, summary_cells(row, columns), METRICS) for row in rows]
+    table = to_markdown(columns, cells).splitlines()
+    first = "| sic | 1 | 1 | 2 | 0.3000 | 0.2800 | 26.00 | 0.5000 | 0.2500 | 1.000 | 2.000 |"
+    assert table[2] == first
+    assert table[3] == "| jpeg | - | 1 | 2 | 0.3000 | - | 26.50 | 0.5000 | 0.2500 | - | - |"
+    assert table[5] == "| jpeg | - | 2 | 2 | 0.8000 | - | - | - | - | - | - |"
+
+
+def test_a_mean_needs_every_image():
+    rows = mean_rows([record("a", "jpeg", 1, 0.1, 20.0), record("b", "jpeg", 1, 0.3, None)])
+    assert rows[0].metrics["psnr"] is None
+    assert rows[0].metrics["lpips"] == 0.25
+    assert rows[0].bpp == pytest.approx(0.2)
+
+
+def test_spread_is_a_column_where_there_are_samples():
+    with_spread = record("a", "sic", 1, 0.1, 20.0, spread={"psnr": 0.5, "lpips": None})
+    other = with_spread._replace(image="b", spread={"psnr": 0.1, "lpips": 0.2})
+    (row,) = mean_rows([with_spread, other])
+    columns = summary_columns(METRICS, samples=True)
+    cells = dict(zip(columns, summary_cells(row, columns), strict=True))
+    assert cells["psnr_spread"] == pytest.approx(0.3)
+    assert cells["lpips_spread"] is None
+
+
+def test_deltas_are_of_every_pair_and_against_published_curves():
+    measured = curves_of(mean_rows(EXAMPLE))
+    published = [Curve("old", (0.2, 0.8), {"psnr": (24.0, 33.0)}, "paper")]
+    rows = bd_rows(measured, published, METRICS)
+    psnr = {(row.reference, row.test) for row in rows if row.metric.name == "psnr"}
+    assert psnr == {("sic", "jpeg"), ("jpeg", "sic"), ("old", "sic"), ("old", "jpeg")}
+    assert {row.reference for row in rows if row.metric.name == "lpips"} == {"sic", "jpeg"}
+    (row,) = (r for r in rows if (r.metric.name, r.reference, r.test) == ("psnr", "jpeg", "sic"))
+    jpeg, sic = [(0.15, 22.0), (0.6, 31.0)], [(0.3, 26.0), (0.8, 32.0)]
+    assert row.rate.value == pytest.approx(bd_rate(jpeg, sic, higher_is_better=True).value)
+    assert (row.rate.low, row.rate.high) == (26.0, 31.0)
+
+
+def test_ms_ssim_is_compared_in_decibels():
+    (ms_ssim,) = (metric for metric in METRICS if metric.name == "ms_ssim")
+    assert ms_ssim.scale(0.99) == pytest.approx(20)
+    assert ms_ssim.scale(0.5) == pytest.approx(10 * np.log10(2))
+    curves = [Curve(n, (0.1, 0.2), {"ms_ssim": (0.9, v)}) for n, v in (("a", 0.99), ("b", 0.999))]
+    row = bd_rows(curves, [], [ms_ssim])[0]
+    assert (row.rate.low, row.rate.high) == pytest.approx((10, 20))
+    assert row.delta.value == pytest.approx(5)  # From 0 to 10 dB on a line.
+
+
+def test_published_curves_are_whole_and_have_sources():
+    published = load_published()
+    assert (published.dataset, published.num_images) == ("Kodak", 24)
+    names = {curve.name for curve in published.curves}
+    assert names >= {"VTM", "BPG 4:4:4", "Hyperprior (MSE)", "MS-ILLM", "No-GAN", "HiFiC"}
+    assert names >= {"CRDR (beta 3.84)", "DC-VIC (OASIS)"}
+    for curve in published.curves:
+        assert re.search(r"\w+/\w+ .* at [0-9a-f]{12}; .", curve.source)
+        assert list(curve.bpp) == sorted(set(curve.bpp))
+        assert set(curve.metrics) <= {"psnr", "ms_ssim", "lpips", "dists"}
+        for values in curve.metrics.values():
+            assert len(values) == len(curve.bpp)
+        if "psnr" in curve.metrics:
+            assert all(19 < value < 50 for value in curve.metrics["psnr"])
+        if "lpips" in curve.metrics:
+            assert list(curve.metrics["lpips"]) == sorted(curve.metrics["lpips"], reverse=True)
+
+
+@pytest.mark.skipif(not ANCHORS.exists(), reason="needs the shared files")
+def test_published_curves_are_those_of_the_collected_sources():
+    curves = {curve.name: curve for curve in load_published().curves}
+    codecs = json.loads((ANCHORS / "compressai_kodak.json").read_text())["codecs"]
+    for name, key in (("VTM", "vtm"), ("Hyperprior (MSE)", "bmshj2018-hyperprior-mse")):
+        assert curves[name].bpp == tuple(codecs[key]["bpp"])
+        assert curves[name].metrics["psnr"] == tuple(codecs[key]["psnr"])
+        assert curves[name].metrics["ms_ssim"] == tuple(codecs[key]["ms_ssim"])
+    rows = json.loads((ANCHORS / "msillm_nogan.json").read_text())["rows"]
+    for name in ("MS-ILLM", "No-GAN"):
+        own = sorted((r for r in rows if (r["model"], r["dataset"]) == (name, "kodak")),
+                     key=lambda r: r["bpp"])  # fmt: skip
+        assert curves[name].bpp == pytest.approx([r["bpp"] for r in own], abs=5e-6)
+        for metric in ("psnr", "lpips", "dists"):
+            wanted = [r[metric] for r in own]
+            assert curves[name].metrics[metric] == pytest.approx(wanted, abs=5e-6)
+
+
+def bright(x: np.ndarray, level: int) -> np.ndarray:
+    return np.clip(x.astype(int) + level, 0, 255).astype(np.uint8)
+
+
+def test_the_crop_is_where_the_detail_is():
+    image = np.full((700, 900, 3), 128, np.uint8)
+    image[352:688, 448:896] = np.random.default_rng(0).integers(0, 256, (336, 448, 3))
+    assert choose_crop(image) == (352, 448, 336, 448)
+    assert choose_crop(image[:100, :60, 0]) == (0, 0, 100, 60)
+    uri = to_data_uri(image, choose_crop(image[:100, :60]))
+    kind, _, data = uri.partition(";base64,")
+    assert kind == "data:image/webp"
+    assert len(data) > 40
+
+
+def test_pictures_are_matched_by_rate():
+    records = [record("a", "jpeg", q, bpp, 20.0) for q, bpp in ((1, 0.1), (2, 0.2), (3, 0.4))]
+    assert nearest_rate(records, 0.25).setting == 2
+    assert nearest_rate(records, 0.3).setting == 3  # Nearer in logs.
+    assert nearest_rate(records, 0.61) is None  # 0.4 is less than 0.61 / 1.5.
+    assert nearest_rate([], 0.1) is None
+    images = [f"x/{n}.png" for n in "abcdef"]
+    assert choose_images(images, None) == ["x/a.png", "x/c.png", "x/e.png"]
+    assert choose_images(images, ["f", "b.png"]) == ["x/f.png", "x/b.png"]
+    assert choose_images(images, []) == []
+    with pytest.raises(ValueError, match="--show: no image of this run is called 'z'"):
+        choose_images(images, ["z"])
+
+
+@pytest.mark.parametrize("log_rate", [True, False])
+def test_plots_are_readable_files_with_nothing_overlapping(log_rate):
+    curves = curves_of(mean_rows(EXAMPLE))
+    published = load_published().curves
+    plot = draw_plot(PSNR, curves, published, log_rate=log_rate, title="Means over 2 images")
+    with Image.open(io.BytesIO(plot.png)) as image:
+        assert image.size == (1260, 750)
+    assert plot.svg.startswith("<?xml")
+    assert plot.inline_svg.startswith("<svg ")
+    head = plot.inline_svg[: plot.inline_svg.index(">")]
+    assert "viewBox" in head
+    assert " width=" not in head
+    assert "#01020a" in plot.svg
+    assert "#01020a" not in plot.inline_svg
+    assert "currentColor" in plot.inline_svg
+    ids = re.findall(r'\bid="([^"]+)"', plot.inline_svg)
+    assert all(name.startswith("psnr-") for name in ids)
+    used = re.findall(r'href="#([^"]+)"|url\(#([^)]+)\)', plot.inline_svg)
+    assert {a or b for a, b in used} <= set(ids)
+    nothing = [Curve("x", (0.1, 0.2), {"psnr": (None, None)})]
+    assert draw_plot(PSNR, nothing, published, log_rate=log_rate, title="") is None
+
+
+class Page(HTMLParser):
+    """Tags and addresses of a page; open elements at its end."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.sources: list[str] = []
+        self.tags: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        if tag not in ("meta", "img", "input", "br", "link"):
+            self.open.append(tag)
+        self.sources += [v for k, v in attrs if k in ("src", "href", "xlink:href") and v]
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    """A report of two codecs on two pictures and a failure, and the folder that it is in."""
+    out = tmp_path_factory.mktemp("report")
+    rng = np.random.default_rng(0)
+    records = []
+    for name in ("kodim01", "a <b>"):
+        x = rng.integers(0, 256, (40, 60, 3), dtype=np.uint8)
+        Image.fromarray(x).save(out / f"{name}.png")
+        for r in EXAMPLE[:4]:
+            Image.fromarray(bright(x, int(r.setting))).save(out / f"{name}-{r.file}", "PNG")
+            records.append(r._replace(image=str(out / f"{name}.png"), file=f"{name}-{r.file}"))
+    jpeg = pillow_codec("jpeg")
+    codecs = [jpeg, ImageCodec("sic", (1, 2), "model 00", jpeg.encode, jpeg.decode,
+                               setting_name="level")]  # fmt: skip
+    failures = [Failure("bad.png", "bad.png: the picture is damaged")]
+    options = ReportOptions(plots=True, log_rate=True, published=True, show=None)
+    rows = write_report(
+        Measured(records, failures, 0), {"seconds": 1.5, "bundle": None}, codecs, METRICS,
+        options, out,
+    )  # fmt: skip
+    return out, rows
+
+
+def test_results_hold_records_and_errors(report):
+    out, rows = report
+    results = json.loads((out / "results.json").read_text())
+    assert list(results) == ["seconds", "bundle", "errors", "records"]
+    assert results["errors"] == [{"image": "bad.png", "error": "bad.png: the picture is damaged"}]
+    assert len(results["records"]) == 8
+    assert (results["records"][0]["psnr"], results["records"][0]["lpips"]) == (25.0, 0.25)
+    assert [row.codec for row in rows] == ["sic", "jpeg", "sic", "jpeg"]
+
+
+def test_csv_files_hold_means_comparison_and_deltas(report):
+    out, _ = report
+    with open(out / "summary.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == summary_columns(METRICS, samples=False)
+    assert [(row["codec"], row["setting"], row["level"]) for row in rows] == [
+        ("sic", "1", ""), ("sic", "2", ""), ("jpeg", "10", ""), ("jpeg", "50", ""),
+        ("sic", "1", "1"), ("jpeg", "", "1"), ("sic", "2", "2"), ("jpeg", "", "2"),
+    ]  # fmt: skip
+    assert (rows[0]["psnr"], rows[2]["lpips"], rows[7]["psnr"]) == ("25.0", "0.5", "")
+    with open(out / "bd.csv", newline="") as file:
+        deltas = list(csv.DictReader(file))
+    assert tuple(deltas[0]) == BD_COLUMNS
+    # Two images are not Kodak's 24: published curves are drawn, but give no deltas.
+    assert {row["reference"] for row in deltas} == {"sic", "jpeg"}
+    first = next(row for row in deltas if (row["metric"], row["test"]) == ("psnr", "sic"))
+    assert (float(first["quality_low"]), float(first["quality_high"])) == (25.0, 30.0)
+    same = next(row for row in deltas if row["metric"] == "ms_ssim")
+    assert same["bd_rate_percent"] == ""
+    assert "fewer than 2 points" in same["remark"]
+
+
+def test_compressai_files_have_its_names(report):
+    out, _ = report
+    content = json.loads((out / "compressai" / "sic.json").read_text())
+    assert list(content) == ["name", "description", "results"]
+    assert content["name"] == "sic"
+    assert content["description"] == "2 images; model 00"
+    results = content["results"]
+    assert set(results) == {
+        "bpp", "psnr-rgb", "ms-ssim-rgb", "lpips", "encoding_time", "decoding_time"
+    }  # fmt: skip
+    assert results["bpp"] == pytest.approx([0.1, 0.7])
+    assert results["psnr-rgb"] == [25.0, 33.0]
+    assert results["encoding_time"] == [1.0, 1.0]
+
+
+def test_the_page_is_one_file_with_everything(report):
+    out, _ = report
+    text = (out / "report.html").read_text()
+    page = Page(text)
+    assert page.open == []
+    sections = ("curves", "pictures", "equal", "bd", "means", "about")
+    local = {f"#{name}" for name in sections}
+    outside = [s for s in page.sources if not s.startswith(("data:image/", "#"))]
+    assert outside == []
+    assert local <= set(page.sources)
+    assert "http" not in re.sub(r'xmlns(:\w+)?="[^"]*"', "", text)
+    assert page.tags.count("svg") == 3
+    # The original, two levels, and the JPEG near the second: 0.5 bpp is 0.7 / 1.4.
+    shown = [s for s in page.sources if s.startswith("data:")]
+    assert len(shown) == 2 * (1 + 2 + 2)
+    assert "a &lt;b&gt;.png" in text
+    assert "<b>.png" not in text
+    assert "bad.png: the picture is damaged" in text
+    assert "prefers-color-scheme: dark" in text
+    assert "0.1000</td>" in text
+    assert "25.00 to 30.00" in text or "25.0 to 30.0" in text
+    assert "fewer than 2 points" in text
+    assert "encode_s, decode_s" in text  # The schema.
+    assert "MS-ILLM: facebookresearch/NeuralCompression" in text
+    for metric in METRICS:
+        assert (out / "plots" / f"{metric.name}.svg").stat().st_size > 5000
+        assert (out / "plots" / f"{metric.name}.png").stat().st_size > 5000
+
+
+def test_without_matplotlib_the_rest_is_written(tmp_path, monkeypatch, capsys):
+    x = np.arange(40 * 40 * 3).reshape(40, 40, 3).astype(np.uint8)
+    Image.fromarray(x).save(tmp_path / "x.png")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    arguments = ["--images", str(tmp_path / "x.png"), "--out", str(tmp_path / "out")]
+    assert main([*arguments, "--codecs", "jpeg", "--metrics", "psnr"]) == 0
+    assert "no plots: matplotlib is not installed" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "plots").exists()
+    assert "<svg" not in (tmp_path / "out" / "report.html").read_text()
