@@ -2,7 +2,7 @@
 
 import sys
 
-from sic_jax.codec.codec import enable_compilation_cache
+from sic_jax.compilation_cache import enable_compilation_cache
 from sic_jax.evaluation.main import main
 
 if __name__ == "__main__":

@@ -264,7 +264,8 @@ def _run_jobs(args: argparse.Namespace, jobs: list[Job], work: Callable[[Codec, 
 
 
 def _load_codec(bundle: str, coder: str | None) -> Codec:
-    from sic_jax.codec.codec import Codec, enable_compilation_cache
+    from sic_jax.codec.codec import Codec
+    from sic_jax.compilation_cache import enable_compilation_cache
 
     enable_compilation_cache()
     return Codec.load(bundle, coder=coder)

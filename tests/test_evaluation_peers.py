@@ -151,6 +151,6 @@ def kodak_1():
     """The first Kodak image, its metrics and its features."""
     with Image.open(KODAK_1) as image:
         x = np.asarray(image)
-    measurer = Measurer(METRICS)
+    measurer = Measurer([metric for metric in METRICS if metric.default])
     with quick_compilation():
         yield x, measurer, measurer.features(x)

@@ -40,6 +40,7 @@ from sic_jax.evaluation.tables import (
 
 ANCHORS = Path(__file__).resolve().parents[2] / "shared" / "anchors"
 PSNR = METRICS[0]
+USUAL = tuple(metric for metric in METRICS if metric.default)
 
 
 def record(image: str, codec: str, setting: float, bpp: float, psnr: float | None, **other):
@@ -88,8 +89,8 @@ def test_comparison_reads_the_mean_curve_at_the_mean_rate():
     assert (jpeg.encode_s, jpeg.bpp_est) == (None, None)
     assert outside.bpp == pytest.approx(0.8)
     assert outside.metrics == {"psnr": None, "ms_ssim": None, "lpips": None}
-    columns = summary_columns(METRICS, samples=False)
-    cells = [formatted(columns, summary_cells(row, columns), METRICS) for row in rows]
+    columns = summary_columns(USUAL, samples=False)
+    cells = [formatted(columns, summary_cells(row, columns), USUAL) for row in rows]
     table = to_markdown(columns, cells).splitlines()
     first = "| sic | 1 | 1 | 2 | 0.3000 | 0.2800 | 26.00 | 0.5000 | 0.2500 | 1.000 | 2.000 |"
     assert table[2] == first
@@ -108,7 +109,7 @@ def test_spread_is_a_column_where_there_are_samples():
     with_spread = record("a", "sic", 1, 0.1, 20.0, spread={"psnr": 0.5, "lpips": None})
     other = with_spread._replace(image="b", spread={"psnr": 0.1, "lpips": 0.2})
     (row,) = mean_rows([with_spread, other])
-    columns = summary_columns(METRICS, samples=True)
+    columns = summary_columns(USUAL, samples=True)
     cells = dict(zip(columns, summary_cells(row, columns), strict=True))
     assert cells["psnr_spread"] == pytest.approx(0.3)
     assert cells["lpips_spread"] is None
@@ -117,7 +118,7 @@ def test_spread_is_a_column_where_there_are_samples():
 def test_deltas_are_of_every_pair_and_against_published_curves():
     measured = curves_of(mean_rows(EXAMPLE))
     published = [Curve("old", (0.2, 0.8), {"psnr": (24.0, 33.0)}, "paper")]
-    rows = bd_rows(measured, published, METRICS)
+    rows = bd_rows(measured, published, USUAL)
     psnr = {(row.reference, row.test) for row in rows if row.metric.name == "psnr"}
     assert psnr == {("sic", "jpeg"), ("jpeg", "sic"), ("old", "sic"), ("old", "jpeg")}
     assert {row.reference for row in rows if row.metric.name == "lpips"} == {"sic", "jpeg"}
@@ -266,7 +267,7 @@ def report(tmp_path_factory):
     failures = [Failure("bad.png", "bad.png: the picture is damaged")]
     options = ReportOptions(plots=True, log_rate=True, published=True, show=None)
     rows = write_report(
-        Measured(records, failures, 0), {"seconds": 1.5, "bundle": None}, codecs, METRICS,
+        Measured(records, failures, 0), {"seconds": 1.5, "bundle": None}, codecs, USUAL,
         options, out,
     )  # fmt: skip
     return out, rows
@@ -286,7 +287,7 @@ def test_csv_files_hold_means_comparison_and_deltas(report):
     out, _ = report
     with open(out / "summary.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert list(rows[0]) == summary_columns(METRICS, samples=False)
+    assert list(rows[0]) == summary_columns(USUAL, samples=False)
     assert [(row["codec"], row["setting"], row["level"]) for row in rows] == [
         ("sic", "1", ""), ("sic", "2", ""), ("jpeg", "10", ""), ("jpeg", "50", ""),
         ("sic", "1", "1"), ("jpeg", "", "1"), ("sic", "2", "2"), ("jpeg", "", "2"),
@@ -343,7 +344,7 @@ def test_the_page_is_one_file_with_everything(report):
     assert "fewer than 2 points" in text
     assert "encode_s, decode_s" in text  # The schema.
     assert "MS-ILLM: facebookresearch/NeuralCompression" in text
-    for metric in METRICS:
+    for metric in USUAL:
         assert (out / "plots" / f"{metric.name}.svg").stat().st_size > 5000
         assert (out / "plots" / f"{metric.name}.png").stat().st_size > 5000
 

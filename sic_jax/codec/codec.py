@@ -1,6 +1,5 @@
 """The codec: pictures to files and back."""
 
-import os
 import warnings
 from functools import partial
 from pathlib import Path
@@ -377,24 +376,6 @@ class Codec:
         z = decoder.decode(_channel_indices(full))
         _finish(decoder, z.astype("<i4").tobytes(), segment, "z")
         return z.reshape(full)
-
-
-def enable_compilation_cache() -> None:
-    """Keep compiled programs in the user's cache folder, for the next process.
-
-    Programs call this once at their start; a folder set by the user (JAX_COMPILATION_CACHE_DIR)
-    is left as it is. With JAX before 0.12 nothing is kept, nor read: with 0.5.3, programs loaded
-    on the CPU drew the same details for all seeds, and crashed where they reuse an argument.
-    """
-    config: Any = jax.config
-    if jax.__version_info__ < (0, 12):
-        config.update("jax_enable_compilation_cache", False)
-        return
-    if config.jax_compilation_cache_dir:
-        return
-    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    config.update("jax_compilation_cache_dir", str(Path(base) / "sic_jax" / "jax"))
-    config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
 def _channel_indices(shape: tuple[int, ...]) -> Ints:

@@ -131,7 +131,7 @@ class Measurer:
 
     Compiles once for each image size and number of reconstructions, on first use: nothing is
     padded or cut into tiles, which would change the values. Pictures of one size share programs;
-    `sic_jax.codec.codec.enable_compilation_cache` says where the next run finds them again.
+    `sic_jax.compilation_cache.enable_compilation_cache` says where the next run finds them again.
     """
 
     def __init__(self, wanted: Sequence[Metric], batch_size: int = 1) -> None:
