@@ -59,7 +59,7 @@ def test_command_line_parses(line: str) -> None:
         assert args.preset == arguments[0]
         assert config.steps > 0
     elif program == "eval.py":
-        assert evaluation.parse(arguments).levels == [1, 4, 8, 12, 16]
+        assert evaluation.parse(arguments).levels == [1, 2, 4, 6, 8, 10, 12, 16]
     elif program == "make":
         makefile = (ROOT / "Makefile").read_text()
         assert re.search(rf"^{arguments[0]}:", makefile, re.MULTILINE)
