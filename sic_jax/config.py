@@ -85,6 +85,9 @@ class ModelConfig:
             sigmas,
             "rising, in (0, 128)",
         )
+        for name in ("analysis_blocks", "synthesis_blocks"):
+            blocks = getattr(self, name)
+            _require(all(0 <= b <= 64 for b in blocks), self, name, blocks, "0 to 64 each")
         for name in ("width_8", "width_16", "hyper_channels", "hyper_width", "context_width"):
             _require(getattr(self, name) > 0, self, name, getattr(self, name), "positive")
         for name in ("anchor_width", "head_width", "step", "coarse_step"):

@@ -65,6 +65,32 @@ def test_bundle_refuses_values_beyond_float16(
         export_bundle(tmp_path, tiny_run.model, big)
 
 
+def test_bundle_refuses_networks_that_diverged(
+    params: Arrays, tiny_run: TrainConfig, tmp_path: Path
+) -> None:
+    kernel = params["h_s"]["up_1"]["kernel"].copy()
+    kernel[3, 4] = np.nan
+    bad = {**params, "h_s": {**params["h_s"], "up_1": {**params["h_s"]["up_1"], "kernel": kernel}}}
+    with pytest.raises(ValueError, match=r"h_s/up_1: .*integers"):
+        export_bundle(tmp_path / "b", tiny_run.model, bad)
+    assert not (tmp_path / "b").exists()
+
+
+def test_a_bundle_that_would_not_fit_memory(bundle: Path, tmp_path: Path) -> None:
+    for file in bundle.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    with (
+        zipfile.ZipFile(tmp_path / "weights.npz", "a", zipfile.ZIP_DEFLATED) as z,
+        z.open("zeros.npy", "w") as member,
+    ):
+        for _ in range(65):
+            member.write(bytes(2**24))
+    assert (tmp_path / "weights.npz").stat().st_size < 2**22
+    message = r"weights.npz cannot be read: it unpacks to 10\d{8} bytes, more than 1073741824"
+    with pytest.raises(ValueError, match=message):
+        load_bundle(tmp_path)
+
+
 def change(path: Path, name: str) -> None:
     """Write an .npz again with one array changed."""
     with np.load(path) as data:

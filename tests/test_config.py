@@ -130,6 +130,11 @@ def test_not_an_object_and_missing_fields() -> None:
         ({"sigma_min": 0.0}, r"sigma_min, sigma_max is \(0\.0, 64\.0\); it must be rising, in"),
         ({"sigma_min": 70.0}, r"sigma_min, sigma_max is \(70\.0, 64\.0\)"),
         ({"sigma_max": 128.0}, r"sigma_min, sigma_max is \(0\.11, 128\.0\)"),
+        (
+            {"analysis_blocks": (3, 10**9)},
+            r"analysis_blocks is \(3, 1000000000\); it must be 0 to 64",
+        ),
+        ({"synthesis_blocks": (-1, 3)}, r"synthesis_blocks is \(-1, 3\); it must be 0 to 64 each"),
         ({"refine_factor": 1}, r"ModelConfig\.refine_factor is 1; it must be at least 2"),
         ({"temperature": -0.5}, r"ModelConfig\.temperature is -0\.5; it must be 0 to 16"),
         ({"temperature": 17.0}, r"ModelConfig\.temperature is 17\.0; it must be 0 to 16"),

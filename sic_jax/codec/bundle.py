@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from sic_jax.codec.container import MODEL_ID_BYTES
 from sic_jax.config import ModelConfig, from_dict, to_dict
 from sic_jax.entropy.distributions import deep_factorized_logits
-from sic_jax.entropy.exact import Layer, check_layer, dequantise
+from sic_jax.entropy.exact import Layer, LayerSpec, check_layer, dequantise
 from sic_jax.entropy.tables import CdfTables, gaussian_tables, tables_from_pmfs, validate_tables
 from sic_jax.model.complexity import codec_macs_per_pixel
 from sic_jax.model.context import MEAN_BINS
@@ -40,6 +40,7 @@ from sic_jax.model.params import (
 from sic_jax.model.sic import EntropyLayers, SicModel, entropy_specs
 
 _BUNDLES = Path(__file__).resolve().parent.parent / "bundles"
+_MAX_BYTES = 2**30
 _Z_REACH = 256
 _Z_TAIL_MASS = 2.0**-12
 
@@ -93,7 +94,7 @@ def export_bundle(folder: str | Path, cfg: ModelConfig, params: Params, *, card:
     """Write a bundle: entropy networks as integers, the other parameters rounded to float16.
 
     Raises:
-      ValueError: If a parameter is not finite in float16.
+      ValueError: If a parameter is not finite, or not in float16.
     """
     folder = Path(folder)
     specs = entropy_specs(cfg)
@@ -111,7 +112,9 @@ def export_bundle(folder: str | Path, cfg: ModelConfig, params: Params, *, card:
     tables["z"] = factorized_tables(jax.tree.map(lambda a: a.astype(np.float32), rounded), cfg)
     for network, layers in entropy_layers(cfg, params).items():
         for name, layer in layers.items():
-            leaves |= _layer_leaves(f"{network}/{name}", layer)
+            path = f"{network}/{name}"
+            _check_layer(path, layer, specs[network][name])
+            leaves |= _layer_leaves(path, layer)
     arrays: dict[str, Any] = {
         f"{k}_{f}": a for k, t in tables.items() for f, a in t._asdict().items()
     }
@@ -137,7 +140,8 @@ def load_bundle(name: str | Path = "default") -> Bundle:
         cfg = from_dict(ModelConfig, json.loads((folder / "config.json").read_text()))
         leaves = _read_npz(folder / "weights.npz")
         arrays = _read_npz(folder / "tables.npz")
-        if _digest(cfg, leaves, arrays).hex() != (folder / "id").read_text().strip():
+        digest = _digest(cfg, leaves, arrays)
+        if digest.hex() != (folder / "id").read_text().strip():
             raise ValueError("its content does not match its id")
         tables = [
             CdfTables(*(arrays[f"{k}_{field}"] for field in CdfTables._fields)) for k in ("y", "z")
@@ -157,7 +161,7 @@ def load_bundle(name: str | Path = "default") -> Bundle:
         entropy=entropy,
         tables_y=tables[0],
         tables_z=tables[1],
-        digest=_digest(cfg, leaves, arrays),
+        digest=digest,
     )
 
 
@@ -192,11 +196,21 @@ def _read_npz(path: Path) -> dict[str, NDArray[Any]]:
     try:
         # Opened here: NumPy leaves a file that is no ZIP open.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as data:
+            size = sum(member.file_size for member in data.zip.infolist())
+            if size > _MAX_BYTES:
+                raise ValueError(f"it unpacks to {size} bytes, more than {_MAX_BYTES}")
             return {k: data[k] for k in data.files}
     except OSError:
         raise
     except Exception as e:  # zipfile, zlib and NumPy raise many kinds on damaged files.
         raise ValueError(f"{path.name} cannot be read: {e}") from e
+
+
+def _check_layer(path: str, layer: Layer, spec: LayerSpec) -> None:
+    try:
+        check_layer(layer, spec)
+    except ValueError as e:
+        raise ValueError(f"{path}: {e}") from e
 
 
 def _layer_leaves(path: str, layer: Layer) -> dict[str, NDArray[Any]]:
@@ -226,10 +240,7 @@ def _split_leaves(
                 raise ValueError(f"{path} has types {types}, not int8, int32 and uint8")
             arrays[2] = np.float32(2.0) ** -arrays[2].astype(np.float32)
             layer = Layer(*(jnp.asarray(a, jnp.float32) for a in arrays))
-            try:
-                check_layer(layer, spec)
-            except ValueError as e:
-                raise ValueError(f"{path}: {e}") from e
+            _check_layer(path, layer, spec)
             entropy[network][name] = layer
             floats[f"{path}/kernel"], floats[f"{path}/bias"] = dequantise(layer, spec)
     for path, leaf in left.items():
