@@ -126,5 +126,6 @@ class CodingPass:
                 symbols = yield Request(g + 1, indices, means, (half, channels))
                 group[half, :count] = symbols.reshape(-1, count)
             y[..., channels] = group[..., :count]
-            logs[0, ..., channels] = self._logs(group.astype(np.float32))[..., :count]
+            if g + 1 < level:
+                logs[0, ..., channels] = self._logs(group.astype(np.float32))[..., :count]
         return y

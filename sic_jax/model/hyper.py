@@ -58,11 +58,12 @@ def hyper_synthesis(layers: Layers, z_hat: jax.Array, shape: tuple[int, int]) ->
       z_hat: Integers [B, ceil(h/4), ceil(w/4), C_z]; clipped to what the arithmetic allows.
       shape: (h, w), to which the features are cropped.
     """
-    total = shifted_products(jnp.clip(z_hat, -ACTIVATION_MAX, ACTIVATION_MAX), layers["first"][0])
-    h = rescale(total, layers["first"], leaky=True)
+    first, last = layers["first"], layers["last"]
+    z_hat = jnp.clip(z_hat, -ACTIVATION_MAX, ACTIVATION_MAX)
+    h = rescale(shifted_products(z_hat, first.kernel), first, leaky=True)
     for up in (layers["up_1"], layers["up_2"]):
         h = depth_to_space(rescale(h @ up.kernel, up, leaky=True), 2)
-    h = rescale(shifted_products(h, layers["last"].kernel), layers["last"])
+    h = rescale(shifted_products(h, last.kernel), last)
     return h[:, : shape[0], : shape[1]]
 
 
