@@ -46,6 +46,19 @@ _ESCAPE_BITS = 18.0
 least 2^-16 of a table's mass, and 2 bits follow it, 2 more for each doubling of the distance."""
 
 
+class Rated(NamedTuple):
+    """Quantised latents of B images and their bits."""
+
+    bits_z: jax.Array
+    """Estimated bits of z_hat, [B]."""
+    bits_y: jax.Array
+    """Estimated bits of each level of y_hat, [B, L]."""
+    y_hat: jax.Array
+    """Rounded latents [B, h, w, C], with straight-through gradients."""
+    hyper: jax.Array
+    """What `SicModel.complete` needs of z_hat, batch first."""
+
+
 class SicOutput(NamedTuple):
     """Result of a forward pass over B images."""
 
@@ -168,34 +181,22 @@ class SicModel(nn.Module):
         """Parameters of the prior of z."""
         return self.prior_z()
 
-    def __call__(
-        self,
-        x: jax.Array,
-        level: jax.Array,
-        *,
-        temperature: jax.Array,
-        key: jax.Array | None = None,
-    ) -> SicOutput:
-        """Encode, rate and decode a batch.
+    def rate(self, y: jax.Array, z: jax.Array, *, key: jax.Array | None = None) -> Rated:
+        """Quantise latents and estimate their bits, at all levels.
 
         Args:
-          x: Images [B, H, W, 3] in [0, 1], sides a multiple of 16.
-          level: int [B], 1..L, one an image.
-          temperature: [B], of the details.
-          key: With a key, rates are the noisy upper bound and details are random (training);
-            without, rates are those of the rounded latents (evaluation) and details the mean.
+          y: Unquantised latents [B, h, w, C].
+          z: Unquantised hyper latents, of `hyper_latents`.
+          key: With a key, bits are the noisy upper bound (training); without, those of the rounded
+            latents (evaluation).
         """
         cfg = self.cfg
-        y, z = self.analyse(x)
         if key is None:
             y_rated, z_rated = jnp.round(y), jnp.round(z)
-            noise, temperature = jnp.zeros(y.shape, jnp.int32), jnp.zeros_like(temperature)
         else:
-            key_y, key_z, key_detail = jax.random.split(key, 3)
+            key_y, key_z, _ = jax.random.split(key, 3)  # The third is that of the details.
             y_rated = y + jax.random.uniform(key_y, y.shape, minval=-0.5, maxval=0.5)
             z_rated = z + jax.random.uniform(key_z, z.shape, minval=-0.5, maxval=0.5)
-            draw = random_uniform_noise if cfg.detail == "uniform" else random_normal_noise
-            noise = draw(key_detail, y.shape)
         y_hat, z_hat = ste_round(y), ste_round(z)
         layers = self.entropy_layers()
         hyper = hyper_synthesis(layers["h_s"], z_hat, (y.shape[1], y.shape[2]))
@@ -205,10 +206,65 @@ class SicModel(nn.Module):
         if key is None:
             distance = jnp.maximum(jnp.abs(y_rated - mu), 1.0)
             bits = jnp.minimum(bits, _ESCAPE_BITS + 2 * jnp.log2(distance))
-        bits = bits.sum((1, 2))
         to_level = jax.nn.one_hot(channel_levels(cfg) - 1, cfg.num_levels)
         bits_z = deep_factorized_bits(self.prior_z(), z_rated).sum((1, 2, 3))
-        y_s, _ = split_latents(y_hat, level, cfg)
+        return Rated(bits_z, bits.sum((1, 2)) @ to_level, y_hat, hyper)
+
+    def complete(
+        self,
+        y_hat: jax.Array,
+        hyper: jax.Array,
+        level: jax.Array,
+        *,
+        temperature: jax.Array,
+        key: jax.Array | None = None,
+    ) -> jax.Array:
+        """Keep the synonymous part of latents and draw the channels above `level` as details.
+
+        For M samples of each image repeat all arguments M times along the first axis.
+
+        Args:
+          y_hat: Quantised latents [B, h, w, C]; only the channels of `level` are read.
+          hyper: Of `rate`.
+          level: int [B], 1..L.
+          temperature: [B], of the details.
+          key: Of the details; without one they are their mean.
+
+        Returns:
+          What g_s sees, [B, h, w, C].
+        """
+        if key is None:
+            noise, temperature = jnp.zeros(y_hat.shape, jnp.int32), jnp.zeros_like(temperature)
+        else:
+            uniform = self.cfg.detail == "uniform"
+            draw = random_uniform_noise if uniform else random_normal_noise
+            noise = draw(key, y_hat.shape)
+        y_s, _ = split_latents(y_hat, level, self.cfg)
         units = jnp.round(temperature * 2**TEMPERATURE_BITS).astype(jnp.int32)
-        y_hat = complete(layers, cfg, y_s, hyper, level, noise, units)
-        return SicOutput(self.g_s(y_hat, level), bits_z, bits @ to_level, y, y_hat)
+        return complete(self.entropy_layers(), self.cfg, y_s, hyper, level, noise, units)
+
+    def __call__(
+        self,
+        x: jax.Array,
+        level: jax.Array,
+        *,
+        temperature: jax.Array,
+        key: jax.Array | None = None,
+    ) -> SicOutput:
+        """Encode, rate and decode a batch: `analyse`, `rate`, `complete` and `synthesise`.
+
+        Args:
+          x: Images [B, H, W, 3] in [0, 1], sides a multiple of 16.
+          level: int [B], 1..L, one an image.
+          temperature: [B], of the details.
+          key: With a key, rates are the noisy upper bound and details are random (training);
+            without, rates are those of the rounded latents (evaluation) and details the mean.
+        """
+        y, z = self.analyse(x)
+        rated = self.rate(y, z, key=key)
+        key_detail = None if key is None else jax.random.split(key, 3)[2]
+        y_hat = self.complete(
+            rated.y_hat, rated.hyper, level, temperature=temperature, key=key_detail
+        )
+        x_hat = self.synthesise(y_hat, level)
+        return SicOutput(x_hat, rated.bits_z, rated.bits_y, y, y_hat)
