@@ -1,5 +1,6 @@
 """The model: image to latents to rates and reconstructions, as one Flax module."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -84,6 +85,33 @@ def entropy_specs(cfg: ModelConfig) -> dict[str, dict[str, LayerSpec]]:
     if cfg.detail == "uniform":
         specs["detail"] = {"mean": LayerSpec((cfg.hyper_width, cfg.num_channels))}
     return specs
+
+
+def split_keys(key: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Keys of the noise of y, of z and of the details, from one key or from keys [B]."""
+    if key.shape:
+        keys = jax.vmap(lambda k: jax.random.split(k, 3), out_axes=1)(key)
+    else:
+        keys = jax.random.split(key, 3)
+    return keys[0], keys[1], keys[2]
+
+
+def draw_each(
+    draw: Callable[[jax.Array, tuple[int, ...]], jax.Array], key: jax.Array, shape: tuple[int, ...]
+) -> jax.Array:
+    """``draw(key, shape)``; with keys [B], image by image.
+
+    A key an image makes its noise independent of the batch that it is in: however a batch is cut
+    over devices, hosts and accumulated steps, the numbers are the same.
+    """
+    if key.shape:
+        return jax.vmap(lambda k: draw(k, shape[1:]))(key)
+    return draw(key, shape)
+
+
+def unit_noise(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """U(-1/2, 1/2): rounding, as training sees it."""
+    return jax.random.uniform(key, shape, minval=-0.5, maxval=0.5)
 
 
 def complete(
@@ -187,16 +215,16 @@ class SicModel(nn.Module):
         Args:
           y: Unquantised latents [B, h, w, C].
           z: Unquantised hyper latents, of `hyper_latents`.
-          key: With a key, bits are the noisy upper bound (training); without, those of the rounded
-            latents (evaluation).
+          key: With a key, or keys [B], bits are the noisy upper bound (training); without, those of
+            the rounded latents (evaluation).
         """
         cfg = self.cfg
         if key is None:
             y_rated, z_rated = jnp.round(y), jnp.round(z)
         else:
-            key_y, key_z, _ = jax.random.split(key, 3)  # The third is that of the details.
-            y_rated = y + jax.random.uniform(key_y, y.shape, minval=-0.5, maxval=0.5)
-            z_rated = z + jax.random.uniform(key_z, z.shape, minval=-0.5, maxval=0.5)
+            key_y, key_z, _ = split_keys(key)  # The third is that of the details.
+            y_rated = y + draw_each(unit_noise, key_y, y.shape)
+            z_rated = z + draw_each(unit_noise, key_z, z.shape)
         y_hat, z_hat = ste_round(y), ste_round(z)
         layers = self.entropy_layers()
         hyper = hyper_synthesis(layers["h_s"], z_hat, (y.shape[1], y.shape[2]))
@@ -228,7 +256,7 @@ class SicModel(nn.Module):
           hyper: Of `rate`.
           level: int [B], 1..L.
           temperature: [B], of the details.
-          key: Of the details; without one they are their mean.
+          key: Of the details, one or [B]; without one they are their mean.
 
         Returns:
           What g_s sees, [B, h, w, C].
@@ -238,7 +266,7 @@ class SicModel(nn.Module):
         else:
             uniform = self.cfg.detail == "uniform"
             draw = random_uniform_noise if uniform else random_normal_noise
-            noise = draw(key, y_hat.shape)
+            noise = draw_each(draw, key, y_hat.shape)
         y_s, _ = split_latents(y_hat, level, self.cfg)
         units = jnp.round(temperature * 2**TEMPERATURE_BITS).astype(jnp.int32)
         return complete(self.entropy_layers(), self.cfg, y_s, hyper, level, noise, units)
@@ -262,7 +290,7 @@ class SicModel(nn.Module):
         """
         y, z = self.analyse(x)
         rated = self.rate(y, z, key=key)
-        key_detail = None if key is None else jax.random.split(key, 3)[2]
+        key_detail = None if key is None else split_keys(key)[2]
         y_hat = self.complete(
             rated.y_hat, rated.hyper, level, temperature=temperature, key=key_detail
         )
