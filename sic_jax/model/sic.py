@@ -160,11 +160,14 @@ class SicModel(nn.Module):
 
     cfg: ModelConfig
     dtype: DTypeLike | None = None
+    """Of the transforms' features; parameters stay float32."""
+    remat: bool = False
+    """Whether the transforms compute their features again in the backward pass."""
 
     def setup(self) -> None:
         """Create the networks under the paper's symbols."""
-        self.g_a = AnalysisTransform(self.cfg, self.dtype)
-        self.g_s = SynthesisTransform(self.cfg, self.dtype)
+        self.g_a = AnalysisTransform(self.cfg, self.dtype, self.remat)
+        self.g_s = SynthesisTransform(self.cfg, self.dtype, self.remat)
         self.h_a = HyperAnalysis(self.cfg)
         self.prior_z = FactorizedPrior(self.cfg.hyper_channels)
         specs = entropy_specs(self.cfg)
