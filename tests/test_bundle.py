@@ -106,8 +106,8 @@ def seal(folder: Path, edit: Callable[[Arrays, Arrays], Any]) -> None:
     edit(weights, tables)
     for file, arrays in zip(files, (weights, tables), strict=True):
         np.savez(file, **arrays)
-    cfg = from_dict(ModelConfig, json.loads((folder / "config.json").read_text()))
-    (folder / "id").write_text(_digest(cfg, weights, tables).hex())
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "id").write_text(_digest(config, weights, tables).hex())
 
 
 DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
