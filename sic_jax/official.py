@@ -1,11 +1,12 @@
 """The authors' PyTorch checkpoints: their parameters under this package's names.
 
-The published network is the model with `transforms="swin"` and `context="raster"`. Names and layouts
-are those of the paper notes 2.11: kernels are transposed, and nothing else changes.
+The published network is the model with `transforms="swin"` and `context="raster"`. Conversion
+reorders axes (`sic_jax.official_names`) and changes no value.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ from sic_jax.model import raster
 from sic_jax.model.levels import merge_latents
 from sic_jax.model.params import Params, flatten_params, param_shapes, unflatten_params
 from sic_jax.model.sic import SicModel, quantise_hyper
+from sic_jax.official_names import parameter_sources
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -36,113 +38,6 @@ _MIN_LIKELIHOOD = 1e-9
 """At which the authors clamp likelihoods."""
 
 
-class _Source(NamedTuple):
-    """Where a parameter comes from."""
-
-    key: str
-    shape: Callable[[tuple[int, ...]], tuple[int, ...]]
-    """Its PyTorch shape, from ours."""
-    convert: Callable[[NDArray[Any], tuple[int, ...]], NDArray[Any]]
-    """From the PyTorch array and our shape to our array."""
-
-
-def _same(key: str) -> _Source:
-    return _Source(key, lambda s: s, lambda a, s: a)
-
-
-def _linear(key: str) -> _Source:
-    return _Source(key, lambda s: s[::-1], lambda a, s: a.T)
-
-
-def _conv(key: str) -> _Source:
-    return _Source(key, lambda s: (s[3], s[2], s[0], s[1]), lambda a, s: a.transpose(2, 3, 1, 0))
-
-
-def _deconv(key: str) -> _Source:
-    return _Source(key, lambda s: (s[2], s[3], s[0], s[1]), lambda a, s: a.transpose(2, 3, 0, 1))
-
-
-def _grouped(key: str) -> _Source:
-    """1x1 convolutions of groups: [G * O, I, 1, 1] to [G, I, O]."""
-    return _Source(
-        key,
-        lambda s: (s[0] * s[2], s[1], 1, 1),
-        lambda a, s: a.reshape(s[0], s[2], s[1]).swapaxes(1, 2),
-    )
-
-
-def _flat(key: str) -> _Source:
-    """Biases of groups: [G * O] to [G, O]."""
-    return _Source(key, lambda s: (s[0] * s[1],), lambda a, s: a.reshape(s))
-
-
-def _embedding(key: str) -> _Source:
-    """The 2x2 convolution of stride 2 as a product with blocks: [O, 3, 2, 2] to [12, O]."""
-    return _Source(
-        key,
-        lambda s: (s[1], 3, 2, 2),
-        lambda a, s: a.transpose(2, 3, 1, 0).reshape(s),
-    )
-
-
-def _quantiles(key: str) -> _Source:
-    return _Source(key, lambda s: (s[0], 1, s[1]), lambda a, s: a[:, 0])
-
-
-def _pair(path: str, key: str, kernel: Callable[[str], _Source]) -> dict[str, _Source]:
-    return {f"{path}/kernel": kernel(f"{key}.weight"), f"{path}/bias": _same(f"{key}.bias")}
-
-
-def _norm(path: str, key: str) -> dict[str, _Source]:
-    return {f"{path}/scale": _same(f"{key}.weight"), f"{path}/bias": _same(f"{key}.bias")}
-
-
-def _blocks(path: str, key: str, depth: int) -> dict[str, _Source]:
-    sources: dict[str, _Source] = {}
-    for k in range(depth):
-        p, t = f"{path}/block_{k}", f"{key}.blocks.{k}"
-        for n in (1, 2):
-            sources |= _norm(f"{p}/norm_{n}", f"{t}.norm{n}")
-            sources |= _pair(f"{p}/mlp_{n}", f"{t}.mlp.fc{n}", _linear)
-        for name in ("qkv", "proj"):
-            sources |= _pair(f"{p}/attention/{name}", f"{t}.attn.{name}", _linear)
-        sources[f"{p}/attention/position_bias"] = _same(f"{t}.attn.relative_position_bias_table")
-    return sources
-
-
-def _sources(cfg: ModelConfig) -> dict[str, _Source]:
-    """Where each parameter of a converted model comes from, by its path."""
-    s = _pair("g_a/embed", "ga.patch_embed.proj", _linear)
-    s["g_a/embed/kernel"] = _embedding("ga.patch_embed.proj.weight")
-    s |= _norm("g_a/embed_norm", "ga.patch_embed.norm") | _norm("g_a/norm", "ga.norm")
-    for k, depth in enumerate(cfg.swin.analysis_depths):
-        s |= _blocks(f"g_a/stage_{k}", f"ga.layers.{k}", depth)
-        if k > 0:
-            path, key = f"g_a/merge_{k}", f"ga.layers.{k}.downsample"
-            s |= _norm(f"{path}/norm", f"{key}.norm")
-            s[f"{path}/reduction/kernel"] = _linear(f"{key}.reduction.weight")
-    for k, depth in enumerate(cfg.swin.synthesis_depths):
-        s |= _blocks(f"g_s/stage_{k}", f"gs.layers.{k}", depth)
-        key = f"gs.layers.{k}.upsample"
-        s |= _norm(f"g_s/split_norm_{k}", f"{key}.norm")
-        path = f"g_s/split_{k}/kernel" if k < 3 else "g_s/split_3"
-        s[path] = _linear(f"{key}.increment.weight")
-    s["g_s/out_kernel"], s["g_s/out_bias"] = _conv("gs.outconv.weight"), _same("gs.outconv.bias")
-    for k in range(3):
-        s |= _pair(f"h_a/conv_{k + 1}", f"ha.{2 * k}", _conv)
-        s |= _pair(f"h_s/{('up_1', 'up_2', 'last')[k]}", f"hs.{2 * k}", _deconv)
-        path, key = f"entropy_parameters/dense_{k + 1}", f"entropy_parameters.layer.{2 * k}"
-        s[f"{path}/kernel"], s[f"{path}/bias"] = _grouped(f"{key}.weight"), _flat(f"{key}.bias")
-    s |= _pair("context/masked", "context_model.layer", _conv)
-    s["prior_z/quantiles"] = _quantiles("entropy_bottleneck.quantiles")
-    for k in range(5):
-        s[f"prior_z/matrix_{k}"] = _same(f"entropy_bottleneck.matrices.{k}")
-        s[f"prior_z/bias_{k}"] = _same(f"entropy_bottleneck.biases.{k}")
-        if k < 4:
-            s[f"prior_z/factor_{k}"] = _same(f"entropy_bottleneck.factors.{k}")
-    return s
-
-
 def infer_config(state_dict: Arrays) -> ModelConfig:
     """The architecture of a checkpoint, from the shapes of its parameters.
 
@@ -158,10 +53,13 @@ def infer_config(state_dict: Arrays) -> ModelConfig:
             raise ValueError(f"parameter {key} has shape {found}, not one of rank {rank}")
         return found
 
-    def depth(stage: str) -> int:
-        prefix = f"{stage}.blocks."
-        numbers = [k[len(prefix) :].split(".")[0] for k in state_dict if k.startswith(prefix)]
-        return 1 + max((int(n) for n in numbers if n.isdecimal()), default=-1)
+    def depths(transform: str) -> tuple[int, int, int, int]:
+        blocks = [k.split(".")[2:5] for k in state_dict if k.startswith(f"{transform}.layers.")]
+        last = {
+            stage: max((int(b[2]) for b in blocks if b[:2] == [stage, "blocks"]), default=-1)
+            for stage in "0123"
+        }
+        return last["0"] + 1, last["1"] + 1, last["2"] + 1, last["3"] + 1
 
     table = shape("ga.layers.0.blocks.0.attn.relative_position_bias_table", 2)
     fc1 = shape("ga.layers.0.blocks.0.mlp.fc1.weight", 2)
@@ -186,9 +84,9 @@ def infer_config(state_dict: Arrays) -> ModelConfig:
         temperature=1.0,
         swin=SwinConfig(
             analysis_widths=(shape("ga.patch_embed.proj.weight", 4)[0], merges[0], merges[1]),
-            analysis_depths=tuple(depth(f"ga.layers.{k}") for k in range(4)),
+            analysis_depths=depths("ga"),
             synthesis_widths=(splits[0], splits[1], splits[2]),
-            synthesis_depths=tuple(depth(f"gs.layers.{k}") for k in range(4)),
+            synthesis_depths=depths("gs"),
             num_heads=table[1],
             window=(round(table[0] ** 0.5) + 1) // 2,
             mlp_ratio=fc1[0] // max(fc1[1], 1),
@@ -218,7 +116,7 @@ def convert_state_dict(state_dict: Arrays) -> tuple[ModelConfig, Params]:
         state_dict = {k.removeprefix("module."): a for k, a in state_dict.items()}
     cfg = infer_config(state_dict)
     shapes = {path: leaf.shape for path, leaf in flatten_params(param_shapes(cfg)).items()}
-    sources = _sources(cfg)
+    sources = parameter_sources(cfg)
     left = {
         k
         for k in state_dict
@@ -258,4 +156,56 @@ def reference_forward(
       `y_hat`, `context_params`, `scales_hat` (before the lower bound), `means_hat`,
       `y_likelihoods`, `y_eps`, `x_hat_full_unclipped`, `x_hat_level_unclipped`, `y_reverse`.
     """
-    raise NotImplementedError
+    model, variables = SicModel(cfg), {"params": params}
+    levels = jnp.full(len(x), level)
+
+    def of(method: str) -> Callable[..., Any]:
+        return jax.jit(partial(model.apply, variables, method=method))
+
+    def entropy(y_hat: jax.Array, z_hat: jax.Array) -> dict[str, jax.Array]:
+        hyper = raster.hyper_features(params, z_hat, (y_hat.shape[1], y_hat.shape[2]))
+        mu, scale = raster.unbounded_parameters(params, cfg, y_hat, hyper)
+        bits_z = deep_factorized_bits(of("factorized_params")(), z_hat)
+        bits_y = normal_bits(y_hat, mu, jnp.maximum(scale, cfg.sigma_min))
+        return {
+            "z_likelihoods": _likelihood(bits_z),
+            "hyper_params": hyper,
+            "context_params": _halves(raster.context_features(params, cfg, y_hat)),
+            "scales_hat": scale,
+            "means_hat": mu,
+            "y_likelihoods": _likelihood(bits_y),
+        }
+
+    with jax.default_matmul_precision("highest"):
+        g_a, g_s = of("latents"), of("synthesise")
+        y = g_a(np.moveaxis(x, 1, -1))
+        z = of("hyper_latents")(y)
+        y_hat, z_hat = jnp.round(y), quantise_hyper(of("factorized_params")(), z)
+        out = jax.jit(entropy)(y_hat, z_hat)
+        coded = cfg.num_channels - u.shape[1]
+        noise = np.pad(np.moveaxis(2 * u - 1, 1, -1), ((0, 0), (0, 0), (0, 0), (coded, 0)))
+        details = raster.uniform_details(
+            cfg, out["hyper_params"], jnp.asarray(noise), jnp.ones(len(x))
+        )
+        x_hat = g_s(merge_latents(y_hat, details, levels, cfg), levels)
+        out |= {
+            "y": y,
+            "z": z,
+            "y_hat": y_hat,
+            "z_hat": z_hat,
+            "y_eps": details[..., coded:],
+            "x_hat_full_unclipped": g_s(y_hat, levels),
+            "x_hat_level_unclipped": x_hat,
+            "y_reverse": g_a(jnp.clip(x_hat, 0, 1)),
+        }
+    return {name: np.moveaxis(np.asarray(a), -1, 1) for name, a in out.items()}
+
+
+def _likelihood(bits: jax.Array) -> jax.Array:
+    return jnp.clip(jnp.exp2(-bits), _MIN_LIKELIHOOD, 1)
+
+
+def _halves(context: jax.Array) -> jax.Array:
+    """Context features [B, h, w, G, 2S] as [B, h, w, 2C]: the first S of all groups come first."""
+    halves = context.reshape(*context.shape[:-1], 2, -1)
+    return jnp.moveaxis(halves, -2, -3).reshape(*context.shape[:-2], -1)

@@ -167,47 +167,54 @@ def group_features(cfg: ModelConfig, hyper: jax.Array) -> jax.Array:
 
 
 def entropy_parameters(
-    layers: Mapping[str, Mapping[str, jax.Array]], features: jax.Array, sigma_min: float
+    layers: Mapping[str, Mapping[str, jax.Array]], features: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """The entropy-parameter network.
 
     Args:
       layers: `entropy_parameters` of the model's parameters, or a slice of some groups.
       features: h_s and context features [G, n, 4S].
-      sigma_min: Lower bound of sigma.
 
     Returns:
-      (mu, sigma) [G, n, S].
+      (mu, scale) [G, n, S]; sigma is the scale, bounded from below.
     """
     h = features
     for name in ("dense_1", "dense_2", "dense_3"):
         h = h @ layers[name]["kernel"] + layers[name]["bias"][:, None]
         if name != "dense_3":
             h = nn.leaky_relu(h, _LEAK)
-    sigma, mu = jnp.split(h, 2, axis=-1)
-    return mu, lower_bound(sigma, sigma_min)
+    scale, mu = jnp.split(h, 2, axis=-1)
+    return mu, scale
 
 
 def all_parameters(
     params: Params, cfg: ModelConfig, y_hat: jax.Array, hyper: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """(mu, sigma) of all channels, [B, h, w, C], when y_hat [B, h, w, C] is known (training).
+    """(mu, sigma) of all channels, [B, h, w, C], when y_hat is known (training).
 
     Args:
       params: Of the model.
       cfg: Of the model.
-      y_hat: Integers.
+      y_hat: Integers [B, h, w, C].
       hyper: `hyper_features` [B, h, w, 2C].
     """
+    mu, scale = unbounded_parameters(params, cfg, y_hat, hyper)
+    return mu, lower_bound(scale, cfg.sigma_min)
+
+
+def unbounded_parameters(
+    params: Params, cfg: ModelConfig, y_hat: jax.Array, hyper: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """(mu, scale) of `all_parameters`, before sigma is bounded."""
     context = context_features(params, cfg, y_hat)
     features = jnp.concatenate([group_features(cfg, hyper), context], axis=-1)
     by_group = jnp.moveaxis(features, -2, 0).reshape(cfg.num_levels, -1, features.shape[-1])
-    mu, sigma = entropy_parameters(params["entropy_parameters"], by_group, cfg.sigma_min)
+    mu, scale = entropy_parameters(params["entropy_parameters"], by_group)
 
     def flatten(a: jax.Array) -> jax.Array:
         return jnp.moveaxis(a, 0, 1).reshape(y_hat.shape)
 
-    return flatten(mu), flatten(sigma)
+    return flatten(mu), flatten(scale)
 
 
 def uniform_details(

@@ -67,4 +67,5 @@ def step_parameters(
     groups = np.arange(len(rows))[:, None]
     features = jnp.concatenate([hyper[rows, columns, groups], jnp.stack(contexts)], axis=-1)
     networks = jax.tree.map(lambda a: a[: len(rows)], layers.entropy_parameters)
-    return entropy_parameters(networks, features, cfg.sigma_min)
+    mu, scale = entropy_parameters(networks, features)
+    return mu, jnp.maximum(scale, cfg.sigma_min)
