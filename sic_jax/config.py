@@ -18,8 +18,68 @@ def _require(ok: bool, cls: object, name: str, value: object, allowed: str) -> N
 
 
 @dataclass(frozen=True, kw_only=True)
+class SwinConfig:
+    """The paper's transforms; their narrowest features, at 1/16, are the channels of y.
+
+    A stage is a resolution: g_a works at 1/2, 1/4, 1/8 and 1/16, g_s at 1/16, 1/8, 1/4 and 1/2.
+    """
+
+    analysis_widths: tuple[int, int, int] = (256, 384, 512)
+    """Features of g_a's first three stages."""
+    analysis_depths: tuple[int, int, int, int] = (1, 2, 2, 3)
+    """Blocks of g_a's stages; every second one has shifted windows."""
+    synthesis_widths: tuple[int, int, int] = (512, 384, 256)
+    """Features of g_s's last three stages."""
+    synthesis_depths: tuple[int, int, int, int] = (3, 2, 2, 1)
+    num_heads: int = 16
+    """Of all attentions."""
+    window: int = 8
+    """Side of an attention window, in positions; even."""
+    mlp_ratio: int = 4
+    """Hidden features of a block's MLP, in widths of the block."""
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        _require(self.num_heads > 0, self, "num_heads", self.num_heads, "positive")
+        for name in ("analysis_widths", "synthesis_widths"):
+            widths = getattr(self, name)
+            ok = all(w > 0 and w % self.num_heads == 0 and w % 4 == 0 for w in widths)
+            allowed = f"positive multiples of 4 and of num_heads = {self.num_heads}"
+            _require(ok, self, name, widths, allowed)
+        for name in ("analysis_depths", "synthesis_depths"):
+            depths = getattr(self, name)
+            _require(all(0 <= d <= 64 for d in depths), self, name, depths, "0 to 64 each")
+        ok = 2 <= self.window <= 64 and self.window % 2 == 0
+        _require(ok, self, "window", self.window, "even, 2 to 64")
+        _require(self.mlp_ratio > 0, self, "mlp_ratio", self.mlp_ratio, "positive")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RasterConfig:
+    """The paper's entropy networks."""
+
+    analysis_width: int = 384
+    """Features of h_a."""
+    synthesis_widths: tuple[int, int] = (512, 768)
+    """Features of h_s at 1/32 and 1/16."""
+    head_width: int = 96
+    """Hidden features of the entropy-parameter network of a group."""
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        for name in ("analysis_width", "head_width"):
+            _require(getattr(self, name) > 0, self, name, getattr(self, name), "positive")
+        widths = self.synthesis_widths
+        _require(min(widths) > 0, self, "synthesis_widths", widths, "positive")
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Architecture of the `conv` family; everything that the parameter shapes depend on."""
+    """Architecture: everything that the parameter shapes depend on.
+
+    `transforms` and `context` are chosen independently. Fields say which choice reads them; those
+    without a word serve all.
+    """
 
     level_channels: tuple[int, ...] = (5, 3, 4, 5, 7, 8, 10, 10, 12, 14, 16, 18, 20, 24, 24, 28)
     """Channels that each level adds; its length is L, its sum the channels of y."""
@@ -29,33 +89,43 @@ class ModelConfig:
     refine_factor: int = 3
     """Steps into which a refinement channel cuts one quantisation step."""
     step: float = 0.25
-    """Initial quantisation step of the linear branch, for images in [0, 1]."""
+    """conv: initial quantisation step of the linear branch, for images in [0, 1]."""
     coarse_step: float = 0.4
-    """Initial step of the channels that later levels refine."""
+    """conv: initial step of the channels that later levels refine."""
+    transforms: str = "conv"
+    """g_a and g_s: `conv` (fast on CPUs) or `swin` (the paper's)."""
+    context: str = "checkerboard"
+    """h_a, h_s, the prior of z and the context model: `checkerboard` (integer arithmetic, two
+    passes a group) or `raster` (the paper's, in floats)."""
+    swin: SwinConfig = SwinConfig()
+    """Of the transforms `swin`."""
+    raster: RasterConfig = RasterConfig()
+    """Of the context `raster`."""
     width_8: int = 128
-    """Features of g_a and g_s at 1/8 resolution."""
+    """conv: features of g_a and g_s at 1/8 resolution."""
     width_16: int = 192
-    """Features of g_a and g_s at 1/16 resolution."""
+    """conv: features of g_a and g_s at 1/16 resolution."""
     analysis_blocks: tuple[int, int] = (3, 3)
-    """Residual blocks of g_a at 1/8 and at 1/16."""
+    """conv: residual blocks of g_a at 1/8 and at 1/16."""
     synthesis_blocks: tuple[int, int] = (6, 4)
-    """Residual blocks of g_s at 1/8 and at 1/16."""
+    """conv: residual blocks of g_s at 1/8 and at 1/16."""
     hyper_channels: int = 32
     """Channels of z."""
     hyper_width: int = 96
-    """Features of h_a and h_s."""
+    """checkerboard: features of h_a and h_s."""
     context_width: int = 32
-    """Features a group that the context model gathers from earlier groups."""
+    """checkerboard: features a group that the context model gathers from earlier groups."""
     anchor_width: int = 32
-    """Features a group from its own first checkerboard pass."""
+    """checkerboard: features a group from its own first checkerboard pass."""
     head_width: int = 96
-    """Hidden features of the entropy-parameter network of a group."""
+    """checkerboard: hidden features of the entropy-parameter network of a group."""
     sigma_min: float = 0.11
     sigma_max: float = 64.0
     num_sigmas: int = 64
     """Number of logarithmically spaced scales with a coding table."""
     detail: str = "prior"
-    """Detail sampler: `prior` (the learned p(y_eps | y_s, z)) or `uniform` (mu_h + U(-2, 2))."""
+    """Detail sampler: `prior` (checkerboard only: the learned p(y_eps | y_s, z)) or `uniform` (the
+    paper's mu_h + U(-2, 2))."""
     temperature: float = 0.0
     """Default temperature of the detail sampler when decoding."""
 
@@ -92,9 +162,30 @@ class ModelConfig:
             _require(getattr(self, name) > 0, self, name, getattr(self, name), "positive")
         for name in ("anchor_width", "head_width", "step", "coarse_step"):
             _require(getattr(self, name) > 0, self, name, getattr(self, name), "positive")
+        self._check_choices()
         _require(self.num_sigmas >= 2, self, "num_sigmas", self.num_sigmas, "at least 2")
         _require(self.refine_factor >= 2, self, "refine_factor", self.refine_factor, "at least 2")
         _require(0 <= self.temperature <= 16, self, "temperature", self.temperature, "0 to 16")
+
+    def _check_choices(self) -> None:
+        """Check what the transforms and the context demand of the other fields."""
+        ok = self.transforms in ("conv", "swin")
+        _require(ok, self, "transforms", self.transforms, "conv or swin")
+        ok = self.context in ("checkerboard", "raster")
+        _require(ok, self, "context", self.context, "checkerboard or raster")
+        if self.transforms == "swin":
+            heads = self.swin.num_heads
+            for name in ("num_channels", "num_base_channels"):
+                value = getattr(self, name)
+                ok = value % heads == 0 and value % 4 == 0
+                allowed = f"a multiple of 4 and of swin.num_heads = {heads}"
+                _require(ok, self, name, value, allowed)
+        if self.context == "raster":
+            lc = self.level_channels
+            allowed = "equal for all levels with context raster"
+            _require(len(set(lc)) == 1, self, "level_channels", lc, allowed)
+            ok = self.detail == "uniform"
+            _require(ok, self, "detail", self.detail, "uniform with context raster")
 
     @property
     def num_levels(self) -> int:

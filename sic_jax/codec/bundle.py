@@ -119,10 +119,11 @@ def export_bundle(folder: str | Path, cfg: ModelConfig, params: Params, *, card:
         f"{k}_{f}": a for k, t in tables.items() for f, a in t._asdict().items()
     }
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(to_dict(cfg), indent=1) + "\n")
+    config = to_dict(cfg)
+    (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
     np.savez(folder / "weights.npz", **leaves)
     np.savez_compressed(folder / "tables.npz", **arrays)
-    (folder / "id").write_text(_digest(cfg, leaves, arrays).hex() + "\n")
+    (folder / "id").write_text(_digest(config, leaves, arrays).hex() + "\n")
     (folder / "README.md").write_text(card or "# Model card\n\nNot written yet.\n")
 
 
@@ -137,10 +138,11 @@ def load_bundle(name: str | Path = "default") -> Bundle:
     """
     folder = _find(name)
     try:
-        cfg = from_dict(ModelConfig, json.loads((folder / "config.json").read_text()))
+        config = json.loads((folder / "config.json").read_text())
+        cfg = from_dict(ModelConfig, config)
         leaves = _read_npz(folder / "weights.npz")
         arrays = _read_npz(folder / "tables.npz")
-        digest = _digest(cfg, leaves, arrays)
+        digest = _digest(config, leaves, arrays)
         if digest.hex() != (folder / "id").read_text().strip():
             raise ValueError("its content does not match its id")
         tables = [
@@ -252,10 +254,13 @@ def _split_leaves(
 
 
 def _digest(
-    cfg: ModelConfig, leaves: dict[str, NDArray[Any]], tables: dict[str, NDArray[Any]]
+    config: dict[str, Any], leaves: dict[str, NDArray[Any]], tables: dict[str, NDArray[Any]]
 ) -> bytes:
-    """SHA-256 over config, names, types, shapes and values, whatever the files' compression."""
-    sha = hashlib.sha256(json.dumps(to_dict(cfg), sort_keys=True).encode())
+    """SHA-256 over config, names, types, shapes and values, whatever the files' compression.
+
+    The config counts as config.json has it: fields that later versions add do not change it.
+    """
+    sha = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
     for name, array in sorted({**leaves, **tables}.items()):
         sha.update(f"\0{name}\0{array.dtype.str}\0{array.shape}\0".encode())
         sha.update(np.ascontiguousarray(array).tobytes())

@@ -80,7 +80,8 @@ class Codec:
         Raises:
           ValueError: If the backend is not known or not installed, or the window too small.
         """
-        margin = max(analysis_margin(bundle.cfg), synthesis_margin(bundle.cfg))
+        # Transforms without a margin see pictures whole, whatever the window.
+        margin = max(analysis_margin(bundle.cfg) or 0, synthesis_margin(bundle.cfg) or 0)
         if window // PATCH <= 2 * margin:
             least = (2 * margin + 1) * PATCH
             raise ValueError(f"window must be at least {least} for this bundle, got {window}")

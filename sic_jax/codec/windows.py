@@ -26,17 +26,20 @@ class Span(NamedTuple):
         return slice(self.keep.start - self.start, self.keep.stop - self.start)
 
 
-def spans(length: int, limit: int, margin: int) -> list[Span]:
+def spans(length: int, limit: int, margin: int | None) -> list[Span]:
     """Cut `length` positions into windows of one size, at most `limit`.
 
     Args:
       length: At least 1.
       limit: More than twice the margin.
-      margin: Positions next to a cut edge that are not kept.
+      margin: Positions next to a cut edge that are not kept; None for one window, whatever the
+        limit.
 
     Raises:
       ValueError: If the limit is too small.
     """
+    if margin is None:
+        return [Span(0, length, slice(0, length))]
     if limit <= 2 * margin:
         raise ValueError(f"a window of {limit} positions is too small: its margins are {margin}")
     count = 1 if length <= limit else -(-(length - 2 * margin) // (limit - 2 * margin))
@@ -60,7 +63,7 @@ def in_windows(
     unit_in: int,
     unit_out: int,
     limit: int,
-    margin: int,
+    margin: int | None,
 ) -> None:
     """Fill `out` with `function` of `x`, window by window.
 
@@ -71,7 +74,7 @@ def in_windows(
       unit_in: Samples of `x` that a position covers in each direction.
       unit_out: Samples of `out` that it covers.
       limit: Largest side of a window, in positions.
-      margin: Reach of `function`, in positions.
+      margin: Reach of `function`, in positions; None if it must see `x` whole.
     """
     for row in spans(x.shape[0] // unit_in, limit, margin):
         rows = slice(row.start * unit_in, row.stop * unit_in)

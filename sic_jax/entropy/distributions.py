@@ -6,7 +6,7 @@ that coding needs. All of them have finite values and gradients out to ``|x| = 1
 """
 
 from collections.abc import Sequence
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -82,12 +82,14 @@ class FactorizedParams(TypedDict):
     """Parameters of the deep factorised density of C channels.
 
     ``matrices[k]``: [C, d_k+1, d_k] (before softplus); ``biases[k]``: [C, d_k+1, 1];
-    ``factors[k]``: [C, d_k+1, 1] (before tanh), one fewer than the others.
+    ``factors[k]``: [C, d_k+1, 1] (before tanh), one fewer than the others; ``quantiles``: [C, 3],
+    where a model learns them: the tails' edges and, between them, the median.
     """
 
     matrices: Sequence[jax.Array]
     biases: Sequence[jax.Array]
     factors: Sequence[jax.Array]
+    quantiles: NotRequired[jax.Array]
 
 
 def deep_factorized_logits(params: FactorizedParams, x: jax.Array) -> jax.Array:
@@ -113,3 +115,20 @@ def deep_factorized_bits(params: FactorizedParams, x: jax.Array) -> jax.Array:
     log_mass = jnp.log(-jnp.expm1(jnp.minimum(a - b, -1e-6)))
     log_p: jax.Array = jax.nn.log_sigmoid(b) + jax.nn.log_sigmoid(-a) + log_mass
     return -log_p / _LOG2
+
+
+def quantile_loss(params: FactorizedParams, *, tail_mass: float = 1e-9) -> jax.Array:
+    """Distance of the learned quantiles from the density's: a scalar, 0 where they agree.
+
+    Only the quantiles get a gradient: the loss is minimised beside the rate, not traded against it.
+
+    Args:
+      params: With quantiles.
+      tail_mass: Probability outside of the outer two, in all.
+
+    Reference: CompressAI, ``EntropyBottleneck.loss``.
+    """
+    fixed = jax.lax.stop_gradient(params)
+    edge = float(np.log(2.0 / tail_mass - 1.0))
+    logits = deep_factorized_logits(fixed, params["quantiles"].T)
+    return jnp.abs(logits - jnp.array([[-edge], [0.0], [edge]])).sum()

@@ -77,6 +77,8 @@ class FactorizedPrior(nn.Module):
     channels: int
     filters: tuple[int, ...] = (3, 3)
     init_scale: float = 10.0
+    learns_quantiles: bool = False
+    """Whether z is rounded around a learned median, as in CompressAI."""
 
     @nn.compact
     def __call__(self) -> FactorizedParams:
@@ -92,4 +94,10 @@ class FactorizedPrior(nn.Module):
             biases.append(self.param(f"bias_{k}", _centred_uniform, shape))
             if k < len(self.filters):
                 factors.append(self.param(f"factor_{k}", nn.initializers.zeros, shape))
-        return {"matrices": matrices, "biases": biases, "factors": factors}
+        params: FactorizedParams = {"matrices": matrices, "biases": biases, "factors": factors}
+        if self.learns_quantiles:
+            start = jnp.array([-self.init_scale, 0.0, self.init_scale])
+            params["quantiles"] = self.param(
+                "quantiles", lambda _: jnp.tile(start, (self.channels, 1))
+            )
+        return params

@@ -16,6 +16,7 @@ from sic_jax.entropy.distributions import (
     ste_round,
 )
 from sic_jax.entropy.exact import ExactLayers, Layers, LayerSpec, rescale, straight_through
+from sic_jax.model import raster
 from sic_jax.model.context import (
     MEAN_BINS,
     MEAN_LIMIT,
@@ -33,6 +34,7 @@ from sic_jax.model.detail import (
     round_detail,
     uniform_sigmas,
 )
+from sic_jax.model.float_layers import ConvLayers
 from sic_jax.model.hyper import (
     FactorizedPrior,
     HyperAnalysis,
@@ -40,6 +42,7 @@ from sic_jax.model.hyper import (
     hyper_synthesis_specs,
 )
 from sic_jax.model.levels import add_refinements, channel_levels, merge_latents, split_latents
+from sic_jax.model.swin import SwinAnalysis, SwinSynthesis
 from sic_jax.model.transforms import AnalysisTransform, SynthesisTransform
 
 _ESCAPE_BITS = 18.0
@@ -80,7 +83,9 @@ EntropyLayers = dict[str, Layers]
 
 
 def entropy_specs(cfg: ModelConfig) -> dict[str, dict[str, LayerSpec]]:
-    """The layers of the entropy networks, by network and name."""
+    """The layers of the entropy networks, by network and name; none with context raster."""
+    if cfg.context == "raster":
+        return {}
     specs = {"h_s": hyper_synthesis_specs(cfg), "context": context_specs(cfg)}
     if cfg.detail == "uniform":
         specs["detail"] = {"mean": LayerSpec((cfg.hyper_width, cfg.num_channels))}
@@ -114,6 +119,14 @@ def unit_noise(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     return jax.random.uniform(key, shape, minval=-0.5, maxval=0.5)
 
 
+def quantise_hyper(prior: FactorizedParams, z: jax.Array) -> jax.Array:
+    """z_hat: z [..., C_z] rounded around the medians, if any, with straight-through gradients."""
+    if "quantiles" not in prior:
+        return ste_round(z)
+    medians = prior["quantiles"][:, 1]
+    return ste_round(z - medians) + medians
+
+
 def complete(
     layers: EntropyLayers,
     cfg: ModelConfig,
@@ -123,7 +136,7 @@ def complete(
     noise: jax.Array,
     temperature: jax.Array,
 ) -> jax.Array:
-    """Fill the channels above `level` with details.
+    """Fill the channels above `level` with details, in integers (context checkerboard).
 
     Args:
       layers: Of the entropy networks.
@@ -150,31 +163,52 @@ def complete(
 
 
 class SicModel(nn.Module):
-    """Synonymous Image Compression with the `conv` transforms.
+    """Synonymous Image Compression.
 
         x -> g_a -> y -> round -> y_hat = (y_s | drawn y_eps) -> g_s(level) -> x_hat
                     y -> h_a -> z -> round -> z_hat -> h_s -> context model -> p(y_hat | z_hat)
 
-    Reference: Liang et al. 2025; Balle et al. 2018 for the hyperprior.
+    The pictures that a receiver may take for x form a synset. The synonymous part y_s, the channels
+    up to the level, tells which synset it is and is all that a file holds; the detail part y_eps
+    tells the members apart, and any draw of it decodes to one. The posterior of the quantised
+    latents is a uniform density of unit width, so that it costs nothing: what is left of the
+    variational bound is the rate of y_s and z and what the drawn members' reconstructions cost
+    (`sic_jax.training.losses`).
+
+    Reference: Liang et al. 2025, section 3; Balle et al. 2018 for the hyperprior.
     """
 
     cfg: ModelConfig
     dtype: DTypeLike | None = None
-    """Of the transforms' features; parameters stay float32."""
+    """Of the transforms' features; parameters stay float32, and so do the entropy networks."""
     remat: bool = False
-    """Whether the transforms compute their features again in the backward pass."""
+    """Whether gradients recompute the blocks of the transforms instead of keeping them."""
 
     def setup(self) -> None:
         """Create the networks under the paper's symbols."""
-        self.g_a = AnalysisTransform(self.cfg, self.dtype, self.remat)
-        self.g_s = SynthesisTransform(self.cfg, self.dtype, self.remat)
-        self.h_a = HyperAnalysis(self.cfg)
-        self.prior_z = FactorizedPrior(self.cfg.hyper_channels)
-        specs = entropy_specs(self.cfg)
-        self.h_s = ExactLayers(specs["h_s"])
-        self.context = ExactLayers(specs["context"])
-        if "detail" in specs:
-            self.detail = ExactLayers(specs["detail"])
+        cfg = self.cfg
+        if cfg.transforms == "swin":
+            self.g_a: nn.Module = SwinAnalysis(cfg, self.dtype, self.remat)
+            self.g_s: nn.Module = SwinSynthesis(cfg, self.dtype, self.remat)
+        else:
+            self.g_a = AnalysisTransform(cfg, self.dtype, self.remat)
+            self.g_s = SynthesisTransform(cfg, self.dtype, self.remat)
+        if cfg.context == "raster":
+            self.h_a: nn.Module = raster.HyperAnalysis(cfg)
+            filters = (3, 3, 3, 3)
+            self.prior_z = FactorizedPrior(cfg.hyper_channels, filters, learns_quantiles=True)
+            convs = raster.raster_specs(cfg)
+            self.h_s: nn.Module = ConvLayers(convs["h_s"])
+            self.context: nn.Module = ConvLayers(convs["context"])
+            self.entropy_parameters = ConvLayers(convs["entropy_parameters"])
+        else:
+            self.h_a = HyperAnalysis(cfg)
+            self.prior_z = FactorizedPrior(cfg.hyper_channels)
+            specs = entropy_specs(cfg)
+            self.h_s = ExactLayers(specs["h_s"])
+            self.context = ExactLayers(specs["context"])
+            if "detail" in specs:
+                self.detail = ExactLayers(specs["detail"])
 
     def analyse(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Unquantised (y, z) of images [B, H, W, 3] in [0, 1] with sides a multiple of 16."""
@@ -191,22 +225,36 @@ class SicModel(nn.Module):
         return z
 
     def entropy_layers(self) -> EntropyLayers:
-        """Integers of the entropy networks: all that coding needs."""
+        """Integers of the entropy networks: all that coding needs; none with context raster."""
+        if self.cfg.context == "raster":
+            return {}
         layers = {"h_s": self.h_s(), "context": self.context()}
         if self.cfg.detail == "uniform":
             layers["detail"] = self.detail()
         return layers
+
+    def raster_params(self) -> raster.Params:
+        """Parameters that the functions of `sic_jax.model.raster` take."""
+        return {
+            "h_s": self.h_s(),
+            "context": self.context(),
+            "entropy_parameters": self.entropy_parameters(),
+        }
 
     def touch(self, x: jax.Array, level: jax.Array) -> None:
         """Use every parameter once, to initialise them; cheaper to trace than a forward pass."""
         y, _ = self.analyse(x)
         self.synthesise(y, level)
         self.factorized_params()
-        self.entropy_layers()
+        if self.cfg.context == "raster":
+            self.raster_params()
+        else:
+            self.entropy_layers()
 
     def synthesise(self, y_hat: jax.Array, level: jax.Array) -> jax.Array:
         """Images [B, H, W, 3], not clipped, from latents and their levels int [B]."""
-        return self.g_s(y_hat, level)
+        x_hat: jax.Array = self.g_s(y_hat, level)
+        return x_hat
 
     def factorized_params(self) -> FactorizedParams:
         """Parameters of the prior of z."""
@@ -221,25 +269,37 @@ class SicModel(nn.Module):
           key: With a key, or keys [B], bits are the noisy upper bound (training); without, those of
             the rounded latents (evaluation).
         """
-        cfg = self.cfg
+        cfg, prior = self.cfg, self.prior_z()
+        z_hat = quantise_hyper(prior, z)
         if key is None:
-            y_rated, z_rated = jnp.round(y), jnp.round(z)
+            y_rated, z_rated = jnp.round(y), z_hat
         else:
             key_y, key_z, _ = split_keys(key)  # The third is that of the details.
             y_rated = y + draw_each(unit_noise, key_y, y.shape)
             z_rated = z + draw_each(unit_noise, key_z, z.shape)
-        y_hat, z_hat = ste_round(y), ste_round(z)
-        layers = self.entropy_layers()
-        hyper = hyper_synthesis(layers["h_s"], z_hat, (y.shape[1], y.shape[2]))
-        mean, scale_index = all_parameters(layers["context"], cfg, y_hat, hyper)
-        mu, sigma = mean / MEAN_BINS, sigmas_of(scale_index, cfg)
+        y_hat = ste_round(y)
+        hyper, mu, sigma = self._entropy_parameters(y_hat, z_hat)
         bits = normal_bits(y_rated, mu, sigma)
         if key is None:
             distance = jnp.maximum(jnp.abs(y_rated - mu), 1.0)
             bits = jnp.minimum(bits, _ESCAPE_BITS + 2 * jnp.log2(distance))
         to_level = jax.nn.one_hot(channel_levels(cfg) - 1, cfg.num_levels)
-        bits_z = deep_factorized_bits(self.prior_z(), z_rated).sum((1, 2, 3))
+        bits_z = deep_factorized_bits(prior, z_rated).sum((1, 2, 3))
         return Rated(bits_z, bits.sum((1, 2)) @ to_level, y_hat, hyper)
+
+    def _entropy_parameters(
+        self, y_hat: jax.Array, z_hat: jax.Array
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """(hyper, mu, sigma) of quantised latents."""
+        cfg, shape = self.cfg, (y_hat.shape[1], y_hat.shape[2])
+        if cfg.context == "raster":
+            params = self.raster_params()
+            hyper = raster.hyper_features(params, z_hat, shape)
+            return hyper, *raster.all_parameters(params, cfg, y_hat, hyper)
+        layers = self.entropy_layers()
+        hyper = hyper_synthesis(layers["h_s"], z_hat, shape)
+        mean, scale_index = all_parameters(layers["context"], cfg, y_hat, hyper)
+        return hyper, mean / MEAN_BINS, sigmas_of(scale_index, cfg)
 
     def complete(
         self,
@@ -264,15 +324,22 @@ class SicModel(nn.Module):
         Returns:
           What g_s sees, [B, h, w, C].
         """
+        cfg = self.cfg
         if key is None:
-            noise, temperature = jnp.zeros(y_hat.shape, jnp.int32), jnp.zeros_like(temperature)
-        else:
-            uniform = self.cfg.detail == "uniform"
-            draw = random_uniform_noise if uniform else random_normal_noise
+            temperature = jnp.zeros_like(temperature)
+        if cfg.context == "raster":
+            u = jnp.zeros(y_hat.shape)
+            if key is not None:
+                u = 2 * draw_each(unit_noise, key, y_hat.shape)
+            details = raster.uniform_details(cfg, hyper, u, temperature)
+            return merge_latents(y_hat, details, level, cfg)
+        noise = jnp.zeros(y_hat.shape, jnp.int32)
+        if key is not None:
+            draw = random_uniform_noise if cfg.detail == "uniform" else random_normal_noise
             noise = draw_each(draw, key, y_hat.shape)
-        y_s, _ = split_latents(y_hat, level, self.cfg)
+        y_s, _ = split_latents(y_hat, level, cfg)
         units = jnp.round(temperature * 2**TEMPERATURE_BITS).astype(jnp.int32)
-        return complete(self.entropy_layers(), self.cfg, y_s, hyper, level, noise, units)
+        return complete(self.entropy_layers(), cfg, y_s, hyper, level, noise, units)
 
     def __call__(
         self,

@@ -48,15 +48,22 @@ def log_compress(y: jax.Array) -> jax.Array:
     return jnp.where(negative, -size, size)
 
 
-def analysis_margin(cfg: ModelConfig) -> int:
-    """Latent positions that the pixels beyond an edge can change: the reach of g_a."""
+def analysis_margin(cfg: ModelConfig) -> int | None:
+    """Latent positions that the pixels beyond an edge can change: the reach of g_a.
+
+    None for the swin transforms: every pixel can change every position.
+    """
+    if cfg.transforms == "swin":
+        return None
     # At 1/8: the stem, the blocks, and two samples of the strided convolution.
     at_8 = 1 + cfg.analysis_blocks[0] + 2
     return -(-at_8 * _STEM // PATCH) + cfg.analysis_blocks[1]
 
 
-def synthesis_margin(cfg: ModelConfig) -> int:
-    """Latent positions beyond an edge that can change its pixels: the reach of g_s."""
+def synthesis_margin(cfg: ModelConfig) -> int | None:
+    """Latent positions beyond an edge that can change its pixels: the reach of g_s, or None."""
+    if cfg.transforms == "swin":
+        return None
     at_8 = cfg.synthesis_blocks[0] + 1
     return 1 + cfg.synthesis_blocks[1] - (-at_8 * _STEM // PATCH)
 

@@ -24,7 +24,7 @@ def _add_fields(parser: argparse._ActionsContainer, cls: type, prefix: str = "")
         flag = f"--{prefix}{name}".replace("_", "-")
         dest = f"{prefix}{name}"
         if dataclasses.is_dataclass(hint):
-            _add_fields(parser, typing.cast(type, hint), f"{name}.")
+            _add_fields(parser, typing.cast(type, hint), f"{prefix}{name}.")
         elif typing.get_origin(hint) is tuple:
             parser.add_argument(flag, dest=dest, type=typing.get_args(hint)[0], nargs="+")
         elif hint is bool:

@@ -1,0 +1,211 @@
+"""The authors' PyTorch checkpoints: their parameters under this package's names.
+
+The published network is the model with `transforms="swin"` and `context="raster"`. Conversion
+reorders axes (`sic_jax.official_names`) and changes no value.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import NDArray
+
+from sic_jax.config import ModelConfig, RasterConfig, SwinConfig
+from sic_jax.entropy.distributions import deep_factorized_bits, normal_bits
+from sic_jax.model import raster
+from sic_jax.model.levels import merge_latents
+from sic_jax.model.params import Params, flatten_params, param_shapes, unflatten_params
+from sic_jax.model.sic import SicModel, quantise_hyper
+from sic_jax.official_names import parameter_sources
+
+Arrays = Mapping[str, NDArray[Any]]
+
+_IGNORED_NETWORKS = ("gaussian_conditional", "distortion", "msssim", "lpips", "dists")
+_IGNORED_BUFFERS = (
+    "attn_mask",
+    "relative_position_index",
+    "mask",
+    "bound",
+    "target",
+    "_offset",
+    "_quantized_cdf",
+    "_cdf_length",
+)
+_MIN_LIKELIHOOD = 1e-9
+"""At which the authors clamp likelihoods."""
+
+
+def infer_config(state_dict: Arrays) -> ModelConfig:
+    """The architecture of a checkpoint, from the shapes of its parameters.
+
+    Raises:
+      ValueError: If a parameter that tells is missing, or tells something impossible.
+    """
+
+    def shape(key: str, rank: int) -> tuple[int, ...]:
+        if key not in state_dict:
+            raise ValueError(f"parameter {key} is missing")
+        found = tuple(state_dict[key].shape)
+        if len(found) != rank:
+            raise ValueError(f"parameter {key} has shape {found}, not one of rank {rank}")
+        return found
+
+    def depths(transform: str) -> tuple[int, int, int, int]:
+        blocks = [k.split(".")[2:5] for k in state_dict if k.startswith(f"{transform}.layers.")]
+        last = {
+            stage: max((int(b[2]) for b in blocks if b[:2] == [stage, "blocks"]), default=-1)
+            for stage in "0123"
+        }
+        return last["0"] + 1, last["1"] + 1, last["2"] + 1, last["3"] + 1
+
+    table = shape("ga.layers.0.blocks.0.attn.relative_position_bias_table", 2)
+    fc1 = shape("ga.layers.0.blocks.0.mlp.fc1.weight", 2)
+    merges = [shape(f"ga.layers.{k}.downsample.reduction.weight", 2)[0] for k in (1, 2, 3)]
+    splits = [shape(f"gs.layers.{k}.upsample.increment.weight", 2)[0] for k in range(4)]
+    channels = merges[2]
+    size = shape("entropy_parameters.layer.0.weight", 4)[1] // 4
+    if size < 1 or channels % size:
+        raise ValueError(
+            f"entropy_parameters.layer.0.weight has {4 * size} inputs a group: "
+            f"{channels} channels are no whole number of such groups"
+        )
+    levels = channels // size
+    h_a = shape("ha.4.weight", 4)
+    return ModelConfig(
+        level_channels=(size,) * levels,
+        level_refinements=(0,) * levels,
+        transforms="swin",
+        context="raster",
+        detail="uniform",
+        hyper_channels=h_a[0],
+        temperature=1.0,
+        swin=SwinConfig(
+            analysis_widths=(shape("ga.patch_embed.proj.weight", 4)[0], merges[0], merges[1]),
+            analysis_depths=depths("ga"),
+            synthesis_widths=(splits[0], splits[1], splits[2]),
+            synthesis_depths=depths("gs"),
+            num_heads=table[1],
+            window=(round(table[0] ** 0.5) + 1) // 2,
+            mlp_ratio=fc1[0] // max(fc1[1], 1),
+        ),
+        raster=RasterConfig(
+            analysis_width=h_a[1],
+            synthesis_widths=(shape("hs.0.weight", 4)[1], shape("hs.2.weight", 4)[1]),
+            head_width=shape("entropy_parameters.layer.0.weight", 4)[0] // levels,
+        ),
+    )
+
+
+def convert_state_dict(state_dict: Arrays) -> tuple[ModelConfig, Params]:
+    """A model from the authors' parameters.
+
+    Args:
+      state_dict: The checkpoint's arrays by their PyTorch names, with or without the prefix
+        `module.`. Buffers and the metrics' networks are ignored.
+
+    Returns:
+      The architecture, inferred from shapes, and float32 parameters (NumPy arrays).
+
+    Raises:
+      ValueError: If a parameter is missing, unknown, of another shape or not finite, naming it.
+    """
+    if state_dict and all(k.startswith("module.") for k in state_dict):
+        state_dict = {k.removeprefix("module."): a for k, a in state_dict.items()}
+    cfg = infer_config(state_dict)
+    shapes = {path: leaf.shape for path, leaf in flatten_params(param_shapes(cfg)).items()}
+    sources = parameter_sources(cfg)
+    left = {
+        k
+        for k in state_dict
+        if k.split(".")[0] not in _IGNORED_NETWORKS and k.split(".")[-1] not in _IGNORED_BUFFERS
+    }
+    if missing := sorted(s.key for s in sources.values() if s.key not in left):
+        raise ValueError(f"parameter {missing[0]} is missing")
+    if unknown := sorted(left - {s.key for s in sources.values()}):
+        raise ValueError(f"parameter {unknown[0]} is not one of the authors' network")
+    leaves: dict[str, NDArray[np.float32]] = {}
+    for path, source in sources.items():
+        array, shape = np.asarray(state_dict[source.key]), shapes[path]
+        if array.shape != source.shape(shape):
+            raise ValueError(
+                f"parameter {source.key} has shape {array.shape}, not {source.shape(shape)}"
+            )
+        if not np.isfinite(array).all():
+            raise ValueError(f"parameter {source.key} is not finite")
+        leaves[path] = np.ascontiguousarray(source.convert(array, shape), np.float32)
+    return cfg, unflatten_params(leaves)
+
+
+def reference_forward(
+    cfg: ModelConfig, params: Params, x: NDArray[np.float32], *, level: int, u: NDArray[np.float32]
+) -> dict[str, NDArray[np.float32]]:
+    """Every tensor of the authors' forward pass, for comparison with theirs.
+
+    Args:
+      cfg: Of a converted model.
+      params: Of a converted model.
+      x: Images [B, 3, H, W] in [0, 1], H and W multiples of 64.
+      level: 1 to L.
+      u: Uniform draw in [0, 1) of the details, [B, C_eps, H/16, W/16].
+
+    Returns:
+      Float32 arrays with the channels second: `y`, `z`, `z_hat`, `z_likelihoods`, `hyper_params`,
+      `y_hat`, `context_params`, `scales_hat` (before the lower bound), `means_hat`,
+      `y_likelihoods`, `y_eps`, `x_hat_full_unclipped`, `x_hat_level_unclipped`, `y_reverse`.
+    """
+    model, variables = SicModel(cfg), {"params": params}
+    levels = jnp.full(len(x), level)
+
+    def of(method: str) -> Callable[..., Any]:
+        return jax.jit(partial(model.apply, variables, method=method))
+
+    def entropy(y_hat: jax.Array, z_hat: jax.Array) -> dict[str, jax.Array]:
+        hyper = raster.hyper_features(params, z_hat, (y_hat.shape[1], y_hat.shape[2]))
+        mu, scale = raster.unbounded_parameters(params, cfg, y_hat, hyper)
+        bits_z = deep_factorized_bits(of("factorized_params")(), z_hat)
+        bits_y = normal_bits(y_hat, mu, jnp.maximum(scale, cfg.sigma_min))
+        return {
+            "z_likelihoods": _likelihood(bits_z),
+            "hyper_params": hyper,
+            "context_params": _halves(raster.context_features(params, cfg, y_hat)),
+            "scales_hat": scale,
+            "means_hat": mu,
+            "y_likelihoods": _likelihood(bits_y),
+        }
+
+    with jax.default_matmul_precision("highest"):
+        g_a, g_s = of("latents"), of("synthesise")
+        y = g_a(np.moveaxis(x, 1, -1))
+        z = of("hyper_latents")(y)
+        y_hat, z_hat = jnp.round(y), quantise_hyper(of("factorized_params")(), z)
+        out = jax.jit(entropy)(y_hat, z_hat)
+        coded = cfg.num_channels - u.shape[1]
+        noise = np.pad(np.moveaxis(2 * u - 1, 1, -1), ((0, 0), (0, 0), (0, 0), (coded, 0)))
+        details = raster.uniform_details(
+            cfg, out["hyper_params"], jnp.asarray(noise), jnp.ones(len(x))
+        )
+        x_hat = g_s(merge_latents(y_hat, details, levels, cfg), levels)
+        out |= {
+            "y": y,
+            "z": z,
+            "y_hat": y_hat,
+            "z_hat": z_hat,
+            "y_eps": details[..., coded:],
+            "x_hat_full_unclipped": g_s(y_hat, levels),
+            "x_hat_level_unclipped": x_hat,
+            "y_reverse": g_a(jnp.clip(x_hat, 0, 1)),
+        }
+    return {name: np.moveaxis(np.asarray(a), -1, 1) for name, a in out.items()}
+
+
+def _likelihood(bits: jax.Array) -> jax.Array:
+    return jnp.clip(jnp.exp2(-bits), _MIN_LIKELIHOOD, 1)
+
+
+def _halves(context: jax.Array) -> jax.Array:
+    """Context features [B, h, w, G, 2S] as [B, h, w, 2C]: the first S of all groups come first."""
+    halves = context.reshape(*context.shape[:-1], 2, -1)
+    return jnp.moveaxis(halves, -2, -3).reshape(*context.shape[:-2], -1)
