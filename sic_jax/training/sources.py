@@ -225,7 +225,8 @@ def sample_patches(
       ValueError: If none of these can be read.
     """
     rng = np.random.default_rng((seed, 1 << 40))
-    indices = np.sort(rng.permutation(len(source))[:max_images])
+    count = min(len(source), max_images)
+    indices = np.sort(rng.choice(len(source), count, replace=False))
     patches = []
     for image in readable(source, indices, size):
         tops = rng.integers(image.shape[0] - size + 1, size=per_image)

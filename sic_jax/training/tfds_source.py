@@ -54,11 +54,11 @@ def open_tfds(spec: str) -> TfdsSource:
         feature = next((k for k, f in features.items() if _is_image(tfds, f)), None)
         if feature is None:
             raise ValueError(f"no image with 1 or 3 channels among {sorted(features)}")
-        skip = tfds.decode.PartialDecoding({feature: True}, {feature: tfds.decode.SkipDecoding()})
-        records = builder.as_data_source(split=split, decoders=skip)
+        encoded = {feature: tfds.decode.SkipDecoding()}
+        records = builder.as_data_source(split=split, decoders=encoded)
         return TfdsSource(f"tfds:{spec}", records, feature)
     except Exception as e:  # Of many kinds; some messages list all data sets that there are.
-        reason = str(e).strip().split("\n")[0] or type(e).__name__
+        reason = str(e).strip("\"'\n ").split("\n")[0] or type(e).__name__
         raise ValueError(f"data source 'tfds:{spec}': {reason}") from e
 
 
