@@ -278,12 +278,21 @@ class DiscriminatorConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """How crops are made of images."""
+
+    flip: bool = True
+    transpose: float = 0.25
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """One training run."""
 
     model: ModelConfig
     loss: LossConfig
     discriminator: DiscriminatorConfig = DiscriminatorConfig()
+    data: DataConfig = DataConfig()
     steps: int = 10_000
     batch_size: int = 8
     """Images a step, over all devices of all hosts."""

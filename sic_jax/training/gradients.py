@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from sic_jax.config import TrainConfig
+from sic_jax.entropy.distributions import quantile_loss
 from sic_jax.lpips import Weights
 from sic_jax.model.params import Params
 from sic_jax.model.sic import SicModel, split_keys
@@ -141,6 +142,11 @@ def make_loss(cfg: TrainConfig) -> Callable[..., tuple[jax.Array, tuple[Terms, D
             consistency = consistency_terms(again, y_hat, plan.level, cfg.model)
             compared = compared._replace(consistency=consistency)
         loss, terms = svi_loss(compared, plan, loss_cfg)
+        if cfg.model.context == "raster":
+            prior = model.apply({"params": params}, method="factorized_params")
+            distance = quantile_loss(prior)
+            loss += distance
+            terms["quantiles"] = (distance * len(rows), jnp.float32(len(rows)))
         terms["bpp_z"] = (rated.bits_z.sum() / pixels, jnp.float32(len(rows)))
         return loss, (terms, decoded)
 
