@@ -229,7 +229,7 @@ def test_recomputation_keeps_less() -> None:
 
         return sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(backward, params)))
 
-    assert kept(True) < 0.5 * kept(False)
+    assert kept(True) < 0.6 * kept(False)
 
 
 def test_no_margin() -> None:
