@@ -89,8 +89,9 @@ def make_loss(cfg: TrainConfig) -> Callable[..., tuple[jax.Array, tuple[Terms, D
             return jnp.broadcast_to(a, (r, *a.shape)).reshape(r * b, *a.shape[1:])
 
         y, z = model.apply(variables, x, method="analyse")
-        rated = model.apply(variables, y, z, key=keys, method="rate")
-        _, key_temperature, key_detail = split_keys(split_keys(keys)[2])
+        key_rounded, key_temperature, key_detail = split_keys(split_keys(keys)[2])
+        rounded = jax.vmap(jax.random.uniform)(key_rounded) < loss_cfg.rounded_share
+        rated = model.apply(variables, y, z, key=keys, rounded=rounded, method="rate")
         uniform = jax.vmap(jax.random.uniform)(key_temperature)
         temperature = jnp.where(uniform < loss_cfg.sampled_share, loss_cfg.temperature, 0.0)
         # A key for each of an image's draws.
