@@ -282,10 +282,26 @@ class DiscriminatorConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """How crops are made of images."""
+    """How crops are made of training images, and how they are read ahead."""
 
     flip: bool = True
+    """Exchange left and right of every second crop, at random."""
     transpose: float = 0.25
+    """Probability with which the rows and columns of a crop are exchanged."""
+    scale_jitter: float = 0.0
+    """s: crops are scaled by a factor drawn from [1 - s, 1], log-uniform; never below crop_size."""
+    workers: int = 0
+    """Processes that read images ahead; 0: threads of this process, as many as it has cores."""
+    prefetch: int = 8
+    """Batches read ahead, by each worker process; also the most threads without them."""
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        _require(0 <= self.transpose <= 1, self, "transpose", self.transpose, "in [0, 1]")
+        ok = 0 <= self.scale_jitter < 1
+        _require(ok, self, "scale_jitter", self.scale_jitter, "in [0, 1)")
+        _require(self.workers >= 0, self, "workers", self.workers, "at least 0")
+        _require(self.prefetch > 0, self, "prefetch", self.prefetch, "positive")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -33,9 +33,7 @@ def adversarial(tiny_run: TrainConfig) -> TrainConfig:
         tiny_run.loss, levels="cyclic", num_samples=2, temperature=1.0, clamp=True,
         lmbda_consistency=1.0, lmbda_balance=1.0,
     )  # fmt: skip
-    small = DiscriminatorConfig(
-        features=(4, 4, 4, 4), condition_features=2, learning_rate=5e-3
-    )
+    small = DiscriminatorConfig(features=(4, 4, 4, 4), condition_features=2, learning_rate=5e-3)
     return dataclasses.replace(
         tiny_run, batch_size=B, loss=loss, discriminator=small, warmup_steps=0
     )
