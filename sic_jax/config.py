@@ -233,8 +233,8 @@ class LossConfig:
     lmbda_consistency: float = 0.0
     """Weight of the latent consistency terms ("reverse compress")."""
     lmbda_adv: float = 0.0
-    """Weight of the adversarial loss G beside LPIPS: lambda_p(l) * (LPIPS + lmbda_adv * G); 0 leaves
-    the discriminator out."""
+    """Weight of the adversarial loss G beside LPIPS, lambda_p(l) * (LPIPS + lmbda_adv * G); 0: no
+    discriminator."""
     lmbda_balance: float = 0.0
     """Warm-up: weight of (standard deviation - minimum) over levels of each level's own bpp."""
 

@@ -29,7 +29,10 @@ def _weights(
 
 
 def paper_loss(num_levels: int = 16) -> LossConfig:
-    """The paper's loss: lambda_d = 128 l, lambda_p = 2^(5-l/8), lambda_r = 2^(6-3l/8), alpha = 1/2."""
+    """The paper's loss, alpha = 1/2.
+
+    lambda_d = 128 l, lambda_p = 2^(5-l/8), lambda_r = 2^(6-3l/8).
+    """
     levels = range(1, num_levels + 1)
     return LossConfig(
         lmbda_rate=tuple(2 ** (6 - 3 * x / 8) for x in levels),
@@ -76,7 +79,8 @@ def perceptual() -> TrainConfig:
     """Second stage of the default model: LPIPS joins, half of the images have drawn details.
 
     Source: this project.
-    Command: python train.py perceptual --data photos/ --workdir runs/perceptual --init-from runs/mse
+    Command: python train.py perceptual --data photos/ --workdir runs/perceptual
+      --init-from runs/mse
     Hardware, time: two shared CPU cores, about one second a step.
     Result: the model card of the default bundle.
     """
@@ -90,7 +94,8 @@ def adversarial() -> TrainConfig:
     """Third stage of the default model: the discriminator joins LPIPS.
 
     Source: this project, after the paper's third stage.
-    Command: python train.py adversarial --data photos/ --workdir runs/gan --init-from runs/perceptual
+    Command: python train.py adversarial --data photos/ --workdir runs/gan
+      --init-from runs/perceptual
     Hardware, time, result: no long run of it has been made yet.
     """
     cfg = perceptual()
@@ -133,7 +138,8 @@ def paper() -> TrainConfig:
     average of the parameters, reconstructions clipped in the loss, as the authors do.
 
     Source: paper notes 1.2, 1.3 and 2.7; 100 000 images, 160 epochs of 6250 steps.
-    Command: python train.py paper --data images/ --workdir runs/paper --init-from runs/warmup
+    Command: python train.py paper --data images/ --workdir runs/paper
+      --init-from runs/warmup
     Hardware: eight GPUs in the paper. Time, result: no long run of it has been made here.
     """
     return TrainConfig(
@@ -158,7 +164,8 @@ def paper_gan() -> TrainConfig:
     """The paper's third stage: LPIPS + G, a discriminator conditioned on y_s.
 
     Source: paper notes 1.3, 2.7 and 2.8; 32 epochs of 6250 steps.
-    Command: python train.py paper_gan --data images/ --workdir runs/paper_gan --init-from runs/paper
+    Command: python train.py paper_gan --data images/ --workdir runs/paper_gan
+      --init-from runs/paper
     Hardware: eight GPUs in the paper. Time, result: no long run of it has been made here.
     """
     loss = dataclasses.replace(paper_loss(), lmbda_adv=1.0)

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
+from sic_jax.training.data import ImageSource
 
 from sic_jax.config import ModelConfig, TrainConfig
 from sic_jax.model.context import all_parameters, context_of_group, group_parameters
@@ -21,7 +22,6 @@ from sic_jax.model.hyper import HYPER_PATCH, hyper_synthesis
 from sic_jax.model.params import init_params
 from sic_jax.model.sic import SicModel, complete
 from sic_jax.presets import preset
-from sic_jax.training.data import ImageSource
 
 BATCH = 3
 SIDE = 64

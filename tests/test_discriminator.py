@@ -1,3 +1,4 @@
+from itertools import pairwise
 from typing import Any
 
 import jax
@@ -93,7 +94,7 @@ def test_paper_size() -> None:
         jax.random.key(0),
     )["params"]  # fmt: skip
     widths = (15, 64, 128, 256, 512)
-    for k, (a, b) in enumerate(zip(widths, widths[1:], strict=False)):
+    for k, (a, b) in enumerate(pairwise(widths)):
         assert shapes[f"Conv_{k}"]["kernel"].shape == (4, 4, a, b)
     assert shapes["Conv_4"]["kernel"].shape == (1, 1, 512, 1)
     assert shapes["condition_kernel"].shape == (16, 3, 3, 512, 12)

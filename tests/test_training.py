@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from conftest import write_images
 from PIL import Image
+from sic_jax.training.data import ImageSource, load_folder, sample_patches
 
 from sic_jax.config import LossConfig, TrainConfig, to_dict
 from sic_jax.model.sic import SicOutput
 from sic_jax.training import losses
-from sic_jax.training.data import ImageSource, load_folder, sample_patches
 from sic_jax.training.losses import draw_levels, svi_loss
 from sic_jax.training.main import main, parse
 from sic_jax.training.state import make_optimizer

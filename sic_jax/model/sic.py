@@ -273,10 +273,10 @@ class SicModel(nn.Module):
         Args:
           y: Unquantised latents [B, h, w, C].
           z: Unquantised hyper latents, of `hyper_latents`.
-          key: With a key, or keys [B], bits are the noisy upper bound (training); without, those of
-            the rounded latents (evaluation).
-          rounded: bool [B]: images whose bits are those of the rounded latents even with a key, with
-            straight-through gradients.
+          key: With a key, or keys [B], bits are the noisy upper bound (training); without, those
+            of the rounded latents (evaluation).
+          rounded: bool [B]: images whose bits are those of the rounded latents even with a key,
+            with straight-through gradients.
         """
         cfg, prior = self.cfg, self.prior_z()
         z_hat = quantise_hyper(prior, z)

@@ -56,8 +56,8 @@ def make_train_step(cfg: TrainConfig, *, axis_name: str | None = None) -> TrainS
             cfg.accumulate,
         )
         if axis_name is not None:
-            means = jax.lax.pmean((grads.params, grads.discriminator), axis_name)
-            grads = Gradients(*means, jax.lax.psum(grads.terms, axis_name))
+            params, discriminator = jax.lax.pmean((grads.params, grads.discriminator), axis_name)
+            grads = Gradients(params, discriminator, jax.lax.psum(grads.terms, axis_name))
         updates, opt_state = optimizer.update(grads.params, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         # A short memory at first, so that the average forgets the start.
@@ -113,8 +113,8 @@ def _accumulate(
     shapes = jax.eval_shape(gradients, batch[: len(batch) // parts], rows[: len(rows) // parts])
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
     total, _ = jax.lax.scan(add, zeros, (cut(batch), cut(rows)))
-    means = jax.tree.map(lambda a: a / parts, (total.params, total.discriminator))
-    return Gradients(*means, total.terms)
+    params, discriminator = jax.tree.map(lambda a: a / parts, (total.params, total.discriminator))
+    return Gradients(params, discriminator, total.terms)
 
 
 def _update_discriminator(
