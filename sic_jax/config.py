@@ -225,13 +225,16 @@ class LossConfig:
     """Temperature of the sampled details."""
     sampled_share: float = 1.0
     """Share of images whose details are drawn at `temperature`; the others use the mean."""
+    rounded_share: float = 0.0
+    """Share of images whose rate is that of rounded latents, as in a file, with straight-through
+    gradients; the others' is the noisy upper bound."""
     clamp: bool = False
     """Clip reconstructions to [0, 1] before they are compared: no gradient outside."""
     lmbda_consistency: float = 0.0
     """Weight of the latent consistency terms ("reverse compress")."""
     lmbda_adv: float = 0.0
-    """Weight of the adversarial loss G beside LPIPS: lambda_p(l) * (LPIPS + lmbda_adv * G); 0 leaves
-    the discriminator out."""
+    """Weight of the adversarial loss G beside LPIPS, lambda_p(l) * (LPIPS + lmbda_adv * G); 0: no
+    discriminator."""
     lmbda_balance: float = 0.0
     """Warm-up: weight of (standard deviation - minimum) over levels of each level's own bpp."""
 
@@ -247,9 +250,9 @@ class LossConfig:
             "of one length",
         )
         _require(0 <= self.full_share <= 1, self, "full_share", self.full_share, "in [0, 1]")
-        _require(
-            0 <= self.sampled_share <= 1, self, "sampled_share", self.sampled_share, "in [0, 1]"
-        )
+        for name in ("sampled_share", "rounded_share"):
+            share = getattr(self, name)
+            _require(0 <= share <= 1, self, name, share, "in [0, 1]")
         _require(self.levels in ("mixed", "cyclic"), self, "levels", self.levels, "mixed or cyclic")
         _require(self.num_samples > 0, self, "num_samples", self.num_samples, "positive")
         for name in ("temperature", "lmbda_consistency", "lmbda_adv", "lmbda_balance"):
@@ -308,6 +311,7 @@ class TrainConfig:
     model: ModelConfig
     loss: LossConfig
     discriminator: DiscriminatorConfig = DiscriminatorConfig()
+    data: DataConfig = DataConfig()
     steps: int = 10_000
     batch_size: int = 8
     """Images a step, over all devices of all hosts."""

@@ -10,12 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import assert_equal, quick_compilation, write_images
+from sic_jax.training.data import ImageSource
 
 from sic_jax.codec.bundle import load_bundle
 from sic_jax.config import TrainConfig, from_dict
 from sic_jax.model.params import entropy_layers, num_params
 from sic_jax.training import loop
-from sic_jax.training.data import ImageSource
 from sic_jax.training.main import main
 from sic_jax.training.state import TrainState, create_train_state
 from sic_jax.training.step import make_train_step

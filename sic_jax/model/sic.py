@@ -260,14 +260,23 @@ class SicModel(nn.Module):
         """Parameters of the prior of z."""
         return self.prior_z()
 
-    def rate(self, y: jax.Array, z: jax.Array, *, key: jax.Array | None = None) -> Rated:
+    def rate(
+        self,
+        y: jax.Array,
+        z: jax.Array,
+        *,
+        key: jax.Array | None = None,
+        rounded: jax.Array | None = None,
+    ) -> Rated:
         """Quantise latents and estimate their bits, at all levels.
 
         Args:
           y: Unquantised latents [B, h, w, C].
           z: Unquantised hyper latents, of `hyper_latents`.
-          key: With a key, or keys [B], bits are the noisy upper bound (training); without, those of
-            the rounded latents (evaluation).
+          key: With a key, or keys [B], bits are the noisy upper bound (training); without, those
+            of the rounded latents (evaluation).
+          rounded: bool [B]: images whose bits are those of the rounded latents even with a key,
+            with straight-through gradients.
         """
         cfg, prior = self.cfg, self.prior_z()
         z_hat = quantise_hyper(prior, z)
@@ -278,6 +287,9 @@ class SicModel(nn.Module):
             y_rated = y + draw_each(unit_noise, key_y, y.shape)
             z_rated = z + draw_each(unit_noise, key_z, z.shape)
         y_hat = ste_round(y)
+        if rounded is not None:
+            at = rounded[:, None, None, None]
+            y_rated, z_rated = jnp.where(at, y_hat, y_rated), jnp.where(at, z_hat, z_rated)
         hyper, mu, sigma = self._entropy_parameters(y_hat, z_hat)
         bits = normal_bits(y_rated, mu, sigma)
         if key is None:

@@ -10,6 +10,8 @@ value; the vectors of the estimate are the collection `batch_stats`.
 Source: paper notes 2.8 (HiFiC's discriminator with a head a level).
 """
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -67,13 +69,14 @@ class Discriminator(nn.Module):
             for j in range(3):
                 part = padded[:, i : i + h, j : j + w]
                 out = out + jnp.einsum("nhwc,ncf->nhwf", part, kernel[at, i, j])
-        return nn.leaky_relu(out, _SLOPE)
+        features_of: jax.Array = nn.leaky_relu(out, _SLOPE)
+        return features_of
 
 
 def _level_kernels(model: ModelConfig) -> nn.initializers.Initializer:
     """Kaiming-normal kernels whose fan-in is the number of channels that their level reads."""
 
-    def init(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> jax.Array:
+    def init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
         read = jnp.cumsum(jnp.array(model.level_channels))
         scale = jnp.sqrt(2 / (9 * read)).astype(dtype)
         return scale[:, None, None, None, None] * jax.random.normal(key, shape, dtype)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from sic_jax.config import TrainConfig
+from sic_jax.entropy.distributions import quantile_loss
 from sic_jax.lpips import Weights
 from sic_jax.model.params import Params
 from sic_jax.model.sic import SicModel, split_keys
@@ -88,8 +89,9 @@ def make_loss(cfg: TrainConfig) -> Callable[..., tuple[jax.Array, tuple[Terms, D
             return jnp.broadcast_to(a, (r, *a.shape)).reshape(r * b, *a.shape[1:])
 
         y, z = model.apply(variables, x, method="analyse")
-        rated = model.apply(variables, y, z, key=keys, method="rate")
-        _, key_temperature, key_detail = split_keys(split_keys(keys)[2])
+        key_rounded, key_temperature, key_detail = split_keys(split_keys(keys)[2])
+        rounded = jax.vmap(jax.random.uniform)(key_rounded) < loss_cfg.rounded_share
+        rated = model.apply(variables, y, z, key=keys, rounded=rounded, method="rate")
         uniform = jax.vmap(jax.random.uniform)(key_temperature)
         temperature = jnp.where(uniform < loss_cfg.sampled_share, loss_cfg.temperature, 0.0)
         # A key for each of an image's draws.
@@ -141,6 +143,11 @@ def make_loss(cfg: TrainConfig) -> Callable[..., tuple[jax.Array, tuple[Terms, D
             consistency = consistency_terms(again, y_hat, plan.level, cfg.model)
             compared = compared._replace(consistency=consistency)
         loss, terms = svi_loss(compared, plan, loss_cfg)
+        if cfg.model.context == "raster":
+            prior = model.apply({"params": params}, method="factorized_params")
+            distance = quantile_loss(prior)
+            loss += distance
+            terms["quantiles"] = (distance * len(rows), jnp.float32(len(rows)))
         terms["bpp_z"] = (rated.bits_z.sum() / pixels, jnp.float32(len(rows)))
         return loss, (terms, decoded)
 

@@ -17,8 +17,11 @@ import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
+from typing import Any, Protocol
 
 import jax
+import numpy as np
+from numpy.typing import NDArray
 
 import sic_jax
 from sic_jax.config import TrainConfig, from_dict, to_dict
@@ -44,14 +47,21 @@ from sic_jax.training.step import Metrics
 
 _log = logging.getLogger(__name__)
 _PATCHES_PER_IMAGE = 80
-# Fields that may change from one start of a run to the next: the steps done would have been the same.
+# Fields that may change from one start of a run to the next: the same steps would have been done.
 _FREE = frozenset(
-    {"parallel", "fsdp", "accumulate", "remat", "log_every", "save_every", "keep_last", "data"}
-    | {"eval_every", "eval_images", "eval_levels", "non_finite"}
+    {"parallel", "fsdp", "accumulate", "remat", "log_every", "save_every", "keep_last"}
+    | {"eval_every", "eval_images", "eval_levels", "non_finite", "data.workers", "data.prefetch"}
 )
 
-Evaluate = Callable[[Params], dict[str, float]]
-"""Evaluation on held-out images: EMA parameters to named values, `loss` among them."""
+
+class HeldOut(Protocol):
+    """Evaluation on images that are not trained on."""
+
+    def measure(self, params: Params) -> dict[str, float]:
+        """Named values, the same on every process; `loss` tells which parameters are best."""
+
+    def pictures(self, params: Params) -> dict[str, NDArray[np.uint8]]:
+        """Named reconstructions [H, W, 3] of fixed images."""
 
 
 def initial_params(cfg: TrainConfig, source: Source) -> Params:
@@ -67,7 +77,7 @@ def train(
     source: Source,
     *,
     params: Params | None = None,
-    evaluate: Evaluate | None = None,
+    held_out: HeldOut | None = None,
     tensorboard: bool = False,
     profile_steps: tuple[int, int] | None = None,
 ) -> TrainState:
@@ -78,7 +88,7 @@ def train(
       workdir: Receives config.json, metrics.jsonl and checkpoints.
       source: Training images.
       params: Start of a new run; default: `initial_params`. Not used when resuming.
-      evaluate: Called every `cfg.eval_every` steps and at the end.
+      held_out: Evaluated every `cfg.eval_every` steps and at the end.
       tensorboard: Write records for TensorBoard too.
       profile_steps: First and last step of which a trace is written into WORKDIR/profile.
 
@@ -143,14 +153,17 @@ def train(
                 last = step == cfg.steps
                 saves = last or step % cfg.save_every == 0
                 evaluates = last or (cfg.eval_every > 0 and step % cfg.eval_every == 0)
-                evaluates &= evaluate is not None
+                evaluates &= held_out is not None
                 if evaluates or last or step % cfg.log_every == 0:
                     values = pending.flush(stop=stop) | clock.lap(runner.flops)
-                    if evaluate is not None and evaluates:
-                        held_out = evaluate(runner.whole(state).ema)
-                        values |= {f"eval/{k}": v for k, v in held_out.items()}
-                        if held_out["loss"] < best:
-                            best = held_out["loss"]
+                    if held_out is not None and evaluates:
+                        ema = runner.whole(state).ema
+                        found_values = held_out.measure(ema)
+                        values |= {f"eval/{k}": v for k, v in found_values.items()}
+                        if tensorboard:
+                            reporter.images(step, held_out.pictures(ema))
+                        if found_values["loss"] < best:
+                            best = found_values["loss"]
                             if step not in best_manager.all_steps():
                                 save(best_manager, step, checkpoint())
                     reporter.record(step, values)
@@ -230,15 +243,24 @@ def _termination() -> Iterator[Callable[[int], bool]]:
         signal.signal(signal.SIGTERM, before)
 
 
+def _changed(mine: dict[str, Any], theirs: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    """Names of the fields that differ, as their flags have them."""
+    for name, value in mine.items():
+        if isinstance(value, dict):
+            yield from _changed(value, theirs[name], f"{prefix}{name}.")
+        elif value != theirs[name]:
+            yield f"{prefix}{name}"
+
+
 def _claim(workdir: Path, cfg: TrainConfig) -> None:
     """Write config.json, or check that the run in `workdir` is this one."""
     workdir.mkdir(parents=True, exist_ok=True)
     path = workdir / "config.json"
     if path.exists():
-        mine, theirs = to_dict(cfg), to_dict(from_dict(TrainConfig, json.loads(path.read_text())))
-        changed = sorted(k for k in mine if mine[k] != theirs[k] and k not in _FREE)
-        if changed == ["steps"] and mine["steps"] > theirs["steps"]:
-            _log.info("prolonged from %d to %d steps", theirs["steps"], mine["steps"])
+        theirs = from_dict(TrainConfig, json.loads(path.read_text()))
+        changed = sorted(set(_changed(to_dict(cfg), to_dict(theirs))) - _FREE)
+        if changed == ["steps"] and cfg.steps > theirs.steps:
+            _log.info("prolonged from %d to %d steps", theirs.steps, cfg.steps)
         elif changed:
             raise ValueError(
                 f"{str(workdir)!r} holds a run with another {', '.join(changed)}; "

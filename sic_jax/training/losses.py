@@ -152,13 +152,15 @@ def lpips_terms(x: jax.Array, x_hat: jax.Array, weights: Weights) -> jax.Array:
 
 def generator_loss(logits: jax.Array) -> jax.Array:
     """G = -log D(x_hat), non-saturating, from logits [N, h, w, 1]: [N]."""
-    return jax.nn.softplus(-logits).mean((1, 2, 3))
+    loss: jax.Array = jax.nn.softplus(-logits).mean((1, 2, 3))
+    return loss
 
 
 def discriminator_loss(real: jax.Array, fake: jax.Array) -> jax.Array:
     """-log D(x) - log(1 - D(x_hat)), halved, from logits [N, h, w, 1]: [N]."""
     both = jax.nn.softplus(-real) + jax.nn.softplus(fake)
-    return both.mean((1, 2, 3)) / 2
+    loss: jax.Array = both.mean((1, 2, 3)) / 2
+    return loss
 
 
 class Compared(NamedTuple):

@@ -130,6 +130,7 @@ def _run(cfg: TrainConfig, args: argparse.Namespace) -> None:
     import jax
 
     from sic_jax.model.params import num_params
+    from sic_jax.training.held_out import HeldOutImages
     from sic_jax.training.loop import train
     from sic_jax.training.sources import open_source
 
@@ -144,7 +145,7 @@ def _run(cfg: TrainConfig, args: argparse.Namespace) -> None:
         args.workdir,
         source,
         params=params,
-        evaluate=None if args.eval_data is None else _evaluation(cfg, args.eval_data),
+        held_out=None if args.eval_data is None else HeldOutImages(cfg, args.eval_data),
         tensorboard=args.tensorboard,
         profile_steps=None if args.profile_steps is None else tuple(args.profile_steps),
     )

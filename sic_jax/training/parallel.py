@@ -94,8 +94,10 @@ def shard_rows(rows: Any, mesh: Mesh) -> jax.Array:
     """This process's rows [b, ...] of a global batch, spread over the devices."""
     sharding = NamedSharding(mesh, PartitionSpec(AXIS))
     if jax.process_count() == 1:
-        return jax.device_put(rows, sharding)
-    return jax.make_array_from_process_local_data(sharding, np.asarray(rows))
+        placed: jax.Array = jax.device_put(rows, sharding)
+    else:
+        placed = jax.make_array_from_process_local_data(sharding, np.asarray(rows))
+    return placed
 
 
 def state_shardings(state: Any, mesh: Mesh, *, fsdp: bool) -> Any:
@@ -235,7 +237,8 @@ class PmapRunner:
     def _stack(self, tree: Any) -> Any:
         def stack(a: NDArray[Any]) -> jax.Array:
             copies = np.broadcast_to(a, (len(self._devices), *np.shape(a)))
-            return jax.pmap(lambda x: x, devices=self._devices)(copies)
+            stacked: jax.Array = jax.pmap(lambda x: x, devices=self._devices)(copies)
+            return stacked
 
         return jax.tree.map(stack, tree)
 
@@ -250,14 +253,15 @@ def _with_shardings(like: TrainState, shardings: Any) -> TrainState:
 
 def _local(a: Any) -> NDArray[Any]:
     """A fully replicated or host array, on the host."""
-    if isinstance(a, jax.Array):
-        a = a.addressable_shards[0].data
-    return np.asarray(a)
+    host: NDArray[Any] = np.asarray(a.addressable_shards[0].data if isinstance(a, jax.Array) else a)
+    return host
 
 
 def _put(a: Any, *, sharding: NamedSharding) -> jax.Array:
     """A host array, the same on every process, or a global one, with `sharding`."""
-    if isinstance(a, jax.Array) and not a.is_fully_addressable:
-        return jax.device_put(a, sharding)
-    host = np.asarray(a)
-    return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+    if isinstance(a, jax.Array) and (jax.process_count() == 1 or not a.is_fully_addressable):
+        placed: jax.Array = jax.device_put(a, sharding)
+    else:
+        host = np.asarray(a)
+        placed = jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+    return placed
