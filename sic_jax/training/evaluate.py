@@ -144,7 +144,7 @@ def _make_sums(
         x = batch.astype(jnp.float32) / 255
         pixels = x.shape[1] * x.shape[2]
         fitting = [metric for metric in metrics if min(x.shape[1:3]) >= metric.min_size]
-        features = {m.name: m.features(x, weights[m.name]) for m in fitting}
+        features = {m.name: m.features(x, weights[m.name], None) for m in fitting}
         y, z = model.apply(variables, x, method="analyse")
         rated = model.apply(variables, y, z, method="rate")
         root = jax.random.key(seed)
@@ -169,7 +169,7 @@ def _make_sums(
             }
             for metric in fitting:
                 name = metric.name
-                values[name] = metric.distance(features[name], x_hat, weights[name])
+                values[name] = metric.distance(features[name], x_hat, weights[name], None)
             return {name: jnp.where(rows >= 0, v, 0).sum() for name, v in values.items()}
 
         # One body for all levels: it compiles once, and memory is that of one level.

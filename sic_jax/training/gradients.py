@@ -9,8 +9,9 @@ import jax.numpy as jnp
 from sic_jax.config import TrainConfig
 from sic_jax.entropy.distributions import quantile_loss
 from sic_jax.lpips import Weights
+from sic_jax.model.noise import split_keys
 from sic_jax.model.params import Params
-from sic_jax.model.sic import SicModel, split_keys
+from sic_jax.model.sic import SicModel
 from sic_jax.training.discriminator import Discriminator
 from sic_jax.training.losses import (
     Compared,
