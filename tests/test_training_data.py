@@ -222,6 +222,15 @@ def test_folder(photos: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert source[2].shape == (40, 62, 3)
     with pytest.raises(UnreadableImageError, match=r"^.*cut\.png: .*truncated"):
         source[5]
+    # Two damaged chunk names: Pillow raises SyntaxError here.
+    noise = np.random.default_rng(0).integers(0, 256, (160, 160, 3), np.uint8)
+    Image.fromarray(noise).save(photos / "a" / "b" / "0.png")
+    data = (photos / "a" / "b" / "0.png").read_bytes()
+    second = data.index(b"IDAT", data.index(b"IDAT") + 4)
+    damaged = data[:second] + b"\x01\x02\x03\x04" + data[second + 4 :]
+    (photos / "a" / "b" / "0.png").write_bytes(damaged)
+    with pytest.raises(UnreadableImageError, match=r"0\.png: broken PNG file"):
+        source[0]
     (photos / "a" / "b" / "1.png").unlink()
     with pytest.raises(UnreadableImageError, match=r"1\.png: No such file or directory"):
         source[1]
