@@ -15,21 +15,21 @@ from sic_jax.model.sic import SicModel
 Params = dict[str, Any]
 
 
-def init_params(cfg: ModelConfig, *, seed: int) -> Params:
+def init_params(cfg: ModelConfig, *, seed: int, model: type[SicModel] = SicModel) -> Params:
     """Random parameters of the model, float32."""
     # The default generator takes XLA half a minute to compile, once a parameter.
-    params: Params = jax.jit(_initialiser(cfg))(jax.random.key(seed, impl="rbg"))
+    params: Params = jax.jit(_initialiser(cfg, model))(jax.random.key(seed, impl="rbg"))
     return params
 
 
 def param_shapes(cfg: ModelConfig) -> Params:
     """The model's parameter tree as shapes and types, without making it."""
-    shapes: Params = jax.eval_shape(_initialiser(cfg), jax.random.key(0))
+    shapes: Params = jax.eval_shape(_initialiser(cfg, SicModel), jax.random.key(0))
     return shapes
 
 
-def _initialiser(cfg: ModelConfig) -> Callable[[jax.Array], Params]:
-    model = SicModel(cfg)
+def _initialiser(cfg: ModelConfig, kind: type[SicModel]) -> Callable[[jax.Array], Params]:
+    model = kind(cfg)
     x = jnp.zeros((1, 64, 64, 3))
     level = jnp.ones((1,), jnp.int32)
 

@@ -49,9 +49,9 @@ class Decoded(NamedTuple):
     plan: Decodings
 
 
-def make_gradients(cfg: TrainConfig) -> Callable[..., Gradients]:
+def make_gradients(cfg: TrainConfig, model: type[SicModel] = SicModel) -> Callable[..., Gradients]:
     """A function (state, uint8 [B, P, P, 3], places [B], LPIPS weights) -> `Gradients`."""
-    loss_fn = make_loss(cfg)
+    loss_fn = make_loss(cfg, model)
 
     def gradients(
         state: TrainState, batch: jax.Array, rows: jax.Array, lpips_weights: Weights | None
@@ -70,13 +70,15 @@ def make_gradients(cfg: TrainConfig) -> Callable[..., Gradients]:
     return gradients
 
 
-def make_loss(cfg: TrainConfig) -> Callable[..., tuple[jax.Array, tuple[Terms, Decoded]]]:
+def make_loss(
+    cfg: TrainConfig, kind: type[SicModel] = SicModel
+) -> Callable[..., tuple[jax.Array, tuple[Terms, Decoded]]]:
     """The model's loss: (parameters, state, batch, places, LPIPS weights) -> (loss, (terms, ...)).
 
     Of the state it reads the step and the discriminator.
     """
     dtype = jnp.bfloat16 if cfg.compute_dtype == "bfloat16" else None
-    model: Any = SicModel(cfg.model, dtype, remat=cfg.remat)
+    model: Any = kind(cfg.model, dtype, remat=cfg.remat)
     loss_cfg = cfg.loss
 
     def decode(

@@ -26,7 +26,7 @@ def _add_fields(parser: argparse._ActionsContainer, cls: type, prefix: str = "")
         if dataclasses.is_dataclass(hint):
             _add_fields(parser, typing.cast(type, hint), f"{prefix}{name}.")
         elif typing.get_origin(hint) is tuple:
-            parser.add_argument(flag, dest=dest, type=typing.get_args(hint)[0], nargs="+")
+            parser.add_argument(flag, dest=dest, type=typing.get_args(hint)[0], nargs="*")
         elif hint is bool:
             parser.add_argument(flag, dest=dest, type=_boolean, nargs="?", const=True)
         else:

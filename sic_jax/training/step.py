@@ -10,6 +10,7 @@ import optax
 from sic_jax.config import TrainConfig
 from sic_jax.lpips import Weights
 from sic_jax.model.params import Params
+from sic_jax.model.sic import SicModel
 from sic_jax.training.discriminator import Discriminator
 from sic_jax.training.gradients import Gradients, make_gradients
 from sic_jax.training.losses import Terms
@@ -35,16 +36,19 @@ class Metrics(NamedTuple):
 TrainStep = Callable[[TrainState, jax.Array, jax.Array, Weights | None], tuple[TrainState, Metrics]]
 
 
-def make_train_step(cfg: TrainConfig, *, axis_name: str | None = None) -> TrainStep:
+def make_train_step(
+    cfg: TrainConfig, *, model: type[SicModel] = SicModel, axis_name: str | None = None
+) -> TrainStep:
     """The step of a config, not yet compiled.
 
     The returned function takes the state, crops uint8 [B, P, P, 3], their places in the whole batch
     int32 [B], and the LPIPS weights (None where every lambda_p is 0). Its randomness depends on the
     seed, the step and an image's place, so the numbers do not depend on how the batch is cut: over
-    devices by the partitioner, over `axis_name` of a `pmap`, or in `accumulate` parts.
+    devices by the partitioner, over `axis_name` of a `pmap`, or in `accumulate` parts. `model` may
+    be a class of one's own that changes a part of `SicModel`.
     """
     optimizer = make_optimizer(cfg)
-    gradients = make_gradients(cfg)
+    gradients = make_gradients(cfg, model)
 
     def train_step(
         state: TrainState, batch: jax.Array, rows: jax.Array, lpips_weights: Weights | None
