@@ -254,8 +254,9 @@ def test_what_changed_is_made_again(two, tmp_path):
     first = measure(two, [codec], out, ("psnr",))
     assert measure(two, [codec._replace(options="other")], out, ("psnr",)).num_reused == 0
     both = measure(two, [codec], out, ("psnr", "ms_ssim"))
-    assert both.num_reused == 0  # A metric was missing.
+    assert both.num_reused == 0  # A metric was missing: the files were decoded for it.
     assert list(both.records[0].metrics) == ["psnr", "ms_ssim"]
+    assert len(calls) == 4 * 2
     (out / first.records[0].file).write_bytes(b"damaged")
     (out / first.records[3].file).unlink()
     assert measure(two, [codec], out, ("psnr",)).num_reused == 2
@@ -265,7 +266,33 @@ def test_what_changed_is_made_again(two, tmp_path):
     assert list(last.records[0].metrics) == ["ms_ssim"]
     Image.fromarray(picture(9)).save(two[0])
     assert measure(two, [codec], out, ("psnr",)).num_reused == 2
-    assert len(calls) == 4 * 3 + 2 + 2
+    assert len(calls) == 4 * 2 + 2 + 2
+
+
+def test_more_metrics_are_computed_from_the_files_alone(two, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    codec, calls = counting(pillow_codec("jpeg", [10, 50]))
+    first = measure(two, [codec], out, ("psnr",)).records
+    asked = []
+    features = Measurer.features
+
+    def spy(self, image, names=None):
+        asked.append(names)
+        return features(self, image, names)
+
+    monkeypatch.setattr(Measurer, "features", spy)
+    more = measure(two, [codec._replace(settings=(10, 30, 50))], out, ("psnr", "ssim"))
+    assert calls == [10, 50, 10, 50, 30, 30]
+    assert sorted(asked) == sorted(2 * [("ssim",), ("psnr", "ssim")])
+    fresh = measure(two, [codec._replace(settings=(10, 30, 50))], tmp_path / "new", ("ssim",))
+    for record, expected in zip(more.records, fresh.records, strict=True):
+        assert record.metrics["ssim"] == expected.metrics["ssim"]
+    assert [r._replace(metrics={}) for r in more.records if r.setting != 30] == [
+        r._replace(metrics={}) for r in first
+    ]  # Times, sizes and estimates are those of the first run.
+    assert [r.metrics["psnr"] for r in more.records if r.setting != 30] == [
+        r.metrics["psnr"] for r in first
+    ]
 
 
 def test_a_killed_run_goes_on_after_its_last_whole_line(two, tmp_path):
@@ -369,6 +396,10 @@ def test_a_run_without_errors_exits_with_0_and_prints_the_means(tmp_path):
     lines = stdout.splitlines()
     assert len(lines) == 2 + 3
     assert lines[2].startswith("| jpeg | 10 | - | 2 |")
+    (tmp_path / "other" / "notes.txt").write_text("not a picture\n")
+    again = run("--images", *paths, "--out", str(out), *options)
+    assert (again[0], again[1]) == (1, stdout)  # Left out, and the exit code says so.
+    assert "notes.txt: not named like a picture" in again[2]
 
 
 @pytest.mark.parametrize(
@@ -466,7 +497,7 @@ def test_features_of_an_original_are_computed_once(two, tmp_path):
     measurer = Measurer(METRICS[:1])
     calls = []
     features = measurer.features
-    measurer.features = lambda image: calls.append(image.shape) or features(image)
+    measurer.features = lambda image, names: calls.append(image.shape) or features(image, names)
     codecs = [pillow_codec("jpeg", [10, 50]), pillow_codec("jpeg", [20])._replace(name="other")]
     measured = measure_images(two, codecs, measurer, tmp_path / "out", Progress())
     assert len(measured.records) == 6

@@ -41,10 +41,9 @@ def bd_rate(reference: Points, test: Points, *, higher_is_better: bool) -> BdRes
     Returns:
         100 (exp(mean of ln test bpp - ln reference bpp) - 1) over the common range of the metric.
     """
-    (rate_a, quality_a), (rate_b, quality_b) = (
-        _frontier(points, higher_is_better) for points in (reference, test)
+    (rate_a, quality_a), (rate_b, quality_b), dropped = _frontiers(
+        reference, test, higher_is_better
     )
-    dropped = len(reference) + len(test) - len(rate_a) - len(rate_b)
     found = _mean_difference(quality_a, rate_a, quality_b, rate_b)
     if isinstance(found, str):
         return BdResult(None, None, None, found, dropped)
@@ -59,10 +58,9 @@ def bd_metric(reference: Points, test: Points, *, higher_is_better: bool) -> BdR
 
     Arguments are those of `bd_rate`; the range is of bpp.
     """
-    (rate_a, quality_a), (rate_b, quality_b) = (
-        _frontier(points, higher_is_better) for points in (reference, test)
+    (rate_a, quality_a), (rate_b, quality_b), dropped = _frontiers(
+        reference, test, higher_is_better
     )
-    dropped = len(reference) + len(test) - len(rate_a) - len(rate_b)
     found = _mean_difference(rate_a, quality_a, rate_b, quality_b)
     if isinstance(found, str):
         return BdResult(None, None, None, found, dropped)
@@ -121,6 +119,14 @@ def _end_slope(h0: float, h1: float, slope0: float, slope1: float) -> float:
     if slope0 * slope1 <= 0 and abs(found) > 3 * abs(slope0):
         return 3 * slope0
     return found
+
+
+def _frontiers(
+    reference: Points, test: Points, higher_is_better: bool
+) -> tuple[tuple[Floats, Floats], tuple[Floats, Floats], int]:
+    """The frontiers of both curves, and how many points they leave out."""
+    a, b = (_frontier(points, higher_is_better) for points in (reference, test))
+    return a, b, len(reference) + len(test) - len(a[0]) - len(b[0])
 
 
 def _frontier(points: Points, higher_is_better: bool) -> tuple[Floats, Floats]:

@@ -80,8 +80,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments without the program's name; None for those of the process.
 
     Returns:
-        Exit code: 0, or 1 when anything failed, 130 when interrupted; each error is one line on
-        stderr.
+        Exit code: 0; 1 when anything failed or was left out, as files in a folder that are not named
+        like pictures; 130 when interrupted. Each is one line on stderr.
     """
     args = parse(argv)
     progress = Progress()
@@ -134,7 +134,7 @@ def _run(args: argparse.Namespace, progress: Progress) -> int:
         f"{out / 'report.html'}"
     )
     sys.stdout.write(to_markdown(columns, cells))
-    return 1 if measured.failures else 0
+    return 1 if measured.failures or found.skipped else 0
 
 
 def _make_codecs(

@@ -190,28 +190,41 @@ class Measurer:
         self._extract = jax.jit(extract, static_argnums=3)
         self._compare = jax.jit(compare)
 
-    def features(self, image: Pixels) -> dict[str, Any]:
-        """What the metrics need of an original, uint8 [H, W, 3] or [H, W]; once an image."""
+    def features(self, image: Pixels, names: Sequence[str] | None = None) -> dict[str, Any]:
+        """What metrics need of an original; once an image.
+
+        Args:
+            image: uint8 [H, W, 3] or [H, W].
+            names: Of the metrics; all when None.
+
+        Returns:
+            By the name of the metric; None where it is not defined for images so small.
+        """
         size = min(image.shape[:2])
-        defined = tuple(k for k, metric in enumerate(self.metrics) if size >= metric.min_size)
+        chosen = {m.name: m for m in self.metrics if names is None or m.name in names}
+        defined = tuple(
+            k for k, m in enumerate(self.metrics) if m.name in chosen and size >= m.min_size
+        )
         found: dict[str, Any] = self._extract(
             _to_batch(image), _size_of(image), self._weights, defined
         )
-        return found
+        return {name: found.get(name) for name in chosen}
 
     def distances(
         self, features: Mapping[str, Any], images_hat: Sequence[Pixels]
     ) -> dict[str, list[float | None]]:
-        """Every metric of reconstructions of one original.
+        """Metrics of reconstructions of one original.
 
         Args:
             features: Of the original, from `features`.
             images_hat: uint8, each [H, W, 3] or [H, W].
 
         Returns:
-            Of each metric one value a reconstruction; None where it is not finite or not defined.
+            Of each metric that there are features of, one value a reconstruction; None where it is
+            not finite or not defined.
         """
-        values: dict[str, list[float | None]] = {metric.name: [] for metric in self.metrics}
+        values: dict[str, list[float | None]] = {name: [] for name in features}
+        features = {name: found for name, found in features.items() if found is not None}
         for start in range(0, len(images_hat), self.batch_size):
             some = list(images_hat[start : start + self.batch_size])
             # A batch that is not full repeats its last picture, so that it compiles no program.

@@ -92,7 +92,8 @@ def measure_images(
     """Measure every codec at every setting on every image.
 
     Whatever is wrong with one image, the others are measured. Records go to `RECORDS_FILE` in `out`
-    as they are made; those that are there already, with their files, are not made again.
+    as they are made; those that are there already, with their files, are not made again, and where
+    they lack metrics of this run, only those are computed, from the files.
 
     Args:
         paths: Images.
@@ -126,6 +127,15 @@ def measure_images(
     return Measured(records, failures, num_reused)
 
 
+class _Step(NamedTuple):
+    """A measurement to make, or to complete."""
+
+    key: Key
+    codec: ImageCodec
+    known: Record | None
+    """What an earlier run found, with its file; None where the image has to be coded."""
+
+
 class _Work:
     """What stays the same from image to image, and which image sizes are compiled."""
 
@@ -152,63 +162,73 @@ class _Work:
         """All records of one image, in the order of codecs and settings."""
         image = read_image(path).pixels
         image_id = digest(repr(image.shape).encode() + image.tobytes())
-        done: dict[Key, Record] = {}
-        wanted = [
-            (Key(image_id, codec.name, codec.options, setting), codec)
-            for codec in self._codecs
-            for setting in codec.settings
-        ]
-        missing = []
-        for key, codec in wanted:
-            record = self._known.get(key)
-            if record is not None and self._usable(record):
-                done[key] = record
-            else:
-                missing.append((key, codec))
-        if missing:
-            self._make(path, number, image, missing, done)
         names = [metric.name for metric in self._measurer.metrics]
-        return [_only(done[key]._replace(image=str(path)), names) for key, _ in wanted]
+        wanted: list[Key] = []
+        done: dict[Key, Record] = {}
+        missing: dict[tuple[str, ...], list[_Step]] = {}
+        for codec in self._codecs:
+            for setting in codec.settings:
+                key = Key(image_id, codec.name, codec.options, setting)
+                wanted.append(key)
+                record = self._intact(key)
+                known = {} if record is None else record.metrics
+                if record is not None and all(name in known for name in names):
+                    done[key] = record
+                else:
+                    lacking = tuple(name for name in names if name not in known)
+                    missing.setdefault(lacking, []).append(_Step(key, codec, record))
+        for lacking, steps in missing.items():
+            self._make(path, number, image, lacking, steps, done)
+        return [_only(done[key]._replace(image=str(path)), names) for key in wanted]
 
-    def _usable(self, record: Record) -> bool:
-        """The record has every metric of this run, and its file is there."""
+    def _intact(self, key: Key) -> Record | None:
+        """What an earlier run found, if its file is still there."""
+        record = self._known.get(key)
+        if record is None:
+            return None
         file = self._out / record.file
-        measured = all(metric.name in record.metrics for metric in self._measurer.metrics)
-        return measured and file.is_file() and digest(file.read_bytes()) == record.file_id
+        there = file.is_file() and digest(file.read_bytes()) == record.file_id
+        return record if there else None
 
     def _make(
         self,
         path: Path,
         number: int,
         image: Pixels,
-        missing: Sequence[tuple[Key, ImageCodec]],
+        names: Sequence[str],
+        steps: Sequence[_Step],
         done: dict[Key, Record],
     ) -> None:
-        features = self._measurer.features(image)
-        folder = f"files/{path.stem}-{missing[0][0].image_id[:8]}"
+        """Code where there is no file, decode, and compute the metrics of these names."""
+        features = self._measurer.features(image, names)
+        folder = f"files/{path.stem}-{steps[0].key.image_id[:8]}"
         (self._out / folder).mkdir(parents=True, exist_ok=True)
         estimates = {
             codec.name: codec.estimate(image)
-            for codec in {codec.name: codec for _, codec in missing}.values()
+            for codec in {s.codec.name: s.codec for s in steps if s.known is None}.values()
             if codec.estimate
         }
         pending: list[tuple[Key, Record]] = []
         pictures: list[Pixels] = []
-        for step, (key, codec) in enumerate(missing):
+        for step, (key, codec, known) in enumerate(steps):
             self._progress.show(
                 f"[{number}/{self._num_images}] {path.name}  {key.codec} {key.setting:g}"
-                f"  {self._remaining(number, step, len(missing))}"
+                f"  {self._remaining(number, step, len(steps))}"
             )
             file = f"{folder}/{key.setting:g}.{codec.name}"
             try:
-                record, found = self._code(path, image, key, codec, file)
+                if known is None:
+                    record, found = self._code(path, image, key, codec, file)
+                else:
+                    data = (self._out / known.file).read_bytes()
+                    record, found = known, _decoded(image, codec, data)
             except Exception as error:
                 raise ValueError(f"{codec.name} at {key.setting:g}: {one_line(error)}") from error
-            if codec.name in estimates:
+            if known is None and codec.name in estimates:
                 record = record._replace(bpp_est=estimates[codec.name](key.setting))
             pending.append((key, record))
             pictures += found
-            if len(pictures) >= self._measurer.batch_size or step == len(missing) - 1:
+            if len(pictures) >= self._measurer.batch_size or step == len(steps) - 1:
                 values = self._measurer.distances(features, pictures)
                 records = _with_metrics([record for _, record in pending], values)
                 records = [self._with_known(record) for record in records]
@@ -231,11 +251,8 @@ class _Work:
         (self._out / file).write_bytes(data)
         data = (self._out / file).read_bytes()
         start = time.perf_counter()
-        pictures = [codec.decode(data, sample) for sample in range(codec.samples)]
+        pictures = _decoded(image, codec, data)
         decode_s = (time.perf_counter() - start) / codec.samples
-        for picture in pictures:
-            if picture.shape[:2] != image.shape[:2]:
-                raise ValueError(f"decoded to {picture.shape}, the image is {image.shape}")
         record = Record(
             image=str(path),
             image_id=key.image_id,
@@ -274,10 +291,22 @@ class _Work:
         return f"about {minutes:.0f} min left"
 
 
+def _decoded(image: Pixels, codec: ImageCodec, data: bytes) -> list[Pixels]:
+    """All samples of a file, checked to be of the image's size."""
+    pictures = [codec.decode(data, sample) for sample in range(codec.samples)]
+    for picture in pictures:
+        if picture.shape[:2] != image.shape[:2]:
+            raise ValueError(f"decoded to {picture.shape}, the image is {image.shape}")
+    return pictures
+
+
 def _with_metrics(
     records: Sequence[Record], values: Mapping[str, Sequence[float | None]]
 ) -> list[Record]:
-    """The records with mean and spread of their samples, which follow each other in `values`."""
+    """The records with mean and spread of their samples, which follow each other in `values`.
+
+    What they held before is kept.
+    """
     out, start = [], 0
     for record in records:
         end = start + record.samples
@@ -285,8 +314,8 @@ def _with_metrics(
         start = end
         out.append(
             record._replace(
-                metrics={name: _mean(known) for name, known in own.items()},
-                spread={name: _deviation(known) for name, known in own.items()}
+                metrics={**record.metrics, **{name: _mean(own[name]) for name in own}},
+                spread={**record.spread, **{name: _deviation(own[name]) for name in own}}
                 if record.samples > 1
                 else {},
             )
