@@ -115,7 +115,6 @@ def convert_state_dict(state_dict: Arrays) -> tuple[ModelConfig, Params]:
     if state_dict and all(k.startswith("module.") for k in state_dict):
         state_dict = {k.removeprefix("module."): a for k, a in state_dict.items()}
     cfg = infer_config(state_dict)
-    shapes = {path: leaf.shape for path, leaf in flatten_params(param_shapes(cfg)).items()}
     sources = parameter_sources(cfg)
     left = {
         k
@@ -126,6 +125,7 @@ def convert_state_dict(state_dict: Arrays) -> tuple[ModelConfig, Params]:
         raise ValueError(f"parameter {missing[0]} is missing")
     if unknown := sorted(left - {s.key for s in sources.values()}):
         raise ValueError(f"parameter {unknown[0]} is not one of the authors' network")
+    shapes = {path: leaf.shape for path, leaf in flatten_params(param_shapes(cfg)).items()}
     leaves: dict[str, NDArray[np.float32]] = {}
     for path, source in sources.items():
         array, shape = np.asarray(state_dict[source.key]), shapes[path]
