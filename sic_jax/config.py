@@ -43,9 +43,13 @@ class SwinConfig:
         _require(self.num_heads > 0, self, "num_heads", self.num_heads, "positive")
         for name in ("analysis_widths", "synthesis_widths"):
             widths = getattr(self, name)
-            ok = all(w > 0 and w % self.num_heads == 0 and w % 4 == 0 for w in widths)
-            allowed = f"positive multiples of 4 and of num_heads = {self.num_heads}"
+            ok = all(w > 0 and w % self.num_heads == 0 for w in widths)
+            allowed = f"positive multiples of num_heads = {self.num_heads}"
             _require(ok, self, name, widths, allowed)
+        widths = self.synthesis_widths
+        _require(
+            all(w % 4 == 0 for w in widths), self, "synthesis_widths", widths, "multiples of 4"
+        )
         for name in ("analysis_depths", "synthesis_depths"):
             depths = getattr(self, name)
             _require(all(0 <= d <= 64 for d in depths), self, name, depths, "0 to 64 each")
@@ -175,11 +179,11 @@ class ModelConfig:
         _require(ok, self, "context", self.context, "checkerboard or raster")
         if self.transforms == "swin":
             heads = self.swin.num_heads
-            for name in ("num_channels", "num_base_channels"):
-                value = getattr(self, name)
-                ok = value % heads == 0 and value % 4 == 0
-                allowed = f"a multiple of 4 and of swin.num_heads = {heads}"
-                _require(ok, self, name, value, allowed)
+            n, base = self.num_channels, self.num_base_channels
+            allowed = f"a multiple of 4 and of swin.num_heads = {heads}"
+            _require(n % heads == 0 and n % 4 == 0, self, "num_channels", n, allowed)
+            allowed = f"a multiple of swin.num_heads = {heads}"
+            _require(base > 0 and base % heads == 0, self, "num_base_channels", base, allowed)
         if self.context == "raster":
             lc = self.level_channels
             allowed = "equal for all levels with context raster"

@@ -17,9 +17,10 @@ from PIL import Image
 
 from sic_jax.config import ModelConfig, TrainConfig
 from sic_jax.model.context import all_parameters, context_of_group, group_parameters
+from sic_jax.model.exact_networks import complete
 from sic_jax.model.hyper import HYPER_PATCH, hyper_synthesis
 from sic_jax.model.params import init_params
-from sic_jax.model.sic import SicModel, complete
+from sic_jax.model.sic import SicModel
 from sic_jax.presets import preset
 from sic_jax.training.data import ImageSource
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sic_jax.config import LossConfig, ModelConfig, TrainConfig, from_dict, to_dict
-from sic_jax.presets import PRESETS, paper_loss, preset
+from sic_jax.presets import PRESETS, paper_loss, paper_model, preset
 
 
 @st.composite
@@ -43,6 +43,26 @@ def test_presets_survive_json(name: str) -> None:
     assert isinstance(again.model.level_channels, tuple)
     assert isinstance(again.loss.lmbda_rate, tuple)
     assert hash(again) == hash(cfg)
+
+
+def test_nested_configs() -> None:
+    cfg = paper_model()
+    data = json.loads(json.dumps(to_dict(cfg)))
+    assert data["swin"]["analysis_depths"] == [1, 2, 2, 3]
+    again = from_dict(ModelConfig, data)
+    assert again == cfg
+    assert hash(again) == hash(cfg)
+    # What was stored before a part existed gets its defaults.
+    del data["raster"], data["swin"]["window"], data["temperature"]
+    assert from_dict(ModelConfig, data) == dataclasses.replace(cfg, temperature=0.0)
+    data["swin"]["windows"] = 8
+    with pytest.raises(ValueError, match="SwinConfig has no field 'windows'"):
+        from_dict(ModelConfig, data)
+    data["swin"] = {"window": "8"}
+    with pytest.raises(ValueError, match=r"SwinConfig\.window must be int, got '8'"):
+        from_dict(ModelConfig, data)
+    with pytest.raises(ValueError, match="SwinConfig must be a JSON object, got int"):
+        from_dict(ModelConfig, {"swin": 8})
 
 
 def test_default_model_is_sixteen_levels() -> None:

@@ -44,6 +44,11 @@ def test_size_and_cost_of_the_bundle() -> None:
     assert 0 < facts["kmac_per_pixel_encode"] + facts["kmac_per_pixel_decode"] <= 100
 
 
+def test_id_of_the_bundle() -> None:
+    # Files name it: new fields of the config must not change it.
+    assert describe("default")["id"] == "9e860595df89"
+
+
 def test_quality_rises_and_sizes_are_near_the_estimate(codec: Codec) -> None:
     with Image.open(SAMPLE) as im:
         x = np.asarray(im.convert("RGB"))[:256, :384]

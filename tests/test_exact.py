@@ -28,7 +28,7 @@ from sic_jax.entropy.exact import (
     rescale,
     shifted_products,
 )
-from sic_jax.model.sic import entropy_specs
+from sic_jax.model.exact_networks import entropy_specs
 
 
 def layer_of(kernel: Any, bias: Any, shift: Any) -> Layer:

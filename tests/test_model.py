@@ -13,8 +13,9 @@ from sic_jax.entropy.exact import Layer, log_compressed
 from sic_jax.model.complexity import codec_macs_per_pixel, count_macs
 from sic_jax.model.context import all_parameters, checkerboard
 from sic_jax.model.detail import prior_sigmas
+from sic_jax.model.exact_networks import complete
 from sic_jax.model.levels import channel_levels, level_starts, refinement_sources, split_latents
-from sic_jax.model.sic import SicModel, complete
+from sic_jax.model.sic import SicModel
 from sic_jax.model.transforms import (
     PATCH,
     depth_to_space,

@@ -241,7 +241,11 @@ def test_no_margin() -> None:
     ("changes", "message"),
     [
         ({"num_heads": 0}, r"SwinConfig\.num_heads is 0; it must be positive"),
-        ({"analysis_widths": (8, 6, 8)}, r"\(8, 6, 8\); it must be positive multiples of 4 and of"),
+        (
+            {"analysis_widths": (8, 5, 8)},
+            r"\(8, 5, 8\); it must be positive multiples of num_heads",
+        ),
+        ({"synthesis_widths": (8, 6, 8)}, r"synthesis_widths is \(8, 6, 8\); it must be multiples"),
         ({"synthesis_widths": (8, 0, 8)}, r"synthesis_widths is \(8, 0, 8\); it must be positive"),
         ({"analysis_depths": (1, 2, 65, 1)}, r"analysis_depths is .*; it must be 0 to 64 each"),
         ({"window": 7}, r"SwinConfig\.window is 7; it must be even, 2 to 64"),

@@ -175,7 +175,7 @@ def flags(config: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, list[
     """Every field of a config as a flag with its value."""
     for name, value in config.items():
         if isinstance(value, dict):
-            yield from flags(value, f"{name}.")
+            yield from flags(value, f"{prefix}{name}.")
         else:
             values = value if isinstance(value, tuple) else (value,)
             yield f"--{prefix}{name}".replace("_", "-"), [str(v) for v in values]
@@ -186,9 +186,11 @@ RUN = ["--data", "images", "--workdir", "run"]
 
 def test_every_field_is_a_flag(tiny_run: TrainConfig) -> None:
     every = list(flags(to_dict(tiny_run)))
+    model = tiny_run.model
     assert len(every) == sum(
-        len(dataclasses.fields(c)) for c in (tiny_run, tiny_run.model, tiny_run.loss)
-    ) - len(("model", "loss"))
+        len(dataclasses.fields(c))
+        for c in (tiny_run, model, tiny_run.loss, model.swin, model.raster)
+    ) - len(("model", "loss", "swin", "raster"))
     argv = [word for flag, values in every for word in (flag, *values)]
     # The values of `smoke`, all of them on the command line of another preset.
     cfg, args = parse(["mse", *RUN, *argv])
@@ -204,6 +206,11 @@ def test_flags_override_the_preset(tiny_run: TrainConfig) -> None:
     assert cfg.loss.lmbda_perc == (0.0, 1.0, 2.5)
     assert cfg.model.analysis_blocks == (2, 3)
     assert cfg.loss.lmbda_rate == tiny_run.loss.lmbda_rate
+    words = "--model.transforms swin --model.swin.window 4 --model.swin.analysis-depths 1 1 0 2"
+    words += " --model.swin.num-heads 2 --model.level-channels 4 4 4"
+    swin = parse(["smoke", *RUN, *words.split()])[0].model.swin
+    assert (swin.window, swin.num_heads, swin.analysis_depths) == (4, 2, (1, 1, 0, 2))
+    assert swin.synthesis_depths == (3, 2, 2, 1)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -11,8 +12,12 @@ from hypothesis import strategies as st
 
 from sic_jax.codec.bundle import export_bundle, load_bundle
 from sic_jax.codec.codec import Codec
+from sic_jax.codec.container import unpack
+from sic_jax.codec.pixels import pad
 from sic_jax.codec.windows import in_windows, spans
-from sic_jax.config import ModelConfig, TrainConfig
+from sic_jax.config import ModelConfig, SwinConfig, TrainConfig
+from sic_jax.model.params import param_shapes
+from sic_jax.model.sic import SicModel
 from sic_jax.model.transforms import analysis_margin, synthesis_margin
 
 
@@ -65,6 +70,15 @@ def test_in_windows_is_exact_for_a_function_of_that_reach() -> None:
     assert (wrong != out).any()
 
 
+def test_no_margin_is_one_window() -> None:
+    assert spans(10, 2, None) == [(0, 10, slice(0, 10))]
+    x = np.arange(24).reshape(4, 6)
+    out = np.zeros((8, 12), int)
+    in_windows(lambda a: np.kron(a - a[0, 0], np.ones((2, 2), int)), x, out, unit_in=1, unit_out=2,
+               limit=2, margin=None)  # fmt: skip
+    np.testing.assert_array_equal(out, np.kron(x, np.ones((2, 2), int)))
+
+
 def test_margins_of_the_default_model() -> None:
     assert analysis_margin(ModelConfig()) == 6
     assert synthesis_margin(ModelConfig()) == 9
@@ -97,6 +111,59 @@ def test_codec_in_windows(params: Any, tiny_run: TrainConfig, tmp_path: Path) ->
     check_windows(codec, small, x, 2)
     with pytest.raises(ValueError, match="window must be at least 112 for this bundle, got 111"):
         Codec(bundle, window=111)
+
+
+def test_codec_with_swin_transforms_sees_pictures_whole(tmp_path: Path, quick: None) -> None:
+    swin = SwinConfig(
+        analysis_widths=(8, 8, 8),
+        analysis_depths=(0, 0, 0, 2),
+        synthesis_widths=(8, 8, 8),
+        synthesis_depths=(1, 0, 0, 0),
+        num_heads=2,
+        window=2,
+        mlp_ratio=1,
+    )
+    cfg = ModelConfig(
+        level_channels=(4, 4),
+        level_refinements=(0, 2),
+        transforms="swin",
+        swin=swin,
+        hyper_channels=2,
+        hyper_width=8,
+        context_width=4,
+        anchor_width=4,
+        head_width=8,
+    )
+    # 6 channels of g_a are 2 heads of 3; y has 8.
+    assert (cfg.num_base_channels, cfg.num_channels) == (6, 8)
+    rng = np.random.default_rng(7)
+    params = jax.tree.map(
+        lambda a: (0.5 * rng.standard_normal(a.shape)).astype(np.float32), param_shapes(cfg)
+    )
+    export_bundle(tmp_path, cfg, params)
+    bundle = load_bundle(tmp_path)
+    assert bundle.cfg == cfg
+    x = rng.integers(0, 256, (40, 90, 3), np.uint8)
+    codec = Codec(bundle, window=16)
+    latents = codec.encode_latents(x)
+    y: Any = SicModel(cfg).apply(
+        {"params": bundle.params}, jnp.asarray(pad(x)[None] / 255, jnp.float32), method="latents"
+    )
+    assert np.mean(latents.y_s != np.round(y[0])) < 0.02
+    assert np.abs(latents.y_s).mean() > 0.2
+    data = codec.compress(x)
+    decoded = codec.decode_latents(unpack(data))
+    np.testing.assert_array_equal(decoded.y_s, latents.y_s)
+    picture = codec.decompress(data)
+    x_hat: Any = SicModel(cfg).apply(
+        {"params": bundle.params},
+        jnp.asarray(latents.y_s[None], jnp.float32),
+        jnp.array([2]),
+        method="synthesise",
+    )
+    expected = np.clip(np.asarray(x_hat)[0, :40, :90], 0, 1) * 255
+    assert np.abs(picture - expected).max() < 0.51
+    assert picture.std() > 5
 
 
 @pytest.mark.slow

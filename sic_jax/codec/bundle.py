@@ -29,6 +29,7 @@ from sic_jax.entropy.exact import Layer, LayerSpec, check_layer, dequantise
 from sic_jax.entropy.tables import CdfTables, gaussian_tables, tables_from_pmfs, validate_tables
 from sic_jax.model.complexity import codec_macs_per_pixel
 from sic_jax.model.context import MEAN_BINS
+from sic_jax.model.exact_networks import EntropyLayers, entropy_specs
 from sic_jax.model.hyper import medians
 from sic_jax.model.params import (
     Params,
@@ -38,7 +39,7 @@ from sic_jax.model.params import (
     num_params,
     unflatten_params,
 )
-from sic_jax.model.sic import EntropyLayers, SicModel, entropy_specs
+from sic_jax.model.sic import SicModel
 
 _BUNDLES = Path(__file__).resolve().parent.parent / "bundles"
 _MAX_BYTES = 2**30

@@ -23,9 +23,9 @@ from sic_jax.model.context import (
     group_parameters,
     group_size,
 )
+from sic_jax.model.exact_networks import EntropyLayers, complete
 from sic_jax.model.hyper import hyper_synthesis
 from sic_jax.model.levels import level_starts
-from sic_jax.model.sic import EntropyLayers, complete
 
 Ints = NDArray[np.int32]
 

@@ -13,6 +13,8 @@ from sic_jax.config import ModelConfig
 from sic_jax.model.context import context_of_group, group_parameters, group_size
 from sic_jax.model.hyper import hyper_synthesis
 from sic_jax.model.params import param_shapes
+from sic_jax.model.raster import REACH, hyper_features
+from sic_jax.model.raster_step import step_layers, step_parameters
 from sic_jax.model.sic import SicModel
 from sic_jax.model.transforms import PATCH
 
@@ -44,8 +46,8 @@ def codec_macs_per_pixel(cfg: ModelConfig) -> dict[str, float]:
     """Multiply-accumulates a pixel for a file of level L, as the codec runs it.
 
     Returns:
-      `encode` and `decode`: transforms, hyper networks and the coding pass (2 L entropy steps and
-      L contexts, on both sides).
+      `encode` and `decode`: transforms, hyper networks and the coding pass on both sides (2 L
+      entropy steps and L contexts; with context raster each symbol's parameters once).
     """
     model, params = SicModel(cfg), param_shapes(cfg)
     h = _SIDE // PATCH
@@ -61,19 +63,30 @@ def codec_macs_per_pixel(cfg: ModelConfig) -> dict[str, float]:
         return partial(model.apply, method=name)
 
     variables = {"params": params}
-    layers = jax.eval_shape(method("entropy_layers"), variables)
-    g = array((), jnp.int32)
-    hyper, group = array((1, h, h, cfg.hyper_width)), array((1, h, h, group_size(cfg)))
-    context = array((1, h, h, cfg.context_width))
     z_hat = array((1, h // 4, h // 4, cfg.hyper_channels))
-    step = macs(
-        lambda *args: group_parameters(args[0], cfg, *args[1:]),
-        layers["context"], g, hyper, context, group,
-    )  # fmt: skip
     y_hat = array((1, h, h, cfg.num_channels))
-    gather = macs(context_of_group, layers["context"], g, y_hat)
-    h_s = macs(lambda p, z: hyper_synthesis(p, z, (h, h)), layers["h_s"], z_hat)
-    shared = h_s + cfg.num_levels * (2 * step + gather)
+    if cfg.context == "raster":
+        shared = macs(lambda p, z: hyper_features(p, z, (h, h)), params, z_hat)
+        layers: Any = jax.eval_shape(lambda p: step_layers(p, cfg), params)
+        border = array((h + 2 * REACH, h + 2 * REACH, cfg.num_channels))
+        by_group = array((h, h, cfg.num_levels, 2 * group_size(cfg)))
+        position = array((cfg.num_levels, 1), jnp.int32)
+        shared += h * h * macs(
+            lambda layers, *args: step_parameters(layers, cfg, *args),
+            layers, border, by_group, position, position,
+        )  # fmt: skip
+    else:
+        layers = jax.eval_shape(method("entropy_layers"), variables)
+        g = array((), jnp.int32)
+        hyper, group = array((1, h, h, cfg.hyper_width)), array((1, h, h, group_size(cfg)))
+        context = array((1, h, h, cfg.context_width))
+        step = macs(
+            lambda *args: group_parameters(args[0], cfg, *args[1:]),
+            layers["context"], g, hyper, context, group,
+        )  # fmt: skip
+        gather = macs(context_of_group, layers["context"], g, y_hat)
+        shared = macs(lambda p, z: hyper_synthesis(p, z, (h, h)), layers["h_s"], z_hat)
+        shared += cfg.num_levels * (2 * step + gather)
     x = array((1, _SIDE, _SIDE, 3))
     level = array((1,), jnp.int32)
     return {

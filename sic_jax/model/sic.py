@@ -14,32 +14,13 @@ from sic_jax.entropy.distributions import (
     normal_bits,
     ste_round,
 )
-from sic_jax.entropy.exact import ExactLayers, Layers, LayerSpec, rescale, straight_through
+from sic_jax.entropy.exact import ExactLayers
 from sic_jax.model import raster
-from sic_jax.model.context import (
-    MEAN_BINS,
-    MEAN_LIMIT,
-    all_parameters,
-    context_specs,
-    sample_details,
-    sigmas_of,
-)
-from sic_jax.model.detail import (
-    TEMPERATURE_BITS,
-    detail_spreads,
-    draw_detail,
-    random_normal_noise,
-    random_uniform_noise,
-    round_detail,
-    uniform_sigmas,
-)
+from sic_jax.model.context import MEAN_BINS, all_parameters, sigmas_of
+from sic_jax.model.detail import TEMPERATURE_BITS, random_normal_noise, random_uniform_noise
+from sic_jax.model.exact_networks import EntropyLayers, complete, entropy_specs
 from sic_jax.model.float_layers import ConvLayers
-from sic_jax.model.hyper import (
-    FactorizedPrior,
-    HyperAnalysis,
-    hyper_synthesis,
-    hyper_synthesis_specs,
-)
+from sic_jax.model.hyper import FactorizedPrior, HyperAnalysis, hyper_synthesis
 from sic_jax.model.levels import add_refinements, channel_levels, merge_latents, split_latents
 from sic_jax.model.swin import SwinAnalysis, SwinSynthesis
 from sic_jax.model.transforms import AnalysisTransform, SynthesisTransform
@@ -77,61 +58,12 @@ class SicOutput(NamedTuple):
     """What g_s saw: quantised latents, details drawn above the level."""
 
 
-EntropyLayers = dict[str, Layers]
-"""Integers of the entropy networks: `h_s`, `context`, and `detail` where that has parameters."""
-
-
-def entropy_specs(cfg: ModelConfig) -> dict[str, dict[str, LayerSpec]]:
-    """The layers of the entropy networks, by network and name; none with context raster."""
-    if cfg.context == "raster":
-        return {}
-    specs = {"h_s": hyper_synthesis_specs(cfg), "context": context_specs(cfg)}
-    if cfg.detail == "uniform":
-        specs["detail"] = {"mean": LayerSpec((cfg.hyper_width, cfg.num_channels))}
-    return specs
-
-
 def quantise_hyper(prior: FactorizedParams, z: jax.Array) -> jax.Array:
     """z_hat: z [..., C_z] rounded around the medians, if any, with straight-through gradients."""
     if "quantiles" not in prior:
         return ste_round(z)
     medians = prior["quantiles"][:, 1]
     return ste_round(z - medians) + medians
-
-
-def complete(
-    layers: EntropyLayers,
-    cfg: ModelConfig,
-    y_s: jax.Array,
-    hyper: jax.Array,
-    level: jax.Array,
-    noise: jax.Array,
-    temperature: jax.Array,
-) -> jax.Array:
-    """Fill the channels above `level` with details, in integers (context checkerboard).
-
-    Args:
-      layers: Of the entropy networks.
-      cfg: Of the model.
-      y_s: Synonymous part, zeros elsewhere, [B, h, w, C].
-      hyper: h_s features.
-      level: int [B].
-      noise: int32 [B, h, w, C]; `sic_jax.model.detail` defines it.
-      temperature: int32 [B], in 1/256; 0 gives the mean of the details.
-
-    Returns:
-      y_hat [B, h, w, C]. Gradients flow through y_s and, with the uniform sampler, its mean.
-    """
-    if cfg.detail == "uniform":
-        # The paper's mu_h + U(-2, 2), rounded.
-        layer = layers["detail"]["mean"]
-        mean = rescale(hyper @ layer.kernel, layer, limit=MEAN_LIMIT)
-        spread = detail_spreads(uniform_sigmas(), temperature)[:, None, None]
-        details = round_detail(draw_detail(mean, spread, noise))
-        details = straight_through(details, mean / MEAN_BINS)
-    else:
-        details = sample_details(layers["context"], cfg, y_s, hyper, level, noise, temperature)
-    return merge_latents(y_s, details, level, cfg)
 
 
 class SicModel(nn.Module):
