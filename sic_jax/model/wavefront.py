@@ -51,7 +51,7 @@ class Schedule(NamedTuple):
         return len(self.counts) + GROUP_STEP * (level - 1)
 
 
-def first_row(diagonal: jax.Array | NDArray[np.int32], width: int) -> jax.Array:
+def first_row(diagonal: jax.Array, width: jax.Array | int) -> jax.Array:
     """Row of the first position of a diagonal."""
     return jnp.maximum(-(-(diagonal - width + 1) // ROW_STEP), 0)
 
@@ -102,7 +102,9 @@ def by_diagonal(features: jax.Array, rows: ArrayLike, columns: ArrayLike) -> jax
     return features[jnp.minimum(rows, features.shape[0] - 1), jnp.maximum(columns, 0)]
 
 
-def write_symbols(board: jax.Array, symbols: jax.Array, step: jax.Array, width: int) -> jax.Array:
+def write_symbols(
+    board: jax.Array, symbols: jax.Array, step: jax.Array, width: jax.Array | int
+) -> jax.Array:
     """Put the symbols [G, n, S] of a step onto the board; zeros where there is none."""
     groups, _, size = symbols.shape
     last = board.shape[1] - 2 * MARGIN
@@ -121,7 +123,7 @@ def step_parameters(
     hyper: jax.Array,
     step: jax.Array,
     level: jax.Array,
-    width: int,
+    width: jax.Array | int,
 ) -> tuple[jax.Array, jax.Array]:
     """(mu, sigma) [G, n, S] of the symbols of a step.
 
