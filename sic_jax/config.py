@@ -217,12 +217,30 @@ class LossConfig:
     """lambda_d of each level, times the mean squared error of images in [0, 1]."""
     lmbda_perc: tuple[float, ...]
     """lambda_p of each level, times LPIPS (AlexNet); 0 leaves LPIPS out of the program."""
+    levels: str = "mixed"
+    """`mixed`: each image of a batch is decoded at a level of its own. `cyclic` (the paper's code):
+    every image is decoded at level L and at l = L - step mod L, the same for the whole batch."""
     full_share: float = 0.5
-    """1 - alpha: share of a batch's images that are trained at level L; the others draw a level."""
+    """Weight of level L (the paper's 1 - alpha). `mixed`: share of a batch's images that are
+    decoded at L, while the others draw a level. `cyclic`: weight of the decoding at L."""
+    num_samples: int = 1
+    """M: how often the details of an image are drawn, and what is drawn decoded and compared."""
     temperature: float = 0.0
     """Temperature of the sampled details."""
     sampled_share: float = 1.0
     """Share of images whose details are drawn at `temperature`; the others use the mean."""
+    rounded_share: float = 0.0
+    """Share of images whose rate is that of rounded latents, as in a file, with straight-through
+    gradients; the others' is the noisy upper bound."""
+    clamp: bool = False
+    """Clip reconstructions to [0, 1] before they are compared: no gradient outside."""
+    lmbda_consistency: float = 0.0
+    """Weight of the latent consistency terms ("reverse compress")."""
+    lmbda_adv: float = 0.0
+    """Weight of the adversarial loss G beside LPIPS, lambda_p(l) * (LPIPS + lmbda_adv * G); 0: no
+    discriminator."""
+    lmbda_balance: float = 0.0
+    """Warm-up: weight of (standard deviation - minimum) over levels of each level's own bpp."""
 
     def __post_init__(self) -> None:
         """Check the fields."""
@@ -236,10 +254,58 @@ class LossConfig:
             "of one length",
         )
         _require(0 <= self.full_share <= 1, self, "full_share", self.full_share, "in [0, 1]")
-        _require(
-            0 <= self.sampled_share <= 1, self, "sampled_share", self.sampled_share, "in [0, 1]"
-        )
-        _require(self.temperature >= 0, self, "temperature", self.temperature, "at least 0")
+        for name in ("sampled_share", "rounded_share"):
+            share = getattr(self, name)
+            _require(0 <= share <= 1, self, name, share, "in [0, 1]")
+        _require(self.levels in ("mixed", "cyclic"), self, "levels", self.levels, "mixed or cyclic")
+        _require(self.num_samples > 0, self, "num_samples", self.num_samples, "positive")
+        for name in ("temperature", "lmbda_consistency", "lmbda_adv", "lmbda_balance"):
+            _require(getattr(self, name) >= 0, self, name, getattr(self, name), "at least 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiscriminatorConfig:
+    """The conditional PatchGAN of the adversarial stage; made where `lmbda_adv` is not 0."""
+
+    features: tuple[int, ...] = (64, 128, 256, 512)
+    """Of its four convolutions, each of stride 2."""
+    condition_features: int = 12
+    """What y_s is mapped to, beside the picture's three channels."""
+    learning_rate: float = 2e-4
+    weight_decay: float = 5e-5
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        f = self.features
+        _require(len(f) == 4 and all(n > 0 for n in f), self, "features", f, "four positive counts")
+        n = self.condition_features
+        _require(n > 0, self, "condition_features", n, "positive")
+        _require(self.learning_rate > 0, self, "learning_rate", self.learning_rate, "positive")
+        _require(self.weight_decay >= 0, self, "weight_decay", self.weight_decay, "at least 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """How crops are made of training images, and how they are read ahead."""
+
+    flip: bool = True
+    """Exchange left and right of every second crop, at random."""
+    transpose: float = 0.25
+    """Probability with which the rows and columns of a crop are exchanged."""
+    scale_jitter: float = 0.0
+    """s: crops are scaled by a factor drawn from [1 - s, 1], log-uniform; never below crop_size."""
+    workers: int = 0
+    """Processes that read images ahead; 0: threads of this process, as many as it has cores."""
+    prefetch: int = 8
+    """Batches read ahead, by each worker process; also the most threads without them."""
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        _require(0 <= self.transpose <= 1, self, "transpose", self.transpose, "in [0, 1]")
+        ok = 0 <= self.scale_jitter < 1
+        _require(ok, self, "scale_jitter", self.scale_jitter, "in [0, 1)")
+        _require(self.workers >= 0, self, "workers", self.workers, "at least 0")
+        _require(self.prefetch > 0, self, "prefetch", self.prefetch, "positive")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,36 +314,79 @@ class TrainConfig:
 
     model: ModelConfig
     loss: LossConfig
+    discriminator: DiscriminatorConfig = DiscriminatorConfig()
+    data: DataConfig = DataConfig()
     steps: int = 10_000
     batch_size: int = 8
+    """Images a step, over all devices of all hosts."""
     crop_size: int = 128
     """Side of the square crops in pixels; a multiple of 16."""
     seed: int = 0
     learning_rate: float = 5e-4
-    """Peak; linear warm-up, then cosine decay to a hundredth."""
+    """Peak, after a linear warm-up."""
+    decay: str = "cosine"
+    """`cosine`: down to a hundredth at the last step; `constant`: none."""
     warmup_steps: int = 100
+    weight_decay: float = 0.0
+    """Of AdamW, on all parameters."""
+    quantile_learning_rate: float = 1e-3
+    """Of the quantiles of z's prior, where the model has them (context `raster`)."""
     clip_norm: float = 1.0
     ema_decay: float = 0.999
+    """Of the average of the parameters; 0: the parameters themselves are evaluated and shipped."""
     compute_dtype: str = "float32"
     """`bfloat16` on accelerators halves memory traffic; parameters stay float32."""
+    remat: bool = False
+    """Compute activations of the transforms again in the backward pass instead of keeping them."""
+    accumulate: int = 1
+    """Parts into which a batch is cut, one after another, to save memory; same numbers."""
+    parallel: str = "jit"
+    """How the devices share a batch: `jit` over a mesh of them, or `pmap`; same numbers."""
+    fsdp: bool = False
+    """Spread parameters and optimiser state over the devices too (with `jit`)."""
+    non_finite: str = "stop"
+    """A step whose loss or gradient is not finite changes nothing; then `stop` ends the run with
+    an error, `skip` counts it and goes on."""
     log_every: int = 50
     save_every: int = 500
+    keep_last: int = 2
+    """Newest checkpoints that are kept."""
+    eval_every: int = 0
+    """Steps between evaluations on held-out images (``--eval-data``); 0: only at the end."""
+    eval_images: int = 16
+    eval_levels: tuple[int, ...] = ()
+    """Levels that are evaluated; none given: the first, the middle and the last."""
 
     def __post_init__(self) -> None:
         """Check the fields."""
-        for name in ("steps", "batch_size", "log_every", "save_every"):
+        for name in ("steps", "batch_size", "log_every", "save_every", "keep_last", "accumulate"):
             _require(getattr(self, name) > 0, self, name, getattr(self, name), "positive")
         ok = self.crop_size > 0 and self.crop_size % 16 == 0
         _require(ok, self, "crop_size", self.crop_size, "a positive multiple of 16")
         _require(0 <= self.ema_decay < 1, self, "ema_decay", self.ema_decay, "in [0, 1)")
-        for name in ("learning_rate", "clip_norm"):
+        for name in ("learning_rate", "clip_norm", "quantile_learning_rate", "eval_images"):
             _require(getattr(self, name) > 0, self, name, getattr(self, name), "positive")
-        _require(self.seed >= 0, self, "seed", self.seed, "at least 0")
+        for name in ("seed", "weight_decay", "eval_every"):
+            _require(getattr(self, name) >= 0, self, name, getattr(self, name), "at least 0")
         allowed = f"0 to steps - 1 = {self.steps - 1}"
         ok = 0 <= self.warmup_steps < self.steps
         _require(ok, self, "warmup_steps", self.warmup_steps, allowed)
-        ok = self.compute_dtype in ("float32", "bfloat16")
-        _require(ok, self, "compute_dtype", self.compute_dtype, "float32 or bfloat16")
+        for name, values in (
+            ("compute_dtype", ("float32", "bfloat16")),
+            ("decay", ("cosine", "constant")),
+            ("parallel", ("jit", "pmap")),
+            ("non_finite", ("stop", "skip")),
+        ):
+            value = getattr(self, name)
+            _require(value in values, self, name, value, " or ".join(values))
+        ok = self.batch_size % self.accumulate == 0
+        allowed = f"a divisor of batch_size = {self.batch_size}"
+        _require(ok, self, "accumulate", self.accumulate, allowed)
+        ok = not (self.fsdp and self.parallel == "pmap")
+        _require(ok, self, "fsdp", self.fsdp, "false with parallel = 'pmap'")
+        ok = all(1 <= v <= self.model.num_levels for v in self.eval_levels)
+        allowed = f"levels 1 to {self.model.num_levels}"
+        _require(ok, self, "eval_levels", self.eval_levels, allowed)
         n, levels = len(self.loss.lmbda_rate), self.model.num_levels
         _require(n == levels, self, "loss", f"weights for {n} levels", f"for {levels} levels")
 

@@ -18,7 +18,15 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from sic_jax.convnet import Array, Features, Weights, check_same_shape, check_weights
+from sic_jax.convnet import (
+    Array,
+    Features,
+    Size,
+    Weights,
+    check_same_shape,
+    check_weights,
+    spatial_mean,
+)
 from sic_jax.vgg import STAGE_CHANNELS, load_vgg16_weights, vgg16_stages
 
 __all__ = [
@@ -62,7 +70,7 @@ def load_dists_weights(
     return load_vgg16_weights(vgg16) | weights
 
 
-def dists(x: Array, x_hat: Array, *, weights: Weights) -> jax.Array:
+def dists(x: Array, x_hat: Array, *, weights: Weights, size: Size = None) -> jax.Array:
     """DISTS of two batches of images; 0 for equal images, higher is less alike.
 
     Differentiable in both arguments; the gradient is finite everywhere, also for equal images.
@@ -71,6 +79,7 @@ def dists(x: Array, x_hat: Array, *, weights: Weights) -> jax.Array:
         x: ``[B, H, W, 3]`` in [0, 1], H and W at least `sic_jax.vgg.MIN_SIZE`.
         x_hat: Same shape as `x`.
         weights: From `load_dists_weights`.
+        size: Of images that do not fill the arrays; `sic_jax.convnet.Size`.
 
     Returns:
         ``[B]`` float32.
@@ -81,16 +90,20 @@ def dists(x: Array, x_hat: Array, *, weights: Weights) -> jax.Array:
     """
     check_same_shape(x, x_hat)
     return dists_from_features(
-        dists_features(x, weights=weights), dists_features(x_hat, weights=weights), weights=weights
+        dists_features(x, weights=weights, size=size),
+        dists_features(x_hat, weights=weights, size=size),
+        weights=weights,
+        size=size,
     )
 
 
-def dists_features(x: Array, *, weights: Weights) -> Features:
+def dists_features(x: Array, *, weights: Weights, size: Size = None) -> Features:
     """The image and five VGG16 stages.
 
     Args:
         x: ``[B, H, W, 3]`` in [0, 1], H and W at least `sic_jax.vgg.MIN_SIZE`.
         weights: From `load_dists_weights`.
+        size: Of images that do not fill the arrays; `sic_jax.convnet.Size`.
 
     Returns:
         Six arrays ``[B, h, w, C]``, for `dists_from_features`.
@@ -99,21 +112,23 @@ def dists_features(x: Array, *, weights: Weights) -> Features:
         TypeError: `x` holds integers.
         ValueError: `x` does not have the shape of RGB images of at least the minimum.
     """
-    stages = vgg16_stages(x, weights=weights, pool=_l2_pool, metric="DISTS")
+    sizes = _stage_sizes(size)
+    stages = vgg16_stages(x, weights=weights, pool=_l2_pool, metric="DISTS", sizes=sizes)
     return jnp.asarray(x, jnp.float32), *stages
 
 
-def dists_from_features(a: Features, b: Features, *, weights: Weights) -> jax.Array:
-    """DISTS of two results of `dists_features`; returns ``[B]`` float32."""
+def dists_from_features(
+    a: Features, b: Features, *, weights: Weights, size: Size = None
+) -> jax.Array:
+    """DISTS of two results of `dists_features` with one size; returns ``[B]`` float32."""
     texture, structure = [], []
-    for f, g in zip(a, b, strict=True):
-        mean_f, mean_g = (jnp.mean(h, axis=(1, 2), keepdims=True) for h in (f, g))
-        rest_f, rest_g = f - mean_f, g - mean_g
+    for f, g, s in zip(a, b, (size, *_stage_sizes(size)), strict=True):
+        mean_f, mean_g = spatial_mean(f, s), spatial_mean(g, s)
+        rest_f, rest_g = f - mean_f[:, None, None], g - mean_g[:, None, None]
         var_f, var_g, covariance = (
-            jnp.mean(product, axis=(1, 2))
+            spatial_mean(product, s)
             for product in (rest_f * rest_f, rest_g * rest_g, rest_f * rest_g)
         )
-        mean_f, mean_g = mean_f[:, 0, 0], mean_g[:, 0, 0]
         texture.append((2.0 * mean_f * mean_g + _C1) / (mean_f**2 + mean_g**2 + _C1))
         structure.append((2.0 * covariance + _C2) / (var_f + var_g + _C2))
     alpha, beta = jnp.asarray(weights["alpha"]), jnp.asarray(weights["beta"])
@@ -121,6 +136,11 @@ def dists_from_features(a: Features, b: Features, *, weights: Weights) -> jax.Ar
     unlike = alpha * (1.0 - jnp.concatenate(texture, axis=-1))
     unlike += beta * (1.0 - jnp.concatenate(structure, axis=-1))
     return jnp.sum(unlike, axis=-1) / (jnp.sum(alpha) + jnp.sum(beta))
+
+
+def _stage_sizes(size: Size) -> tuple[Size, ...]:
+    """Heights and widths of the five stages: halves, rounded up."""
+    return (None,) * 5 if size is None else tuple(-(-size // 2**stage) for stage in range(5))
 
 
 def _l2_pool(h: jax.Array) -> jax.Array:

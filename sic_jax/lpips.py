@@ -19,11 +19,14 @@ from numpy.typing import NDArray
 from sic_jax.convnet import (
     Array,
     Features,
+    Size,
     Weights,
     check_images,
     check_same_shape,
     check_weights,
     conv_relu,
+    spatial_mean,
+    zero_outside,
 )
 from sic_jax.vgg import max_pool, vgg16_stages
 
@@ -99,7 +102,9 @@ def check_alexnet_weights(weights: Weights, *, source: str) -> None:
     check_weights(weights, _SHAPES, source=source)
 
 
-def lpips(x: Array, x_hat: Array, *, weights: Weights, net: Net = "alex") -> jax.Array:
+def lpips(
+    x: Array, x_hat: Array, *, weights: Weights, net: Net = "alex", size: Size = None
+) -> jax.Array:
     """LPIPS distance of two batches of images, lower is more alike.
 
     Differentiable in both arguments; the gradient is finite everywhere, also for equal images.
@@ -109,6 +114,7 @@ def lpips(x: Array, x_hat: Array, *, weights: Weights, net: Net = "alex") -> jax
         x_hat: Same shape as `x`.
         weights: From `load_alexnet_weights`, or for "vgg" `sic_jax.vgg.load_vgg16_weights`.
         net: The network whose features are compared: "alex" or "vgg".
+        size: Of images that do not fill the arrays; `sic_jax.convnet.Size`.
 
     Returns:
         ``[B]`` float32.
@@ -120,19 +126,22 @@ def lpips(x: Array, x_hat: Array, *, weights: Weights, net: Net = "alex") -> jax
     """
     check_same_shape(x, x_hat)
     return lpips_from_features(
-        lpips_features(x, weights=weights, net=net),
-        lpips_features(x_hat, weights=weights, net=net),
+        lpips_features(x, weights=weights, net=net, size=size),
+        lpips_features(x_hat, weights=weights, net=net, size=size),
         weights=weights,
+        net=net,
+        size=size,
     )
 
 
-def lpips_features(x: Array, *, weights: Weights, net: Net = "alex") -> Features:
+def lpips_features(x: Array, *, weights: Weights, net: Net = "alex", size: Size = None) -> Features:
     """Five layers of AlexNet or VGG16, each scaled to unit length over channels.
 
     Args:
         x: ``[B, H, W, 3]`` in [0, 1], H and W at least `MIN_SIZE`.
         weights: Those of the net.
         net: "alex" or "vgg".
+        size: Of images that do not fill the arrays; `sic_jax.convnet.Size`.
 
     Returns:
         Five arrays ``[B, h, w, C]``, for `lpips_from_features`.
@@ -143,32 +152,56 @@ def lpips_features(x: Array, *, weights: Weights, net: Net = "alex") -> Features
             no such net.
     """
     if net == "vgg":
-        layers = vgg16_stages(x, weights=weights, pool=max_pool, metric="LPIPS")
+        sizes = _layer_sizes(size, net)
+        layers = vgg16_stages(x, weights=weights, pool=max_pool, metric="LPIPS", sizes=sizes)
     elif net == "alex":
-        layers = _alexnet_layers(x, weights=weights)
+        layers = _alexnet_layers(x, weights=weights, size=size)
     else:
         raise ValueError(f"the net of LPIPS is 'alex' or 'vgg', got {net!r}")
     return tuple(_unit_length(h) for h in layers)
 
 
-def lpips_from_features(a: Features, b: Features, *, weights: Weights) -> jax.Array:
-    """LPIPS of two results of `lpips_features` of one net; returns ``[B]`` float32."""
+def lpips_from_features(
+    a: Features, b: Features, *, weights: Weights, net: Net = "alex", size: Size = None
+) -> jax.Array:
+    """LPIPS of two results of `lpips_features` with one net and size; returns ``[B]`` float32."""
     layers = [
-        jnp.sum(jnp.mean(jnp.square(f - g), axis=(1, 2)) * weights[f"head{i}"], axis=-1)
-        for i, (f, g) in enumerate(zip(a, b, strict=True), 1)
+        jnp.sum(spatial_mean(jnp.square(f - g), s) * weights[f"head{i}"], axis=-1)
+        for i, (f, g, s) in enumerate(zip(a, b, _layer_sizes(size, net), strict=True), 1)
     ]
     return jnp.sum(jnp.stack(layers), axis=0)
 
 
-def _alexnet_layers(x: Array, *, weights: Weights) -> Features:
+def _layer_sizes(size: Size, net: Net) -> tuple[Size, ...]:
+    """Heights and widths of the five layers."""
+    if size is None:
+        return (None,) * 5
+    if net == "vgg":
+        return tuple(size // 2**stage for stage in range(5))
+    first = (size - 7) // 4 + 1
+    second = (first - 1) // 2
+    third = (second - 1) // 2
+    return first, second, third, third, third
+
+
+def _alexnet_layers(x: Array, *, weights: Weights, size: Size) -> Features:
     check_images(x, metric="LPIPS", min_size=MIN_SIZE)
+    sizes = _layer_sizes(size, "alex")
+
+    def conv(h: jax.Array, layer: int, *, padding: int, stride: int = 1) -> jax.Array:
+        h = conv_relu(h, weights, layer, stride=stride, padding=padding)
+        return zero_outside(h, sizes[layer - 1])
+
+    def pool(h: jax.Array, layer: int) -> jax.Array:
+        return zero_outside(_max_pool(h), sizes[layer - 1])
+
     shift, scale = jnp.array(_SHIFT, jnp.float32), jnp.array(_SCALE, jnp.float32)
-    h = (2.0 * jnp.asarray(x, jnp.float32) - 1.0 - shift) / scale
-    h1 = conv_relu(h, weights, 1, stride=4, padding=2)
-    h2 = conv_relu(_max_pool(h1), weights, 2, padding=2)
-    h3 = conv_relu(_max_pool(h2), weights, 3, padding=1)
-    h4 = conv_relu(h3, weights, 4, padding=1)
-    h5 = conv_relu(h4, weights, 5, padding=1)
+    h = zero_outside((2.0 * jnp.asarray(x, jnp.float32) - 1.0 - shift) / scale, size)
+    h1 = conv(h, 1, stride=4, padding=2)
+    h2 = conv(pool(h1, 2), 2, padding=2)
+    h3 = conv(pool(h2, 3), 3, padding=1)
+    h4 = conv(h3, 4, padding=1)
+    h5 = conv(h4, 5, padding=1)
     return h1, h2, h3, h4, h5
 
 

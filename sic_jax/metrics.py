@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from sic_jax.convnet import Size, spatial_mean, zero_outside
 from sic_jax.dists import dists
 from sic_jax.lpips import lpips
 from sic_jax.rate import bpp
@@ -40,12 +41,13 @@ _SCALE_EXPONENTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 _C1, _C2 = 0.01**2, 0.03**2
 
 
-def psnr(x: ArrayLike, x_hat: ArrayLike) -> jax.Array:
+def psnr(x: ArrayLike, x_hat: ArrayLike, *, size: Size = None) -> jax.Array:
     """Peak signal-to-noise ratio in dB, over all pixels and channels of each image.
 
     Args:
         x: ``[B, H, W, C]`` in [0, 1]; for 8-bit images divide by 255.
         x_hat: Same shape as `x`.
+        size: Of images that do not fill the arrays; `sic_jax.convnet.Size`.
 
     Returns:
         ``[B]`` float32, infinite for equal images.
@@ -55,10 +57,11 @@ def psnr(x: ArrayLike, x_hat: ArrayLike) -> jax.Array:
         ValueError: The shapes differ or do not have four axes.
     """
     x, x_hat = _image_pair(x, x_hat)
-    return -10.0 * jnp.log10(jnp.mean(jnp.square(x - x_hat), axis=(1, 2, 3)))
+    mse = jnp.mean(spatial_mean(jnp.square(x - x_hat), size), axis=-1)
+    return -10.0 * jnp.log10(mse)
 
 
-def ssim(x: ArrayLike, x_hat: ArrayLike) -> jax.Array:
+def ssim(x: ArrayLike, x_hat: ArrayLike, *, size: Size = None) -> jax.Array:
     """Structural similarity, the mean over pixels and channels; 1 for equal images.
 
     Wang, Bovik, Sheikh and Simoncelli, "Image Quality Assessment: From Error Visibility to
@@ -67,6 +70,7 @@ def ssim(x: ArrayLike, x_hat: ArrayLike) -> jax.Array:
     Args:
         x: ``[B, H, W, C]`` in [0, 1], H and W at least `SSIM_MIN_SIZE`.
         x_hat: Same shape as `x`.
+        size: Of images that do not fill the arrays; `sic_jax.convnet.Size`.
 
     Returns:
         ``[B]`` float32 in [-1, 1].
@@ -79,10 +83,10 @@ def ssim(x: ArrayLike, x_hat: ArrayLike) -> jax.Array:
     if min(x.shape[1:3]) < SSIM_MIN_SIZE:
         raise ValueError(f"SSIM needs height and width of at least {SSIM_MIN_SIZE}, got {x.shape}")
     luminance, contrast = _ssim_terms(x, x_hat)
-    return jnp.mean(luminance * contrast, axis=(1, 2, 3))
+    return jnp.mean(_window_mean(luminance * contrast, size), axis=-1)
 
 
-def ms_ssim(x: ArrayLike, x_hat: ArrayLike) -> jax.Array:
+def ms_ssim(x: ArrayLike, x_hat: ArrayLike, *, size: Size = None) -> jax.Array:
     """Multi-scale structural similarity, the mean over channels; 1 for equal images.
 
     Wang, Simoncelli and Bovik, "Multiscale Structural Similarity for Image Quality Assessment"
@@ -91,26 +95,32 @@ def ms_ssim(x: ArrayLike, x_hat: ArrayLike) -> jax.Array:
     Args:
         x: ``[B, H, W, C]`` in [0, 1], H and W at least `MS_SSIM_MIN_SIZE`.
         x_hat: Same shape as `x`.
+        size: Of images that do not fill the arrays; `sic_jax.convnet.Size`.
 
     Returns:
         ``[B]`` float32.
 
     Raises:
         TypeError: The images hold integers.
-        ValueError: The shapes differ, or the images are too small.
+        ValueError: The shapes differ, or the images are too small; or there is a size and the sides
+            of the arrays are not multiples of 16.
     """
     x, x_hat = _image_pair(x, x_hat)
     if min(x.shape[1:3]) < MS_SSIM_MIN_SIZE:
         raise ValueError(
             f"MS-SSIM needs height and width of at least {MS_SSIM_MIN_SIZE}, got {x.shape}"
         )
+    if size is not None and (x.shape[1] % 16 or x.shape[2] % 16):
+        raise ValueError(f"MS-SSIM with a size needs sides that 16 divides, got {x.shape}")
+    x, x_hat = zero_outside(x, size), zero_outside(x_hat, size)
     result = jnp.ones((), jnp.float32)
     for scale, exponent in enumerate(_SCALE_EXPONENTS):
         if scale > 0:
-            x, x_hat = _halve(x), _halve(x_hat)
+            x, x_hat = _halve(x, size), _halve(x_hat, size)
+            size = None if size is None else (size + 1) // 2
         luminance, contrast = _ssim_terms(x, x_hat)
         last = scale == len(_SCALE_EXPONENTS) - 1
-        term = jnp.mean(luminance * contrast if last else contrast, axis=(1, 2))
+        term = _window_mean(luminance * contrast if last else contrast, size)
         # The power has no derivative at 0: terms that are not positive skip it.
         positive = term > 0.0
         result *= jnp.where(positive, jnp.where(positive, term, 1.0) ** exponent, 0.0)
@@ -151,8 +161,18 @@ def _blur(x: jax.Array) -> jax.Array:
     return blurred
 
 
-def _halve(x: jax.Array) -> jax.Array:
+def _window_mean(terms: jax.Array, size: Size) -> jax.Array:
+    """Means ``[B, C]`` over the windows that lie in the images."""
+    return spatial_mean(terms, None if size is None else size - (_WINDOW_SIZE - 1))
+
+
+def _halve(x: jax.Array, size: Size) -> jax.Array:
     """Means of 2x2 pixels; a row and column of zeros goes before odd sides, as in PyTorch's."""
+    if size is not None:
+        # Even arrays: behind an odd side is a row or column of zeros, which goes before.
+        for axis in (1, 2):
+            odd = (size[:, axis - 1] % 2 == 1)[:, None, None, None]
+            x = jnp.where(odd, jnp.roll(x, 1, axis), x)
     batch, height, width, channels = x.shape
     x = jnp.pad(x, ((0, 0), (height % 2, 0), (width % 2, 0), (0, 0)))
     x = x.reshape(batch, (height + 1) // 2, 2, (width + 1) // 2, 2, channels)

@@ -4,8 +4,9 @@ Level weights are written as lambda_r(l) times (1, lambda_d / lambda_r, lambda_p
 """
 
 import dataclasses
+from collections.abc import Callable
 
-from sic_jax.config import LossConfig, ModelConfig, TrainConfig
+from sic_jax.config import DataConfig, LossConfig, ModelConfig, TrainConfig
 
 
 def _geometric(first: float, last: float, num_levels: int) -> tuple[float, ...]:
@@ -28,13 +29,20 @@ def _weights(
 
 
 def paper_loss(num_levels: int = 16) -> LossConfig:
-    """The paper's coefficients: lambda_d = 128 l, lambda_p = 2^(5-l/8), lambda_r = 2^(6-3l/8)."""
+    """The paper's loss, alpha = 1/2.
+
+    lambda_d = 128 l, lambda_p = 2^(5-l/8), lambda_r = 2^(6-3l/8).
+    """
     levels = range(1, num_levels + 1)
     return LossConfig(
         lmbda_rate=tuple(2 ** (6 - 3 * x / 8) for x in levels),
         lmbda_dist=tuple(128.0 * x for x in levels),
         lmbda_perc=tuple(2 ** (5 - x / 8) for x in levels),
+        levels="cyclic",
+        full_share=0.5,
         temperature=1.0,
+        clamp=True,
+        lmbda_consistency=1.0,
     )
 
 
@@ -54,53 +62,161 @@ def paper_model() -> ModelConfig:
     )
 
 
-def preset(name: str) -> TrainConfig:
-    """The preset `name`.
+def mse() -> TrainConfig:
+    """First stage of the default model: rate and squared error, details at their mean.
 
-    `mse`: first stage of the default model, rate and squared error only, details at their mean.
-    `perceptual`: second stage, from the first one's weights, with LPIPS.
-    `paper_weights`: the default model with the paper's level weights.
-    `smoke`: a tiny model for tests; seconds on a CPU.
+    Source: this project; lambda_r and lambda_d / lambda_r geometric in the level.
+    Command: python train.py mse --data photos/ --workdir runs/mse
+    Hardware, time: two shared CPU cores, 37 minutes for these 2000 steps (861 photographs).
+    Result: the model card of the default bundle.
+    """
+    model = ModelConfig()
+    loss = _weights((8, 1), (60, 2000), (0, 0), model.num_levels)
+    return TrainConfig(model=model, loss=loss, steps=2000, learning_rate=7e-4)
+
+
+def perceptual() -> TrainConfig:
+    """Second stage of the default model: LPIPS joins, half of the images have drawn details.
+
+    Source: this project.
+    Command: python train.py perceptual --data photos/ --workdir runs/perceptual
+      --init-from runs/mse
+    Hardware, time: two shared CPU cores, about one second a step.
+    Result: the model card of the default bundle.
+    """
+    model = ModelConfig()
+    loss = _weights((8, 1), (15, 500), (0.45, 3.5), model.num_levels)
+    loss = dataclasses.replace(loss, temperature=0.5, sampled_share=0.5)
+    return TrainConfig(model=model, loss=loss, steps=3000, learning_rate=4e-4)
+
+
+def adversarial() -> TrainConfig:
+    """Third stage of the default model: the discriminator joins LPIPS.
+
+    Source: this project, after the paper's third stage.
+    Command: python train.py adversarial --data photos/ --workdir runs/gan
+      --init-from runs/perceptual
+    Hardware, time, result: no long run of it has been made yet.
+    """
+    cfg = perceptual()
+    loss = dataclasses.replace(cfg.loss, lmbda_adv=0.1)
+    return dataclasses.replace(cfg, loss=loss, learning_rate=1e-4)
+
+
+def paper_weights() -> TrainConfig:
+    """The default model with the paper's level weights, to compare with `perceptual`.
+
+    Source: paper notes 2.7.
+    Command: python train.py paper_weights --data photos/ --workdir runs/paper_weights
+    Hardware, time, result: no long run of it has been made yet.
+    """
+    model = ModelConfig()
+    loss = paper_loss(model.num_levels)
+    loss = dataclasses.replace(loss, levels="mixed", clamp=False, lmbda_consistency=0.0)
+    return TrainConfig(model=model, loss=loss)
+
+
+def paper_warmup() -> TrainConfig:
+    """The paper's first stage: the full rate alone, no samples, groups of equal rate.
+
+    2048 MSE + 8 LPIPS + bpp + (standard deviation - minimum of the groups' bpp).
+
+    Source: paper notes 2.7; 16 000 images in batches of 8, one epoch.
+    Command: python train.py paper_warmup --data images/ --workdir runs/warmup
+    Hardware: one GPU in the paper. Time, result: no long run of it has been made here.
+    """
+    loss = dataclasses.replace(
+        paper_loss(), full_share=1.0, levels="mixed", lmbda_consistency=0.0, lmbda_balance=1.0
+    )
+    return dataclasses.replace(paper(), loss=loss, steps=2000, batch_size=8, weight_decay=0.0)
+
+
+def paper() -> TrainConfig:
+    """The paper's second stage: all levels in turn, M samples, latent consistency.
+
+    M is 1; the paper also has M = 5 (``--loss.num-samples 5``). No flips, no decay of the rate, no
+    average of the parameters, reconstructions clipped in the loss, as the authors do.
+
+    Source: paper notes 1.2, 1.3 and 2.7; 100 000 images, 160 epochs of 6250 steps.
+    Command: python train.py paper --data images/ --workdir runs/paper
+      --init-from runs/warmup
+    Hardware: eight GPUs in the paper. Time, result: no long run of it has been made here.
+    """
+    return TrainConfig(
+        model=paper_model(),
+        loss=paper_loss(),
+        data=DataConfig(flip=False, transpose=0.0),
+        steps=1_000_000,
+        batch_size=16,
+        crop_size=256,
+        learning_rate=1e-4,
+        decay="constant",
+        warmup_steps=0,
+        weight_decay=5e-5,
+        quantile_learning_rate=1e-3,
+        clip_norm=0.5,
+        ema_decay=0.0,
+        save_every=2000,
+    )
+
+
+def paper_gan() -> TrainConfig:
+    """The paper's third stage: LPIPS + G, a discriminator conditioned on y_s.
+
+    Source: paper notes 1.3, 2.7 and 2.8; 32 epochs of 6250 steps.
+    Command: python train.py paper_gan --data images/ --workdir runs/paper_gan
+      --init-from runs/paper
+    Hardware: eight GPUs in the paper. Time, result: no long run of it has been made here.
+    """
+    loss = dataclasses.replace(paper_loss(), lmbda_adv=1.0)
+    return dataclasses.replace(paper(), loss=loss, steps=200_000)
+
+
+def smoke() -> TrainConfig:
+    """A tiny model, to see that everything runs.
+
+    Source: this project.
+    Command: python train.py smoke --data photos/ --workdir runs/smoke
+    Hardware, time: two CPU cores, under a minute, nearly all of it compilation.
+    Result: pictures that can be told apart, no more.
+    """
+    model = ModelConfig(
+        level_channels=(2, 2, 4),
+        level_refinements=(0, 0, 2),
+        width_8=8,
+        width_16=8,
+        analysis_blocks=(1, 1),
+        synthesis_blocks=(1, 1),
+        hyper_channels=2,
+        hyper_width=8,
+        context_width=4,
+        anchor_width=4,
+        head_width=8,
+    )
+    return TrainConfig(
+        model=model,
+        loss=_weights((4, 1), (40, 1000), (0, 0), model.num_levels),
+        steps=20,
+        batch_size=2,
+        crop_size=64,
+        warmup_steps=5,
+        log_every=5,
+        save_every=10,
+    )
+
+
+PRESETS: dict[str, Callable[[], TrainConfig]] = {
+    f.__name__: f
+    for f in (mse, perceptual, adversarial, paper_warmup, paper, paper_gan, paper_weights, smoke)
+}
+
+
+def preset(name: str) -> TrainConfig:
+    """The config of the preset `name`, one of `PRESETS`.
 
     Raises:
       ValueError: For an unknown name.
     """
-    model = ModelConfig()
-    levels = model.num_levels
-    if name == "mse":
-        loss = _weights((8, 1), (60, 2000), (0, 0), levels)
-        return TrainConfig(model=model, loss=loss, steps=2000, learning_rate=7e-4)
-    if name == "perceptual":
-        loss = _weights((8, 1), (15, 500), (0.45, 3.5), levels)
-        loss = dataclasses.replace(loss, temperature=0.5, sampled_share=0.5)
-        return TrainConfig(model=model, loss=loss, steps=3000, learning_rate=4e-4)
-    if name == "paper_weights":
-        return TrainConfig(model=model, loss=paper_loss(levels))
-    if name == "smoke":
-        tiny = ModelConfig(
-            level_channels=(2, 2, 4),
-            level_refinements=(0, 0, 2),
-            width_8=8,
-            width_16=8,
-            analysis_blocks=(1, 1),
-            synthesis_blocks=(1, 1),
-            hyper_channels=2,
-            hyper_width=8,
-            context_width=4,
-            anchor_width=4,
-            head_width=8,
-        )
-        return TrainConfig(
-            model=tiny,
-            loss=_weights((4, 1), (40, 1000), (0, 0), 3),
-            steps=20,
-            batch_size=2,
-            crop_size=64,
-            warmup_steps=5,
-            log_every=5,
-            save_every=10,
-        )
-    raise ValueError(f"no preset {name!r}; there are mse, perceptual, paper_weights, smoke")
-
-
-PRESETS = ("mse", "perceptual", "paper_weights", "smoke")
+    if name not in PRESETS:
+        raise ValueError(f"no preset {name!r}; there are {', '.join(PRESETS)}")
+    return PRESETS[name]()

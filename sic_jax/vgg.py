@@ -6,7 +6,7 @@ package; ``weights/README.md`` has their origin, their licences and how they are
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,16 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from sic_jax.convnet import Array, Features, Weights, check_images, check_weights, conv_relu
+from sic_jax.convnet import (
+    Array,
+    Features,
+    Size,
+    Weights,
+    check_images,
+    check_weights,
+    conv_relu,
+    zero_outside,
+)
 
 __all__ = [
     "MIN_SIZE",
@@ -110,7 +119,12 @@ def decode_kernel(codes: NDArray[Any], scale: NDArray[Any]) -> NDArray[np.float3
 
 
 def vgg16_stages(
-    x: Array, *, weights: Weights, pool: Callable[[jax.Array], jax.Array], metric: str
+    x: Array,
+    *,
+    weights: Weights,
+    pool: Callable[[jax.Array], jax.Array],
+    metric: str,
+    sizes: Sequence[Size] = (None,) * 5,
 ) -> Features:
     """Activations at the end of the five stages: relu1_2, relu2_2, relu3_3, relu4_3, relu5_3.
 
@@ -119,6 +133,7 @@ def vgg16_stages(
         weights: From `load_vgg16_weights`.
         pool: Halves height and width between stages, as `max_pool` does.
         metric: Name in error messages.
+        sizes: Of images that do not fill the arrays, at each stage.
 
     Returns:
         Five arrays ``[B, h, w, C]`` with C as in `STAGE_CHANNELS`.
@@ -129,15 +144,15 @@ def vgg16_stages(
     """
     check_images(x, metric=metric, min_size=MIN_SIZE)
     mean, deviation = jnp.array(_MEAN, jnp.float32), jnp.array(_DEVIATION, jnp.float32)
-    h = (jnp.asarray(x, jnp.float32) - mean) / deviation
+    h = zero_outside((jnp.asarray(x, jnp.float32) - mean) / deviation, sizes[0])
     stages: list[jax.Array] = []
     layer = 0
-    for count in _STAGE_LAYERS:
+    for count, size in zip(_STAGE_LAYERS, sizes, strict=True):
         if stages:
-            h = pool(h)
+            h = zero_outside(pool(h), size)
         for _ in range(count):
             layer += 1
-            h = conv_relu(h, weights, layer, padding=1)
+            h = zero_outside(conv_relu(h, weights, layer, padding=1), size)
         stages.append(h)
     return tuple(stages)
 

@@ -4,7 +4,7 @@ Compiling takes nearly all of the tests' time: the functions are compiled once a
 batch size, without the costly passes of XLA.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,6 @@ from sic_jax.model.hyper import HYPER_PATCH, hyper_synthesis
 from sic_jax.model.params import init_params
 from sic_jax.model.sic import SicModel
 from sic_jax.presets import preset
-from sic_jax.training.data import ImageSource
 
 BATCH = 3
 SIDE = 64
@@ -160,15 +159,14 @@ def assert_equal(a: Any, b: Any) -> None:
         np.testing.assert_array_equal(left[name], right[name], err_msg=name)
 
 
-def write_images(folder: Path, source: ImageSource) -> None:
+def write_images(folder: Path, source: Sequence[np.ndarray]) -> None:
     """The images of a source as PNG files."""
     folder.mkdir(parents=True)
-    for k, image in enumerate(source.images):
+    for k, image in enumerate(source):
         Image.fromarray(image).save(folder / f"{k}.png")
 
 
 @pytest.fixture(scope="session")
-def source(pictures: np.ndarray, tiny_run: TrainConfig) -> ImageSource:
-    """Three images of 128 x 64 pixels, as the smoke preset would read them."""
-    images = [np.round(np.tile(p, (2, 1, 1)) * 255).astype(np.uint8) for p in pictures]
-    return ImageSource(images, tiny_run.crop_size, tiny_run.seed)
+def source(pictures: np.ndarray) -> list[np.ndarray]:
+    """Three training images of 128 x 64 pixels."""
+    return [np.round(np.tile(p, (2, 1, 1)) * 255).astype(np.uint8) for p in pictures]

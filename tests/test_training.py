@@ -1,5 +1,4 @@
 import dataclasses
-import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,13 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import write_images
-from PIL import Image
 
 from sic_jax.config import LossConfig, TrainConfig, to_dict
 from sic_jax.model.sic import SicOutput
 from sic_jax.training import losses
-from sic_jax.training.data import ImageSource, load_folder, sample_patches
 from sic_jax.training.losses import draw_levels, svi_loss
 from sic_jax.training.main import main, parse
 from sic_jax.training.state import make_optimizer
@@ -99,76 +95,6 @@ def test_linear_branches_learn_ten_times_slower(tiny_run: TrainConfig) -> None:
         for module, value in expected.items():
             np.testing.assert_allclose(updates[module]["linear"], value, rtol=1e-4, err_msg=step)
         np.testing.assert_allclose(updates["g_a"]["Conv_0"]["kernel"], full, rtol=1e-4)
-
-
-def test_batches_depend_on_seed_and_step_only(source: ImageSource) -> None:
-    first = source.batch(3, 5)
-    assert first.shape == (5, 64, 64, 3)
-    assert first.dtype == np.uint8
-    source.batch(4, 5)
-    np.testing.assert_array_equal(first, source.batch(3, 5))
-    assert not np.array_equal(first, source.batch(4, 5))
-    assert not np.array_equal(first, dataclasses.replace(source, seed=1).batch(3, 5))
-
-
-def test_crops_are_pieces_of_the_images() -> None:
-    i, j = np.mgrid[:40, :56]
-    image = np.stack([i, j, i + j], -1).astype(np.uint8)
-    seen = set()
-    for crop in ImageSource([image], 16, 0).batch(0, 64):
-        rows, columns = crop[..., 0].astype(int), crop[..., 1].astype(int)
-        transposed = rows[0, 1] != rows[0, 0]
-        if transposed:
-            rows, columns = rows.T, columns.T
-        flipped = columns[0, 1] < columns[0, 0]
-        top, left = rows.min(), columns.min()
-        expected = image[top : top + 16, left : left + 16]
-        expected = expected[:, ::-1] if flipped else expected
-        expected = expected.transpose(1, 0, 2) if transposed else expected
-        np.testing.assert_array_equal(crop, expected)
-        seen.add((transposed, flipped))
-    assert len(seen) == 4
-
-
-def test_patches_lie_as_the_transform_reads_them() -> None:
-    image = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
-    patches = sample_patches(ImageSource([image], 16, 0), 16, 2)
-    assert patches.shape == (2, 768)
-    np.testing.assert_allclose(patches[1], image.ravel() / 255 - 0.5, atol=1e-6)
-
-
-def test_folder_with_broken_and_small_files(
-    source: ImageSource, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    write_images(tmp_path / "a" / "b", source)
-    good = (tmp_path / "a" / "b" / "0.png").read_bytes()
-    (tmp_path / "a" / "cut.png").write_bytes(good[:300])
-    (tmp_path / "a" / "text.jpg").write_text("no picture")
-    # Two damaged chunk names: Pillow raises SyntaxError here.
-    noisy = np.random.default_rng(0).integers(0, 256, (160, 160, 3), np.uint8)
-    Image.fromarray(noisy).save(tmp_path / "chunk.png")
-    data = (tmp_path / "chunk.png").read_bytes()
-    second = data.index(b"IDAT", data.index(b"IDAT") + 4)
-    (tmp_path / "chunk.png").write_bytes(data[:second] + b"\x01\x02\x03\x04" + data[second + 4 :])
-    Image.fromarray(noisy[:80, :40]).save(tmp_path / "narrow.png")
-    (tmp_path / "notes.txt").write_text("not an image file")
-    with caplog.at_level(logging.WARNING):
-        loaded = load_folder(tmp_path, crop_size=64, seed=5)
-    assert len(loaded.images) == 3
-    assert (loaded.crop_size, loaded.seed) == (64, 5)
-    for a, b in zip(loaded.images, source.images, strict=True):
-        np.testing.assert_array_equal(a, b)
-    assert [r.getMessage() for r in caplog.records] == [
-        "skipped 3 images (cannot be read): cut.png, text.jpg, chunk.png",
-        "skipped 1 images (smaller than 64 px): narrow.png",
-    ]
-
-
-def test_folder_without_images(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"no usable image in .*: 0 files found, 0 broken, 0 sma"):
-        load_folder(tmp_path, crop_size=64, seed=0)
-    with pytest.raises(ValueError, match=r"data folder .*missing' does not exist"):
-        load_folder(tmp_path / "missing", crop_size=64, seed=0)
 
 
 def flags(config: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, list[str]]]:

@@ -1,9 +1,12 @@
+"""The training loop on the tiny model: one compiled step for all tests."""
+
 import dataclasses
 import json
+import os
+import signal
 from collections.abc import Callable, Iterator
-from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,92 +18,84 @@ from sic_jax.codec.bundle import load_bundle
 from sic_jax.config import TrainConfig, from_dict
 from sic_jax.model.params import entropy_layers, num_params
 from sic_jax.training import loop
-from sic_jax.training.data import ImageSource
+from sic_jax.training.checkpoints import load_run_params, open_checkpoints, restore
 from sic_jax.training.main import main
+from sic_jax.training.parallel import JitRunner, make_runner
 from sic_jax.training.state import TrainState, create_train_state
-from sic_jax.training.step import make_train_step
 
 Arrays = dict[str, Any]
+Images = list[np.ndarray]
+_MEASURED = {"images_per_s", "memory_gb"}
 
 
 class KilledError(Exception):
-    """Stands for a signal."""
-
-
-@dataclasses.dataclass(frozen=True)
-class DyingSource(ImageSource):
-    dies_at: int = 0
-
-    def batch(self, step: int, batch_size: int) -> Any:
-        if step == self.dies_at:
-            raise KilledError
-        return super().batch(step, batch_size)
+    """Stands for a signal that cannot be caught."""
 
 
 def records(workdir: Path) -> list[dict[str, float]]:
+    """The records of a run, without what the machine says."""
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(s).items() if k != "images_per_s"} for s in lines]
+    return [{k: v for k, v in json.loads(s).items() if k not in _MEASURED} for s in lines]
 
 
-class Counted(NamedTuple):
-    """The train step of the smoke preset and how often it was traced."""
-
-    make: Callable[[TrainConfig], Any]
-    traces: list[int]
+def steps(workdir: Path) -> list[float]:
+    return [r["step"] for r in records(workdir)]
 
 
 @pytest.fixture(scope="module")
-def counted() -> Counted:
-    traces: list[int] = []
-
-    @cache
-    def make(cfg: TrainConfig) -> Any:
-        step = make_train_step(cfg)
-
-        def train_step(*args: Any) -> Any:
-            traces.append(1)
-            return step(*args)
-
-        return train_step
-
-    return Counted(make, traces)
+def runner(tiny_run: TrainConfig) -> JitRunner:
+    """The compiled step of the smoke preset."""
+    made = make_runner(tiny_run, None)
+    assert isinstance(made, JitRunner)
+    return made
 
 
-def patch_loop(patch: pytest.MonkeyPatch, counted: Counted, untrained: Arrays) -> None:
+def patch_loop(patch: pytest.MonkeyPatch, runner: JitRunner, untrained: Arrays) -> None:
     """Let `train` reuse the compiled step and the parameters that exist already."""
-
-    def committed(cfg: TrainConfig, params: Arrays) -> TrainState:
-        # As a restored state is: XLA would compile the step again for one that is not.
-        return jax.device_put(create_train_state(cfg, params), jax.devices()[0])
-
-    patch.setattr(loop, "make_train_step", counted.make)
+    patch.setattr(loop, "make_runner", lambda cfg, weights: runner)
     patch.setattr(loop, "init_params", lambda cfg, *, seed: untrained)
-    patch.setattr(loop, "create_train_state", committed)
 
 
 @pytest.fixture
 def training(
-    counted: Counted, untrained: Arrays, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Counted]:
+    runner: JitRunner, untrained: Arrays, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[pytest.MonkeyPatch]:
     """`train` with one compiled step for all tests and parameters that exist already."""
-    patch_loop(monkeypatch, counted, untrained)
+    patch_loop(monkeypatch, runner, untrained)
     with quick_compilation():
-        yield counted
+        yield monkeypatch
 
 
 @pytest.fixture(scope="module")
 def finished(
-    counted: Counted,
+    runner: JitRunner,
     untrained: Arrays,
     tiny_run: TrainConfig,
-    source: ImageSource,
+    source: Images,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> tuple[Path, TrainState]:
     """An uninterrupted run."""
     workdir = tmp_path_factory.mktemp("finished")
     with pytest.MonkeyPatch.context() as patch, quick_compilation():
-        patch_loop(patch, counted, untrained)
+        patch_loop(patch, runner, untrained)
         return workdir, loop.train(tiny_run, workdir, source)
+
+
+def act_before(patch: pytest.MonkeyPatch, step: int, act: Callable[[], None]) -> None:
+    """Do something before the batch of `step` (from 0) is given out, once."""
+    batches = loop.batches
+
+    def stream(*args: Any, first_step: int, **kwargs: Any) -> Iterator[Any]:
+        for k, batch in enumerate(batches(*args, first_step=first_step, **kwargs), first_step):
+            if k == step:
+                act()
+            yield batch
+
+    patch.setattr(loop, "batches", stream)
+
+
+def die() -> None:
+    raise KilledError
 
 
 def test_initial_state(tiny_run: TrainConfig, untrained: Arrays) -> None:
@@ -122,142 +117,254 @@ def test_initial_state(tiny_run: TrainConfig, untrained: Arrays) -> None:
 
 
 def test_thirty_steps_on_one_batch_lower_the_loss(
-    training: Counted, tiny_run: TrainConfig, source: ImageSource
+    training: pytest.MonkeyPatch, runner: JitRunner, tiny_run: TrainConfig, source: Images
 ) -> None:
-    step = jax.jit(training.make(tiny_run), donate_argnums=0)
-    state = loop.create_train_state(tiny_run, loop.initial_params(tiny_run, source))
-    batch = source.batch(0, tiny_run.batch_size)
-    state, metrics = step(state, batch, None)
-    # Adam's first moment is a tenth of the clipped gradient: every part of the model learns.
-    moments = state.opt_state[1].mu
-    assert set(moments) == {"g_a", "g_s", "h_a", "h_s", "prior_z", "context"}
-    for name, part in moments.items():
-        assert max(float(jnp.abs(a).max()) for a in jax.tree.leaves(part)) > 1e-6, name
-    values = [float(metrics["loss"])]
-    for _ in range(29):
-        state, metrics = step(state, batch, None)
-        values.append(float(metrics["loss"]))
-    assert np.isfinite(values).all()
-    assert np.mean(values[-5:]) < 0.95 * np.mean(values[:5])
+    batch = np.stack([image[:64, :64] for image in source[:2]])
+    params = loop.initial_params(tiny_run, source)
+    state, losses = runner.place(create_train_state(tiny_run, params)), []
+    for k in range(30):
+        state, metrics = runner.step(state, batch)
+        losses.append(float(metrics.terms["loss"][0]) / 2)
+        if k == 0:
+            # Adam's first moment is a tenth of the clipped gradient: every part learns.
+            moments = state.opt_state.inner_states["networks"].inner_state[1].mu
+            assert set(moments) == {"g_a", "g_s", "h_a", "h_s", "prior_z", "context"}
+            for name, part in moments.items():
+                largest = max(float(jnp.abs(a).max()) for a in jax.tree.leaves(part))
+                assert largest > 1e-6, name
+    assert np.isfinite(losses).all()
+    assert np.mean(losses[-5:]) < 0.95 * np.mean(losses[:5])
     assert int(state.step) == 30
-    assert len(training.traces) == 1
-    assert 0 < float(metrics["update_norm"]) < 1
+    assert runner.flops is not None
+    assert runner.flops > 1e6
 
 
 def test_resumed_run_equals_an_uninterrupted_one(
-    training: Counted,
+    training: pytest.MonkeyPatch,
     tiny_run: TrainConfig,
-    source: ImageSource,
+    source: Images,
     finished: tuple[Path, TrainState],
     tmp_path: Path,
 ) -> None:
-    dying = DyingSource(source.images, source.crop_size, source.seed, dies_at=17)
-    with pytest.raises(KilledError):
-        loop.train(tiny_run, tmp_path, dying)
-    assert [r["step"] for r in records(tmp_path)] == [5, 10, 15]
+    # A checkpoint between two records: the sums since the last one are in it.
+    cfg = dataclasses.replace(tiny_run, save_every=7)
+    with training.context() as patch:
+        act_before(patch, 17, die)
+        with pytest.raises(KilledError):
+            loop.train(cfg, tmp_path, source)
+    assert steps(tmp_path) == [5, 10, 15]
     # Killed while it wrote a record.
     with (tmp_path / "metrics.jsonl").open("a") as f:
         f.write('{"step": 2')
-    state = loop.train(tiny_run, tmp_path, source)
+    state = loop.train(cfg, tmp_path, source)
     assert int(state.step) == 20
     assert_equal(state._asdict(), finished[1]._asdict())
     assert records(tmp_path) == records(finished[0])
-    assert [r["step"] for r in records(tmp_path)] == [5, 10, 15, 20]
-    assert len(training.traces) == 1
+    assert steps(tmp_path) == [5, 10, 15, 20]
     # Nothing is left to do a third time.
-    assert_equal(loop.train(tiny_run, tmp_path, source).params, state.params)
+    assert_equal(loop.train(cfg, tmp_path, source).params, state.params)
 
 
-def test_checkpoints_between_records(
-    training: Counted,
+def test_termination_saves_at_the_very_step(
+    training: pytest.MonkeyPatch,
     tiny_run: TrainConfig,
-    source: ImageSource,
+    source: Images,
     finished: tuple[Path, TrainState],
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # A record is written, and its terms are checked, before each checkpoint.
-    cfg = dataclasses.replace(tiny_run, save_every=7)
-    monkeypatch.setattr(loop, "make_train_step", lambda _: training.make(tiny_run))
-    dying = DyingSource(source.images, source.crop_size, source.seed, dies_at=9)
-    with pytest.raises(KilledError):
-        loop.train(cfg, tmp_path / "killed", dying)
-    for name in ("killed", "whole"):
-        state = loop.train(cfg, tmp_path / name, source)
-        assert_equal(state._asdict(), finished[1]._asdict())
-        assert [r["step"] for r in records(tmp_path / name)] == [5, 7, 10, 14, 15, 20]
-    assert records(tmp_path / "killed") == records(tmp_path / "whole")
-    assert len(training.traces) == 1
+    before = signal.getsignal(signal.SIGTERM)
+    with training.context() as patch:
+        act_before(patch, 12, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        state = loop.train(tiny_run, tmp_path, source)
+    assert int(state.step) == 13
+    assert signal.getsignal(signal.SIGTERM) is before
+    with open_checkpoints(tmp_path) as manager:
+        assert manager.latest_step() == 13
+    state = loop.train(tiny_run, tmp_path, source)
+    assert_equal(state._asdict(), finished[1]._asdict())
+    assert records(tmp_path) == records(finished[0])
+
+
+def test_damaged_checkpoint(
+    training: pytest.MonkeyPatch,
+    tiny_run: TrainConfig,
+    source: Images,
+    finished: tuple[Path, TrainState],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with training.context() as patch:
+        act_before(patch, 18, die)
+        with pytest.raises(KilledError):
+            loop.train(dataclasses.replace(tiny_run, save_every=8), tmp_path, source)
+    newest = tmp_path / "checkpoints" / "16" / "state"
+    for path in newest.rglob("*"):
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with caplog.at_level("WARNING"):
+        state = loop.train(tiny_run, tmp_path, source)
+    assert_equal(state._asdict(), finished[1]._asdict())
+    assert records(tmp_path) == records(finished[0])
+    assert "checkpoint 16 cannot be read" in caplog.text
+    assert "going on from checkpoint 8; 16 is removed" in caplog.text
 
 
 def test_checkpoints(
-    training: Counted, tiny_run: TrainConfig, finished: tuple[Path, TrainState], tmp_path: Path
+    training: pytest.MonkeyPatch,
+    tiny_run: TrainConfig,
+    finished: tuple[Path, TrainState],
+    tmp_path: Path,
 ) -> None:
     workdir, state = finished
     like = create_train_state(tiny_run, jax.tree.map(np.zeros_like, state.params))
-    with loop.open_checkpoints(workdir) as manager:
+    with open_checkpoints(workdir) as manager:
         assert sorted(manager.all_steps()) == [10, 20]
-        assert_equal(loop.restore(manager, like)._asdict(), state._asdict())
-        assert int(loop.restore(manager, like, 10).step) == 10
-    assert_equal(loop.load_run_params(workdir, tiny_run), state.ema)
+        found = restore(manager, like)
+    assert found is not None
+    assert_equal(found.state._asdict(), state._asdict())
+    assert found.info["pending"] is None
+    assert from_dict(TrainConfig, found.info["config"]) == tiny_run
+    assert_equal(load_run_params(workdir, tiny_run), state.ema)
     assert not np.array_equal(state.ema["g_a"]["linear"], state.params["g_a"]["linear"])
     written = json.loads((workdir / "config.json").read_text())
     assert from_dict(TrainConfig, written) == tiny_run
     with pytest.raises(ValueError, match="no checkpoint in"):
-        loop.load_run_params(tmp_path, tiny_run)
+        load_run_params(tmp_path, tiny_run)
+    other = {k: v for k, v in state.params.items() if k != "context"}
+    with (
+        open_checkpoints(workdir) as manager,
+        pytest.raises(ValueError, match=r"no checkpoint in .* can be read, or they are of another"),
+    ):
+        restore(manager, create_train_state(tiny_run, other))
+    with open_checkpoints(workdir) as manager:
+        assert sorted(manager.all_steps()) == [10, 20]
 
 
 def test_another_config_is_refused(
-    tiny_run: TrainConfig, source: ImageSource, finished: tuple[Path, TrainState]
+    tiny_run: TrainConfig, source: Images, finished: tuple[Path, TrainState]
 ) -> None:
-    cfg = dataclasses.replace(tiny_run, seed=1, learning_rate=1e-3)
-    message = "holds a run with another learning_rate, seed; choose another workdir, or start from"
+    loss = dataclasses.replace(tiny_run.loss, full_share=0.25)
+    cfg = dataclasses.replace(tiny_run, seed=1, learning_rate=1e-3, loss=loss)
+    message = "holds a run with another learning_rate, loss.full_share, seed; choose another work"
     with pytest.raises(ValueError, match=message):
         loop.train(cfg, finished[0], source)
 
 
-def test_divergence_names_the_term(
-    training: Counted, tiny_run: TrainConfig, source: ImageSource, untrained: Arrays, tmp_path: Path
+def test_a_run_can_be_prolonged_and_cut_otherwise(
+    training: pytest.MonkeyPatch,
+    tiny_run: TrainConfig,
+    source: Images,
+    tmp_path: Path,
+) -> None:
+    short = dataclasses.replace(tiny_run, steps=10)
+    loop.train(short, tmp_path, source)
+    longer = dataclasses.replace(tiny_run, steps=12, log_every=3, accumulate=2, keep_last=5)
+    assert int(loop.train(longer, tmp_path, source).step) == 12
+    assert steps(tmp_path) == [5, 10, 12]
+    with pytest.raises(ValueError, match="holds a run with another steps"):
+        loop.train(short, tmp_path, source)
+
+
+def test_divergence_names_step_and_terms(
+    training: pytest.MonkeyPatch,
+    tiny_run: TrainConfig,
+    source: Images,
+    untrained: Arrays,
+    tmp_path: Path,
 ) -> None:
     basis = untrained["g_s"]["linear"]
     broken = {**untrained, "g_s": {**untrained["g_s"], "linear": np.full_like(basis, np.nan)}}
-    message = r"^bpp_full, .*grad_norm, loss, mse_full, .* not finite in steps 1 to 5$"
+    message = r"^grad_norm, loss, mse_full, .* not finite at step 1$"
     with pytest.raises(FloatingPointError, match=message):
         loop.train(tiny_run, tmp_path, source, params=broken)
-    with loop.open_checkpoints(tmp_path) as manager:
+    with open_checkpoints(tmp_path) as manager:
         assert manager.latest_step() is None
-    assert len(training.traces) == 1
+
+
+def test_unwritable_checkpoints(
+    training: pytest.MonkeyPatch, tiny_run: TrainConfig, source: Images, tmp_path: Path
+) -> None:
+    def full(*args: Any, **kwargs: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with training.context() as patch:
+        patch.setattr("orbax.checkpoint.CheckpointManager.save", full)
+        with pytest.raises(OSError, match=r"cannot write a checkpoint into .*No space left"):
+            loop.train(tiny_run, tmp_path / "a", source)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="file"):
+        loop.train(tiny_run, tmp_path / "file", source)
+
+
+class FallingLoss:
+    """A stand-in for the evaluation: the second of its three is the best."""
+
+    def __init__(self) -> None:
+        self.losses = [3.0, 1.0, 2.0]
+        self.seen: list[Any] = []
+
+    def measure(self, params: Arrays) -> dict[str, float]:
+        self.seen.append(np.asarray(params["g_a"]["linear"]))
+        return {"loss": self.losses[len(self.seen) - 1], "psnr/1": 30.0}
+
+    def pictures(self, params: Arrays) -> dict[str, np.ndarray]:
+        return {"image_0/original": np.zeros((8, 8, 3), np.uint8)}
+
+
+def test_held_out_images_choose_the_best(
+    training: pytest.MonkeyPatch, tiny_run: TrainConfig, source: Images, tmp_path: Path
+) -> None:
+    cfg = dataclasses.replace(tiny_run, eval_every=8)
+    held_out = FallingLoss()
+    loop.train(cfg, tmp_path, source, held_out=held_out, tensorboard=True)
+    assert steps(tmp_path) == [5, 8, 10, 15, 16, 20]
+    found = {r["step"]: r["eval/loss"] for r in records(tmp_path) if "eval/loss" in r}
+    assert found == {8: 3.0, 16: 1.0, 20: 2.0}
+    with open_checkpoints(tmp_path, name="best") as manager:
+        assert list(manager.all_steps()) == [16]
+    np.testing.assert_array_equal(load_run_params(tmp_path, cfg)["g_a"]["linear"], held_out.seen[1])
+    events = list((tmp_path / "tensorboard").iterdir())
+    assert len(events) == 1
+    data = events[0].read_bytes()
+    assert all(name in data for name in (b"eval/psnr/1", b"grad_norm", b"image_0/original"))
+
+
+def test_profile(
+    training: pytest.MonkeyPatch, tiny_run: TrainConfig, source: Images, tmp_path: Path
+) -> None:
+    cfg = dataclasses.replace(tiny_run, steps=6, warmup_steps=2)
+    loop.train(cfg, tmp_path, source, profile_steps=(3, 4))
+    assert [p for p in (tmp_path / "profile").rglob("*.xplane.pb") if p.stat().st_size > 1000]
 
 
 def test_init_from_and_export(
-    training: Counted,
+    training: pytest.MonkeyPatch,
     tiny_run: TrainConfig,
-    source: ImageSource,
+    source: Images,
     finished: tuple[Path, TrainState],
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     write_images(tmp_path / "images", source)
     starts = []
     train = loop.train
 
-    def spy(*args: Any, params: Any) -> TrainState:
+    def spy(*args: Any, params: Any, **kwargs: Any) -> TrainState:
         starts.append(params)
-        return train(*args, params=params)
+        return train(*args, params=params, **kwargs)
 
-    monkeypatch.setattr(loop, "train", spy)
+    training.setattr(loop, "train", spy)
     run, out = tmp_path / "run", tmp_path / "bundle"
     words = ["smoke", "--data", str(tmp_path / "images"), "--init-from", str(finished[0])]
     main([*words, "--workdir", str(run), "--export", str(out)])
     assert_equal(starts[0], finished[1].ema)
-    state_ema = loop.load_run_params(run, tiny_run)
+    state_ema = load_run_params(run, tiny_run)
     bundle = load_bundle(out)
     for network in ("g_a", "g_s", "h_a", "prior_z"):
         expected = jax.tree.map(lambda a: np.asarray(a).astype(np.float16), state_ema[network])
         assert_equal(bundle.params[network], expected)
     assert_equal(bundle.entropy, entropy_layers(tiny_run.model, state_ema))
     assert bundle.cfg == tiny_run.model
-    assert [r["step"] for r in records(run)] == [5, 10, 15, 20]
+    assert steps(run) == [5, 10, 15, 20]
     # It went on where the first run ended.
     assert records(run)[0]["loss"] < records(finished[0])[0]["loss"]
     with pytest.raises(SystemExit, match=r"init-from .*: its model config differs"):

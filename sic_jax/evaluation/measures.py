@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sic_jax import dists, lpips, metrics, vgg
+from sic_jax.convnet import Size
 
 Pixels = NDArray[np.uint8]
 Weights = Mapping[str, Any]
@@ -19,7 +20,7 @@ def _nothing() -> Weights:
     return {}
 
 
-def _pixels(x: jax.Array, _: Weights) -> jax.Array:
+def _pixels(x: jax.Array, _: Weights, __: Size) -> jax.Array:
     return x
 
 
@@ -35,10 +36,11 @@ class Metric(NamedTuple):
     label: str
     """In plots and tables."""
     higher_is_better: bool
-    distance: Callable[[Any, jax.Array, Weights], jax.Array]
-    """(features, reconstructions [B, H, W, 3], weights) to [B]; the features' first axis is B."""
-    features: Callable[[jax.Array, Weights], Any] = _pixels
-    """What it needs of the original, [1, H, W, 3] in [0, 1]; arrays with a first axis of 1."""
+    distance: Callable[[Any, jax.Array, Weights, Size], jax.Array]
+    """(features, reconstructions [B, H, W, 3], weights, size) to [B]; the features' first axis is
+    B."""
+    features: Callable[[jax.Array, Weights, Size], Any] = _pixels
+    """What it needs of originals [B, H, W, 3] in [0, 1]; arrays with a first axis of B."""
     load: Callable[[], Weights] = _nothing
     """Weights of its network."""
     min_size: int = 1
@@ -60,16 +62,18 @@ def to_decibels(value: float) -> float:
 def _lpips(
     name: str, label: str, net: lpips.Net, load: Callable[[], Weights], min_size: int
 ) -> Metric:
-    def distance(features: Any, x_hat: jax.Array, weights: Weights) -> jax.Array:
-        found = lpips.lpips_features(x_hat, weights=weights, net=net)
-        return lpips.lpips_from_features(features, found, weights=weights)
+    def distance(features: Any, x_hat: jax.Array, weights: Weights, size: Size) -> jax.Array:
+        found = lpips.lpips_features(x_hat, weights=weights, net=net, size=size)
+        return lpips.lpips_from_features(features, found, weights=weights, net=net, size=size)
 
     return Metric(
         name=name,
         label=label,
         higher_is_better=False,
         distance=distance,
-        features=lambda x, weights: lpips.lpips_features(x, weights=weights, net=net),
+        features=lambda x, weights, size: lpips.lpips_features(
+            x, weights=weights, net=net, size=size
+        ),
         load=load,
         min_size=min_size,
         # A pass of VGG16 takes seconds on a CPU.
@@ -77,9 +81,9 @@ def _lpips(
     )
 
 
-def _dists_distance(features: Any, x_hat: jax.Array, weights: Weights) -> jax.Array:
-    found = dists.dists_features(x_hat, weights=weights)
-    return dists.dists_from_features(features, found, weights=weights)
+def _dists_distance(features: Any, x_hat: jax.Array, weights: Weights, size: Size) -> jax.Array:
+    found = dists.dists_features(x_hat, weights=weights, size=size)
+    return dists.dists_from_features(features, found, weights=weights, size=size)
 
 
 METRICS = (
@@ -87,7 +91,7 @@ METRICS = (
         name="psnr",
         label="PSNR",
         higher_is_better=True,
-        distance=lambda x, x_hat, _: metrics.psnr(x, x_hat),
+        distance=lambda x, x_hat, _, size: metrics.psnr(x, x_hat, size=size),
         decimals=2,
         unit="dB",
     ),
@@ -95,7 +99,7 @@ METRICS = (
         name="ms_ssim",
         label="MS-SSIM",
         higher_is_better=True,
-        distance=lambda x, x_hat, _: metrics.ms_ssim(x, x_hat),
+        distance=lambda x, x_hat, _, size: metrics.ms_ssim(x, x_hat, size=size),
         min_size=metrics.MS_SSIM_MIN_SIZE,
         unit="dB",
         scale=to_decibels,
@@ -106,7 +110,7 @@ METRICS = (
         label="DISTS",
         higher_is_better=False,
         distance=_dists_distance,
-        features=lambda x, weights: dists.dists_features(x, weights=weights),
+        features=lambda x, weights, size: dists.dists_features(x, weights=weights, size=size),
         load=dists.load_dists_weights,
         min_size=vgg.MIN_SIZE,
         default=False,
@@ -116,7 +120,7 @@ METRICS = (
         name="ssim",
         label="SSIM",
         higher_is_better=True,
-        distance=lambda x, x_hat, _: metrics.ssim(x, x_hat),
+        distance=lambda x, x_hat, _, size: metrics.ssim(x, x_hat, size=size),
         min_size=metrics.SSIM_MIN_SIZE,
         unit="dB",
         scale=to_decibels,
@@ -129,9 +133,10 @@ METRICS = (
 class Measurer:
     """Computes metrics of reconstructions.
 
-    Compiles once for each image size and number of reconstructions, on first use: nothing is
-    padded or cut into tiles, which would change the values. Pictures of one size share programs;
-    `sic_jax.compilation_cache.enable_compilation_cache` says where the next run finds them again.
+    Compiles once for each size of `bucket_side` and each set of metrics that small images leave, on
+    first use: images are padded up to it, and their size is an argument of the program, which
+    gives the values of the images as they are.
+    `sic_jax.compilation_cache.enable_compilation_cache` says where the next run finds programs.
     """
 
     def __init__(self, wanted: Sequence[Metric], batch_size: int = 1) -> None:
@@ -152,35 +157,46 @@ class Measurer:
         self._weights = {m.name: jax.device_put(m.load()) for m in self.metrics}
 
         def extract(
-            x: jax.Array, weights: Mapping[str, Weights], defined: tuple[int, ...]
+            x: jax.Array,
+            size: jax.Array,
+            weights: Mapping[str, Weights],
+            defined: tuple[int, ...],
         ) -> dict[str, Any]:
             found = {}
             for metric in (self.metrics[k] for k in defined):
-                found[metric.name] = metric.features(x, weights[metric.name])
+                found[metric.name] = metric.features(x, weights[metric.name], size)
             return found
 
         def compare(
-            features: Mapping[str, Any], x_hat: jax.Array, weights: Mapping[str, Weights]
+            features: Mapping[str, Any],
+            x_hat: jax.Array,
+            size: jax.Array,
+            weights: Mapping[str, Weights],
         ) -> dict[str, jax.Array]:
             def repeat(a: jax.Array) -> jax.Array:
                 return jnp.broadcast_to(a, (len(x_hat), *a.shape[1:]))
 
             return {
                 metric.name: metric.distance(
-                    jax.tree.map(repeat, features[metric.name]), x_hat, weights[metric.name]
+                    jax.tree.map(repeat, features[metric.name]),
+                    x_hat,
+                    weights[metric.name],
+                    repeat(size),
                 )
                 for metric in self.metrics
                 if metric.name in features
             }
 
-        self._extract = jax.jit(extract, static_argnums=2)
+        self._extract = jax.jit(extract, static_argnums=3)
         self._compare = jax.jit(compare)
 
     def features(self, image: Pixels) -> dict[str, Any]:
         """What the metrics need of an original, uint8 [H, W, 3] or [H, W]; once an image."""
         size = min(image.shape[:2])
         defined = tuple(k for k, metric in enumerate(self.metrics) if size >= metric.min_size)
-        found: dict[str, Any] = self._extract(_to_batch(image[None]), self._weights, defined)
+        found: dict[str, Any] = self._extract(
+            _to_batch(image), _size_of(image), self._weights, defined
+        )
         return found
 
     def distances(
@@ -200,8 +216,8 @@ class Measurer:
             some = list(images_hat[start : start + self.batch_size])
             # A batch that is not full repeats its last picture, so that it compiles no program.
             full = some + some[-1:] * (self.batch_size - len(some))
-            x_hat = np.concatenate([_to_batch(image[None]) for image in full])
-            found = self._compare(features, x_hat, self._weights)
+            x_hat = np.concatenate([_to_batch(image) for image in full])
+            found = self._compare(features, x_hat, _size_of(full[0]), self._weights)
             for name, known in values.items():
                 batch = np.asarray(found[name]) if name in found else np.full(len(full), np.nan)
                 known += [
@@ -210,10 +226,26 @@ class Measurer:
         return values
 
 
-def _to_batch(images: Pixels) -> NDArray[np.float32]:
-    """8-bit pictures [B, H, W] or [B, H, W, 3] as RGB in [0, 1].
+def bucket_side(side: int) -> int:
+    """The side that images are padded to: four steps to each doubling, at least 16 apart.
+
+    16, 32, ..., 128, 160, 192, 224, 256, 320, ..., 512, 640, 768, 896, 1024, 1280, ...
+    """
+    step: int = max(16, 2 ** (side - 1).bit_length() // 8)
+    return -(-side // step) * step
+
+
+def _size_of(image: Pixels) -> NDArray[np.int32]:
+    return np.array([image.shape[:2]], np.int32)
+
+
+def _to_batch(image: Pixels) -> NDArray[np.float32]:
+    """An 8-bit picture [H, W] or [H, W, 3] as RGB in [0, 1], with zeros up to its bucket's size.
 
     In NumPy, since XLA may scale the two pictures of a comparison with different roundings.
     """
-    rgb = images if images.ndim == 4 else np.repeat(images[..., None], 3, axis=3)
-    return rgb.astype(np.float32) / np.float32(255)
+    height, width = image.shape[:2]
+    batch = np.zeros((1, bucket_side(height), bucket_side(width), 3), np.float32)
+    rgb = image if image.ndim == 3 else image[..., None]
+    batch[0, :height, :width] = rgb.astype(np.float32) / np.float32(255)
+    return batch

@@ -22,6 +22,7 @@ from sic_jax.model.exact_networks import EntropyLayers, complete, entropy_specs
 from sic_jax.model.float_layers import ConvLayers
 from sic_jax.model.hyper import FactorizedPrior, HyperAnalysis, hyper_synthesis
 from sic_jax.model.levels import add_refinements, channel_levels, merge_latents, split_latents
+from sic_jax.model.noise import draw_each, split_keys, unit_noise
 from sic_jax.model.swin import SwinAnalysis, SwinSynthesis
 from sic_jax.model.transforms import AnalysisTransform, SynthesisTransform
 
@@ -84,9 +85,9 @@ class SicModel(nn.Module):
 
     cfg: ModelConfig
     dtype: DTypeLike | None = None
-    """In which g_a and g_s compute; the entropy networks always use float32."""
+    """Of the transforms' features; parameters stay float32, and so do the entropy networks."""
     remat: bool = False
-    """Whether gradients recompute the blocks of the swin transforms instead of keeping them."""
+    """Whether gradients recompute the blocks of the transforms instead of keeping them."""
 
     def setup(self) -> None:
         """Create the networks under the paper's symbols."""
@@ -95,8 +96,8 @@ class SicModel(nn.Module):
             self.g_a: nn.Module = SwinAnalysis(cfg, self.dtype, self.remat)
             self.g_s: nn.Module = SwinSynthesis(cfg, self.dtype, self.remat)
         else:
-            self.g_a = AnalysisTransform(cfg, self.dtype)
-            self.g_s = SynthesisTransform(cfg, self.dtype)
+            self.g_a = AnalysisTransform(cfg, self.dtype, self.remat)
+            self.g_s = SynthesisTransform(cfg, self.dtype, self.remat)
         if cfg.context == "raster":
             self.h_a: nn.Module = raster.HyperAnalysis(cfg)
             filters = (3, 3, 3, 3)
@@ -164,24 +165,36 @@ class SicModel(nn.Module):
         """Parameters of the prior of z."""
         return self.prior_z()
 
-    def rate(self, y: jax.Array, z: jax.Array, *, key: jax.Array | None = None) -> Rated:
+    def rate(
+        self,
+        y: jax.Array,
+        z: jax.Array,
+        *,
+        key: jax.Array | None = None,
+        rounded: jax.Array | None = None,
+    ) -> Rated:
         """Quantise latents and estimate their bits, at all levels.
 
         Args:
           y: Unquantised latents [B, h, w, C].
           z: Unquantised hyper latents, of `hyper_latents`.
-          key: With a key, bits are the noisy upper bound (training); without, those of the rounded
-            latents (evaluation).
+          key: With a key, or keys [B], bits are the noisy upper bound (training); without, those
+            of the rounded latents (evaluation).
+          rounded: bool [B]: images whose bits are those of the rounded latents even with a key,
+            with straight-through gradients.
         """
         cfg, prior = self.cfg, self.prior_z()
         z_hat = quantise_hyper(prior, z)
         if key is None:
             y_rated, z_rated = jnp.round(y), z_hat
         else:
-            key_y, key_z, _ = jax.random.split(key, 3)  # The third is that of the details.
-            y_rated = y + jax.random.uniform(key_y, y.shape, minval=-0.5, maxval=0.5)
-            z_rated = z + jax.random.uniform(key_z, z.shape, minval=-0.5, maxval=0.5)
+            key_y, key_z, _ = split_keys(key)  # The third is that of the details.
+            y_rated = y + draw_each(unit_noise, key_y, y.shape)
+            z_rated = z + draw_each(unit_noise, key_z, z.shape)
         y_hat = ste_round(y)
+        if rounded is not None:
+            at = rounded[:, None, None, None]
+            y_rated, z_rated = jnp.where(at, y_hat, y_rated), jnp.where(at, z_hat, z_rated)
         hyper, mu, sigma = self._entropy_parameters(y_hat, z_hat)
         bits = normal_bits(y_rated, mu, sigma)
         if key is None:
@@ -223,7 +236,7 @@ class SicModel(nn.Module):
           hyper: Of `rate`.
           level: int [B], 1..L.
           temperature: [B], of the details.
-          key: Of the details; without one they are their mean.
+          key: Of the details, one or [B]; without one they are their mean.
 
         Returns:
           What g_s sees, [B, h, w, C].
@@ -234,13 +247,13 @@ class SicModel(nn.Module):
         if cfg.context == "raster":
             u = jnp.zeros(y_hat.shape)
             if key is not None:
-                u = jax.random.uniform(key, y_hat.shape, minval=-1.0)
+                u = 2 * draw_each(unit_noise, key, y_hat.shape)
             details = raster.uniform_details(cfg, hyper, u, temperature)
             return merge_latents(y_hat, details, level, cfg)
         noise = jnp.zeros(y_hat.shape, jnp.int32)
         if key is not None:
             draw = random_uniform_noise if cfg.detail == "uniform" else random_normal_noise
-            noise = draw(key, y_hat.shape)
+            noise = draw_each(draw, key, y_hat.shape)
         y_s, _ = split_latents(y_hat, level, cfg)
         units = jnp.round(temperature * 2**TEMPERATURE_BITS).astype(jnp.int32)
         return complete(self.entropy_layers(), cfg, y_s, hyper, level, noise, units)
@@ -264,7 +277,7 @@ class SicModel(nn.Module):
         """
         y, z = self.analyse(x)
         rated = self.rate(y, z, key=key)
-        key_detail = None if key is None else jax.random.split(key, 3)[2]
+        key_detail = None if key is None else split_keys(key)[2]
         y_hat = self.complete(
             rated.y_hat, rated.hyper, level, temperature=temperature, key=key_detail
         )

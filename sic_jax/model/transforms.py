@@ -11,6 +11,8 @@ NHWC, [0, 1], sides a multiple of 16. Only dense 3x3 and 1x1 convolutions: depth
 slower on XLA's CPU backend.
 """
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -87,11 +89,19 @@ class ResidualBlock(nn.Module):
         return x + nn.Conv(self.features, (1, 1), kernel_init=small, dtype=self.dtype)(h)
 
 
+def _block(index: int, remat: bool, *args: Any) -> nn.Module:
+    """Residual block number `index` of a transform; its parameters' names do not tell `remat`."""
+    kind: Any = nn.remat(ResidualBlock) if remat else ResidualBlock
+    block: nn.Module = kind(*args, name=f"ResidualBlock_{index}")
+    return block
+
+
 class AnalysisTransform(nn.Module):
     """g_a: image [B, H, W, 3] to the base channels of y, [B, H/16, W/16, C_base], unquantised."""
 
     cfg: ModelConfig
     dtype: DTypeLike | None = None
+    remat: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -103,11 +113,12 @@ class AnalysisTransform(nn.Module):
         )
         linear = space_to_depth(x, PATCH) @ basis
         h = nn.Conv(cfg.width_8, (3, 3), dtype=self.dtype)(space_to_depth(x, _STEM))
-        for _ in range(cfg.analysis_blocks[0]):
-            h = ResidualBlock(cfg.width_8, dtype=self.dtype)(h)
+        at_8, at_16 = cfg.analysis_blocks
+        for i in range(at_8):
+            h = _block(i, self.remat, cfg.width_8, 0, self.dtype)(h)
         h = nn.Conv(cfg.width_16, (4, 4), strides=2, padding=1, dtype=self.dtype)(h)
-        for _ in range(cfg.analysis_blocks[1]):
-            h = ResidualBlock(cfg.width_16, dtype=self.dtype)(h)
+        for i in range(at_16):
+            h = _block(at_8 + i, self.remat, cfg.width_16, 0, self.dtype)(h)
         last = nn.Conv(cfg.num_base_channels, (1, 1), kernel_init=nn.initializers.zeros)
         return linear + last(h.astype(jnp.float32))
 
@@ -120,6 +131,7 @@ class SynthesisTransform(nn.Module):
 
     cfg: ModelConfig
     dtype: DTypeLike | None = None
+    remat: bool = False
 
     @nn.compact
     def __call__(self, y_hat: jax.Array, level: jax.Array) -> jax.Array:
@@ -133,11 +145,12 @@ class SynthesisTransform(nn.Module):
         weighted = y_hat * gain[level - 1][:, None, None]
         linear = depth_to_space(weighted @ basis, PATCH)
         h = nn.Conv(cfg.width_16, (3, 3), dtype=self.dtype)(log_compress(y_hat))
-        for _ in range(cfg.synthesis_blocks[1]):
-            h = ResidualBlock(cfg.width_16, cfg.num_levels, self.dtype)(h, level)
+        at_8, at_16 = cfg.synthesis_blocks
+        for i in range(at_16):
+            h = _block(i, self.remat, cfg.width_16, cfg.num_levels, self.dtype)(h, level)
         h = depth_to_space(nn.Conv(4 * cfg.width_8, (1, 1), dtype=self.dtype)(h), 2)
-        for _ in range(cfg.synthesis_blocks[0]):
-            h = ResidualBlock(cfg.width_8, cfg.num_levels, self.dtype)(h, level)
+        for i in range(at_8):
+            h = _block(at_16 + i, self.remat, cfg.width_8, cfg.num_levels, self.dtype)(h, level)
         zeros = nn.initializers.zeros
         last = nn.Conv(3 * _STEM * _STEM, (3, 3), kernel_init=zeros, dtype=self.dtype)(h)
         return linear + depth_to_space(last.astype(jnp.float32), _STEM) + 0.5

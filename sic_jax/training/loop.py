@@ -1,65 +1,85 @@
-"""The training loop: resume, step, log, save."""
+"""The training loop: start or resume, step, record, evaluate, save.
 
+Where the weights of a run come from, first match wins:
+
+1. the newest checkpoint in its own work directory that can be read (exactly as it was left),
+2. ``params``, the weights of another run or of a bundle,
+3. scratch: random networks, and the Karhunen-Loeve transform for the linear branches.
+
+Nothing in the loop waits for a step but records, evaluations and checkpoints.
+"""
+
+import contextlib
 import json
 import logging
 import math
-import time
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, Protocol
 
 import jax
-import orbax.checkpoint as ocp
+import numpy as np
+from numpy.typing import NDArray
 
-from sic_jax.config import TrainConfig, to_dict
+import sic_jax
+from sic_jax.config import TrainConfig, from_dict, to_dict
 from sic_jax.lpips import load_alexnet_weights
 from sic_jax.model.params import Params, init_params
 from sic_jax.model.transforms import PATCH
-from sic_jax.training.data import ImageSource, sample_patches
+from sic_jax.training.batches import batches
+from sic_jax.training.checkpoints import (
+    BEST,
+    Checkpoint,
+    open_checkpoints,
+    restore,
+    save,
+    wait,
+)
 from sic_jax.training.klt import with_klt
+from sic_jax.training.meters import Clock, Pending
+from sic_jax.training.parallel import local_rows, make_runner
+from sic_jax.training.report import Reporter
+from sic_jax.training.sources import Source, sample_patches
 from sic_jax.training.state import TrainState, create_train_state
-from sic_jax.training.step import make_train_step
+from sic_jax.training.step import Metrics
 
 _log = logging.getLogger(__name__)
 _PATCHES_PER_IMAGE = 80
+# Fields that may change from one start of a run to the next: the same steps would have been done.
+_FREE = frozenset(
+    {"parallel", "fsdp", "accumulate", "remat", "log_every", "save_every", "keep_last"}
+    | {"eval_every", "eval_images", "eval_levels", "non_finite", "data.workers", "data.prefetch"}
+)
 
 
-def open_checkpoints(workdir: str | Path) -> ocp.CheckpointManager:
-    """The checkpoints of a run; the two newest are kept."""
-    path = Path(workdir).resolve() / "checkpoints"
-    return ocp.CheckpointManager(path, options=ocp.CheckpointManagerOptions(max_to_keep=2))
+class HeldOut(Protocol):
+    """Evaluation on images that are not trained on."""
+
+    def measure(self, params: Params) -> dict[str, float]:
+        """Named values, the same on every process; `loss` tells which parameters are best."""
+
+    def pictures(self, params: Params) -> dict[str, NDArray[np.uint8]]:
+        """Named reconstructions [H, W, 3] of fixed images."""
 
 
-def restore(
-    manager: ocp.CheckpointManager, like: TrainState, step: int | None = None
-) -> TrainState:
-    """The state of a checkpoint (default: the newest), shaped as `like`.
-
-    Raises:
-      ValueError: If the run has no checkpoint.
-    """
-    step = manager.latest_step() if step is None else step
-    if step is None:
-        raise ValueError(f"no checkpoint in {manager.directory}")
-    target = jax.tree.map(ocp.utils.to_shape_dtype_struct, like._asdict())
-    return TrainState(**manager.restore(step, args=ocp.args.StandardRestore(target)))
-
-
-def load_run_params(workdir: str | Path, cfg: TrainConfig) -> Params:
-    """EMA parameters of the newest checkpoint of the run in `workdir`."""
-    like = create_train_state(cfg, init_params(cfg.model, seed=0))
-    with open_checkpoints(workdir) as manager:
-        return restore(manager, like).ema
-
-
-def initial_params(cfg: TrainConfig, source: ImageSource) -> Params:
+def initial_params(cfg: TrainConfig, source: Source) -> Params:
     """Parameters of a run from scratch: random networks, KLT linear branches."""
     params = init_params(cfg.model, seed=cfg.seed)
-    patches = sample_patches(source, PATCH, _PATCHES_PER_IMAGE)
+    patches = sample_patches(source, PATCH, _PATCHES_PER_IMAGE, seed=cfg.seed)
     return with_klt(params, cfg.model, patches)
 
 
 def train(
-    cfg: TrainConfig, workdir: str | Path, source: ImageSource, *, params: Params | None = None
+    cfg: TrainConfig,
+    workdir: str | Path,
+    source: Source,
+    *,
+    params: Params | None = None,
+    held_out: HeldOut | None = None,
+    tensorboard: bool = False,
+    profile_steps: tuple[int, int] | None = None,
 ) -> TrainState:
     """Train to `cfg.steps`; continue where `workdir` has a checkpoint.
 
@@ -68,88 +88,185 @@ def train(
       workdir: Receives config.json, metrics.jsonl and checkpoints.
       source: Training images.
       params: Start of a new run; default: `initial_params`. Not used when resuming.
+      held_out: Evaluated every `cfg.eval_every` steps and at the end.
+      tensorboard: Write records for TensorBoard too.
+      profile_steps: First and last step of which a trace is written into WORKDIR/profile.
+
+    Returns:
+      The state, of global arrays; its `step` is less than `cfg.steps` after a SIGTERM, which saves
+      and ends the loop.
 
     Raises:
-      ValueError: If `workdir` holds a run of another config.
-      FloatingPointError: If a loss is not finite; the newest checkpoint is from before it.
+      ValueError: If `workdir` holds a run of another config, or no checkpoint can be read.
+      OSError: If the work directory or a checkpoint cannot be written.
+      FloatingPointError: If a loss or gradient is not finite (`cfg.non_finite` = "stop").
     """
     workdir = Path(workdir)
-    workdir.mkdir(parents=True, exist_ok=True)
     _claim(workdir, cfg)
     needs_lpips = any(cfg.loss.lmbda_perc)
-    weights = jax.device_put(load_alexnet_weights()) if needs_lpips else None
-    step_fn = jax.jit(make_train_step(cfg), donate_argnums=0)
-    with open_checkpoints(workdir) as manager:
-        resumed = manager.latest_step() is not None
-        start = init_params(cfg.model, seed=cfg.seed) if resumed else params
-        state = create_train_state(cfg, initial_params(cfg, source) if start is None else start)
-        if resumed:
-            state = restore(manager, state)
-            _log.info("resumed at step %d", int(state.step))
-        first = int(state.step)
-        log_path = workdir / "metrics.jsonl"
-        _drop_records_after(log_path, first)
-        sums: dict[str, jax.Array] | None = None
-        since, began = first, time.perf_counter()
-        for step in range(first, cfg.steps):
-            state, metrics = step_fn(state, source.batch(step, cfg.batch_size), weights)
-            sums = metrics if sums is None else jax.tree.map(jax.numpy.add, sums, metrics)
-            done = step + 1
-            save = done % cfg.save_every == 0 or done == cfg.steps
-            # Before a checkpoint always: only finite states are saved, and a resumed run, which
-            # starts its averages there, writes the records of an uninterrupted one.
-            if save or done % cfg.log_every == 0:
-                record = {k: float(v) / (done - since) for k, v in sums.items()}
-                elapsed = time.perf_counter() - began
-                images_per_s = (done - since) * cfg.batch_size / elapsed
-                _write_record(log_path, {"step": done, **record, "images_per_s": images_per_s})
-                if not all(map(math.isfinite, record.values())):
-                    bad = [k for k, v in record.items() if not math.isfinite(v)]
-                    raise FloatingPointError(
-                        f"{', '.join(bad)} not finite in steps {since + 1} to {done}"
-                    )
-                _log.info("%s", _line(done, cfg.steps, record, images_per_s))
-                sums, since, began = None, done, time.perf_counter()
-            if save:
-                manager.save(done, args=ocp.args.StandardSave(state._asdict()))
-        manager.wait_until_finished()
-    return state
+    runner = make_runner(cfg, load_alexnet_weights() if needs_lpips else None)
+    with (
+        contextlib.closing(Reporter(workdir, cfg.steps, tensorboard=tensorboard)) as reporter,
+        open_checkpoints(workdir, keep=cfg.keep_last) as manager,
+        open_checkpoints(workdir, keep=1, name=BEST) as best_manager,
+        _termination() as terminated,
+    ):
+        found = restore(manager, runner.shapes(state_shapes(cfg)))
+        best, pending, step = math.inf, Pending(), 0
+        if found is None:
+            start = initial_params(cfg, source) if params is None else params
+            state = create_train_state(cfg, start)
+        else:
+            state, step = found.state, int(found.state.step)
+            best, pending = found.info["best"], Pending.from_json(found.info["pending"])
+            _log.info("resumed at step %d", step)
+        reporter.drop_after(step)
+        state = runner.place(state)
+        clock = Clock(cfg.batch_size, list(runner.mesh.devices.flat))
+        stop = cfg.non_finite == "stop"
+
+        def checkpoint() -> Checkpoint:
+            info = {"version": sic_jax.__version__, "config": to_dict(cfg), "best": best}
+            return Checkpoint(runner.whole(state), info | {"pending": pending.to_json()})
+
+        stream = batches(
+            source,
+            crop_size=cfg.crop_size,
+            batch_size=cfg.batch_size,
+            seed=cfg.seed,
+            data=cfg.data,
+            first_step=step,
+            rows=local_rows(cfg.batch_size),
+        )
+        with contextlib.closing(stream), _Profile(workdir, profile_steps) as profile:
+            first = step
+            while step < cfg.steps:
+                profile.before(step + 1)
+                state, metrics = runner.step(state, next(stream))
+                pending.add(metrics)
+                step += 1
+                clock.tick()
+                profile.after(step, metrics)
+                if step == first + 1:
+                    jax.block_until_ready(metrics)
+                    clock.start()
+                last = step == cfg.steps
+                saves = last or step % cfg.save_every == 0
+                evaluates = last or (cfg.eval_every > 0 and step % cfg.eval_every == 0)
+                evaluates &= held_out is not None
+                if evaluates or last or step % cfg.log_every == 0:
+                    values = pending.flush(stop=stop) | clock.lap(runner.flops)
+                    if held_out is not None and evaluates:
+                        ema = runner.whole(state).ema
+                        found_values = held_out.measure(ema)
+                        values |= {f"eval/{k}": v for k, v in found_values.items()}
+                        if tensorboard:
+                            reporter.images(step, held_out.pictures(ema))
+                        if found_values["loss"] < best:
+                            best = found_values["loss"]
+                            if step not in best_manager.all_steps():
+                                save(best_manager, step, checkpoint())
+                    reporter.record(step, values)
+                    clock.start()
+                elif saves:
+                    pending.check(stop=stop)
+                if saves or terminated(step):
+                    save(manager, step, checkpoint())
+                    clock.start()
+                    if not saves:
+                        _log.info("terminated: saved at step %d; the same command goes on", step)
+                        break
+        wait(manager)
+        wait(best_manager)
+        return runner.whole(state)
+
+
+def state_shapes(cfg: TrainConfig) -> TrainState:
+    """Shapes and types of a run's state, without making it."""
+    shapes: TrainState = jax.eval_shape(
+        lambda: create_train_state(cfg, init_params(cfg.model, seed=0))
+    )
+    return shapes
+
+
+class _Profile:
+    """A trace of some steps."""
+
+    def __init__(self, workdir: Path, steps: tuple[int, int] | None) -> None:
+        self._folder = str(workdir / "profile")
+        self._steps = steps or (0, 0)
+        self._running = False
+
+    def __enter__(self) -> "_Profile":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._running:
+            jax.profiler.stop_trace()
+
+    def before(self, step: int) -> None:
+        if step == self._steps[0]:
+            jax.profiler.start_trace(self._folder)
+            self._running = True
+
+    def after(self, step: int, metrics: Metrics) -> None:
+        if self._running and step >= self._steps[1]:
+            jax.block_until_ready(metrics)
+            jax.profiler.stop_trace()
+            self._running = False
+
+
+@contextlib.contextmanager
+def _termination() -> Iterator[Callable[[int], bool]]:
+    """Yields a function of the step: whether the run was told to end (SIGTERM).
+
+    With several processes all of them agree on the step, by JAX's preemption service.
+    """
+    if jax.process_count() > 1:
+        from jax.experimental.multihost_utils import reached_preemption_sync_point
+
+        yield reached_preemption_sync_point
+        return
+    received: list[int] = []
+
+    def note(number: int, _: FrameType | None) -> None:
+        received.append(number)
+
+    try:
+        before = signal.signal(signal.SIGTERM, note)
+    except ValueError:  # Not the main thread: whoever runs the loop handles signals.
+        yield lambda step: False
+        return
+    try:
+        yield lambda step: bool(received)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _changed(mine: dict[str, Any], theirs: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    """Names of the fields that differ, as their flags have them."""
+    for name, value in mine.items():
+        if isinstance(value, dict):
+            yield from _changed(value, theirs[name], f"{prefix}{name}.")
+        elif value != theirs[name]:
+            yield f"{prefix}{name}"
 
 
 def _claim(workdir: Path, cfg: TrainConfig) -> None:
-    """Write config.json, or check that the run in `workdir` has the same config."""
+    """Write config.json, or check that the run in `workdir` is this one."""
+    workdir.mkdir(parents=True, exist_ok=True)
     path = workdir / "config.json"
-    mine: dict[str, Any] = json.loads(json.dumps(to_dict(cfg)))
     if path.exists():
-        theirs = json.loads(path.read_text())
-        changed = sorted(k for k in mine if mine[k] != theirs.get(k))
-        if changed:
+        theirs = from_dict(TrainConfig, json.loads(path.read_text()))
+        changed = sorted(set(_changed(to_dict(cfg), to_dict(theirs))) - _FREE)
+        if changed == ["steps"] and cfg.steps > theirs.steps:
+            _log.info("prolonged from %d to %d steps", theirs.steps, cfg.steps)
+        elif changed:
             raise ValueError(
                 f"{str(workdir)!r} holds a run with another {', '.join(changed)}; "
                 "choose another workdir, or start from it with --init-from"
             )
-    path.write_text(json.dumps(mine, indent=1) + "\n")
-
-
-def _drop_records_after(path: Path, step: int) -> None:
-    """Forget log records that a killed run wrote after its last checkpoint."""
-    if path.exists():
-        lines = [s for s in path.read_text().splitlines() if _step_of(s) <= step]
-        path.write_text("".join(s + "\n" for s in lines))
-
-
-def _step_of(line: str) -> float:
-    try:
-        return float(json.loads(line)["step"])
-    except json.JSONDecodeError:  # The run was killed while it wrote this record.
-        return math.inf
-
-
-def _write_record(path: Path, record: dict[str, float]) -> None:
-    with path.open("a") as f:
-        f.write(json.dumps(record) + "\n")
-
-
-def _line(done: int, steps: int, record: dict[str, float], images_per_s: float) -> str:
-    parts = [f"step {done}/{steps}"] + [f"{k} {v:.4g}" for k, v in record.items()]
-    return "  ".join([*parts, f"{images_per_s:.1f} images/s"])
+    if jax.process_index() == 0:
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(to_dict(cfg), indent=1) + "\n")
+        temporary.replace(path)

@@ -1,22 +1,58 @@
-"""The loss of Synonymous Variational Inference.
+"""The loss of Synonymous Variational Inference (SVI), term by term.
 
-For image x at level l, with details drawn (paper, section 3 and Lemma 3.2; LPIPS stands in for the
-divergence of the perception term):
+A *synset* is the set of all pictures that are perceptually equal to x; its index is what a file has
+to say. With q(y | x) the encoder's distribution of noisy latents and p_s a distribution over
+synsets, the partial semantic KL divergence compares the probability of a latent with that of the
+whole synset it belongs to:
 
-    L = lambda_r(l) * bpp(y_s, z) + lambda_d(l) * MSE(x, x_hat) + lambda_p(l) * LPIPS(x, x_hat)
+    D_KL,s[q || p_s] = sum over synsets i_s, sum over u in U_{i_s} of q(u) log(q(u) / p(U_{i_s}))
 
-The paper's alpha * L(l) + (1 - alpha) * L(L) is met in expectation by training the share
-`full_share` of a batch's images at level L and the others at drawn levels.
+SVI minimises its expectation over x for p_s = p(y_s | synset of x), which comes apart into three:
+
+    log q(y | x)              0: the noise U(-1/2, 1/2) has density 1
+    -log p(y_s)               the rate of the synonymous part (and of z); `bpp`
+    -log p(synset of x | y_s) the synonymous likelihood. Lemma 3.2: to minimise it is to minimise
+                              lambda_d E[MSE(x, x_hat)] + lambda_p E[KL(p_x || p_x_hat)] over the
+                              pictures x_hat of the synset that the decoder can draw; the
+                              expectations are means over M draws of the details, and LPIPS (with
+                              the adversarial loss in the last stage) stands in for the KL.
+
+Theorem 3.3 reads the sum as a Lagrangian of the synonymous rate-distortion-perception function
+
+    R = min I(X; synset of X_hat)  with  E[distortion] <= D  and  E[KL] <= P;
+
+with one picture a synset it is Blau and Michaeli's rate-distortion-perception function, and with
+lambda_p = 0 rate-distortion. So for image x at level l, with M draws x_hat_i:
+
+    L(l) = lambda_r(l) bpp(y_s, z) + mean_i [lambda_d(l) MSE(x, x_hat_i)
+                                             + lambda_p(l) (LPIPS(x, x_hat_i) + lmbda_adv G_i)]
+
+and, for one model that serves all levels, alpha L(l) + (1 - alpha) L(L) + L_c(l). L_c is latent
+consistency: g_a of a reconstruction should give y_s and the drawn details again.
+
+Source: Liang et al. 2025, sections 3 and 4; the paper's constants are in `sic_jax.presets`.
 """
+
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from sic_jax.config import LossConfig
-from sic_jax.lpips import Weights, lpips
-from sic_jax.model.sic import SicOutput
+from sic_jax.config import LossConfig, ModelConfig
+from sic_jax.lpips import Weights, lpips_features, lpips_from_features
+from sic_jax.model.levels import level_mask
 
-Metrics = dict[str, jax.Array]
+Terms = dict[str, tuple[jax.Array, jax.Array]]
+"""Sums over images and what to divide them by: they add up over devices and parts of a batch."""
+
+
+class Decodings(NamedTuple):
+    """Which decodings of each of B images are compared with it."""
+
+    level: jax.Array
+    """int32 [R, B], 1 to L."""
+    weight: jax.Array
+    """float32 [R, B]; the sum over R is 1."""
 
 
 def draw_levels(key: jax.Array, batch_size: int, num_levels: int, full_share: float) -> jax.Array:
@@ -29,41 +65,161 @@ def draw_levels(key: jax.Array, batch_size: int, num_levels: int, full_share: fl
     return jnp.concatenate([full, jnp.minimum(drawn, num_levels)])
 
 
-def svi_loss(
-    out: SicOutput,
-    x: jax.Array,
-    level: jax.Array,
-    *,
-    cfg: LossConfig,
-    lpips_weights: Weights | None,
-) -> tuple[jax.Array, Metrics]:
-    """Mean loss of a batch and its terms.
+def plan_decodings(
+    key: jax.Array, step: jax.Array, rows: jax.Array, batch_size: int, cfg: LossConfig
+) -> Decodings:
+    """Levels and weights of the decodings of some images of a batch.
+
+    `mixed` has R = M decodings of an image at its level; `cyclic` one at level L and M at level
+    l = L - step mod L (the paper's schedule), weighted as alpha L(l) + (1 - alpha) L(L).
 
     Args:
-      out: The model's output for `x`.
-      x: Images [B, H, W, 3] in [0, 1].
-      level: int [B].
-      cfg: Weights as functions of the level.
-      lpips_weights: AlexNet weights; None leaves the perception term out.
+      key: Of the step, the same for all parts of its batch.
+      step: int scalar.
+      rows: int [B], places of the images in the whole batch.
+      batch_size: Images of the whole batch.
+      cfg: Of the loss.
+    """
+    num_levels, m = len(cfg.lmbda_rate), cfg.num_samples
+    if cfg.levels == "mixed":
+        level = draw_levels(key, batch_size, num_levels, cfg.full_share)[rows]
+        shape = (m, *rows.shape)
+        return Decodings(jnp.broadcast_to(level, shape), jnp.full(shape, 1 / m))
+    low = num_levels - step % num_levels
+    level = jnp.concatenate([jnp.full((1,), num_levels), jnp.full((m,), low)]).astype(jnp.int32)
+    share = jnp.array([cfg.full_share] + [(1 - cfg.full_share) / m] * m, jnp.float32)
+    shape = (1 + m, *rows.shape)
+    return Decodings(
+        jnp.broadcast_to(level[:, None], shape), jnp.broadcast_to(share[:, None], shape)
+    )
+
+
+def rate_terms(bits_z: jax.Array, bits_y: jax.Array, level: jax.Array, pixels: int) -> jax.Array:
+    """Estimated bits per pixel of y_s and z: [R, B] for bits [B] and [B, L] and levels [R, B]."""
+    coded = jnp.arange(bits_y.shape[-1]) < level[..., None]
+    return (bits_z + jnp.where(coded, bits_y, 0).sum(-1)) / pixels
+
+
+def balance_term(bits_y: jax.Array, pixels: int) -> jax.Array:
+    """Standard deviation minus minimum of the levels' own bpp, [B] for bits [B, L].
+
+    The authors' warm-up takes both of the batch's means; here they are an image's, so that it does
+    not matter how a batch is cut.
+    """
+    bpp = bits_y / pixels
+    # std has no derivative where all are equal.
+    deviation = jnp.sqrt(jnp.var(bpp, axis=-1) + 1e-12)
+    return deviation - bpp.min(-1)
+
+
+def consistency_terms(
+    y_again: jax.Array, y_hat: jax.Array, level: jax.Array, cfg: ModelConfig
+) -> tuple[jax.Array, jax.Array]:
+    """Latent consistency of R decodings: (synonymous, details), [R, B] each.
+
+    Args:
+      y_again: g_a of the reconstructions, [R, B, h, w, C].
+      y_hat: What g_s saw, of the same shape: y_s, and drawn details above the level.
+      level: int [R, B].
+      cfg: Of the model.
 
     Returns:
-      (loss, metrics): a scalar, and scalars named by term; `*_full` average over the images at
-      level L, `*_low` over the others.
+      Mean squared differences over the channels up to `level`, and over those above it (0 where
+      there are none).
     """
-    num_levels = out.bits_y.shape[1]
+    flat = level.reshape(-1)
+    error = jnp.square(y_again - y_hat).reshape(-1, *y_hat.shape[2:])
+    known = level_mask(flat, cfg)
+    positions = error.shape[1] * error.shape[2]
+
+    def mean(mask: jax.Array) -> jax.Array:
+        total = jnp.where(mask, error, 0).sum((1, 2, 3))
+        count = mask.sum((1, 2, 3)) * positions
+        return (total / jnp.maximum(count, 1)).reshape(level.shape)
+
+    return mean(known), mean(~known)
+
+
+def lpips_terms(x: jax.Array, x_hat: jax.Array, weights: Weights) -> jax.Array:
+    """LPIPS (AlexNet) of images [B, H, W, 3] and their decodings [R, B, H, W, 3]: [R, B]."""
+    r, b = x_hat.shape[:2]
+    features = lpips_features(x, weights=weights)
+    features_hat = lpips_features(x_hat.reshape(r * b, *x.shape[1:]), weights=weights)
+    repeated = tuple(jnp.broadcast_to(f, (r, *f.shape)).reshape(g.shape)
+                     for f, g in zip(features, features_hat, strict=True))  # fmt: skip
+    return lpips_from_features(repeated, features_hat, weights=weights).reshape(r, b)
+
+
+def generator_loss(logits: jax.Array) -> jax.Array:
+    """G = -log D(x_hat), non-saturating, from logits [N, h, w, 1]: [N]."""
+    loss: jax.Array = jax.nn.softplus(-logits).mean((1, 2, 3))
+    return loss
+
+
+def discriminator_loss(real: jax.Array, fake: jax.Array) -> jax.Array:
+    """-log D(x) - log(1 - D(x_hat)), halved, from logits [N, h, w, 1]: [N]."""
+    both = jax.nn.softplus(-real) + jax.nn.softplus(fake)
+    loss: jax.Array = both.mean((1, 2, 3)) / 2
+    return loss
+
+
+class Compared(NamedTuple):
+    """What the loss of B images with R decodings each is made of."""
+
+    bpp: jax.Array
+    """[R, B], `rate_terms`."""
+    mse: jax.Array
+    """[R, B], of images in [0, 1]."""
+    lpips: jax.Array | None = None
+    """[R, B]."""
+    adv: jax.Array | None = None
+    """[R, B], `generator_loss`."""
+    balance: jax.Array | None = None
+    """[B], `balance_term`."""
+    consistency: tuple[jax.Array, jax.Array] | None = None
+    """[R, B] each, `consistency_terms`."""
+
+
+def svi_loss(terms: Compared, decodings: Decodings, cfg: LossConfig) -> tuple[jax.Array, Terms]:
+    """Mean loss of a batch, and its terms.
+
+    The consistency of details counts as in the authors' code: its sum over the M draws divided by
+    all M + 1 decodings where levels are `cyclic`; that of y_s as the mean over all decodings.
+
+    Returns:
+      (loss, terms): a scalar; sums and counts named by term, `*_full` over decodings at level L,
+      `*_low` over the others.
+    """
+    level, weight = decodings
     at = level - 1
-    pixels = x.shape[1] * x.shape[2]
-    coded = jnp.arange(num_levels) < level[:, None]
-    bpp = (out.bits_z + jnp.where(coded, out.bits_y, 0).sum(1)) / pixels
-    mse = jnp.square(x - out.x_hat).mean((1, 2, 3))
-    loss = jnp.asarray(cfg.lmbda_rate)[at] * bpp + jnp.asarray(cfg.lmbda_dist)[at] * mse
-    terms = {"bpp": bpp, "mse": mse}
-    if lpips_weights is not None:
-        terms["lpips"] = lpips(x, out.x_hat, weights=lpips_weights)
-        loss = loss + jnp.asarray(cfg.lmbda_perc)[at] * terms["lpips"]
-    full = (level == num_levels).astype(jnp.float32)
-    metrics = {"loss": loss.mean(), "bpp_z": out.bits_z.mean() / pixels}
-    for name, value in terms.items():
-        metrics[f"{name}_full"] = (value * full).sum() / jnp.maximum(full.sum(), 1)
-        metrics[f"{name}_low"] = (value * (1 - full)).sum() / jnp.maximum((1 - full).sum(), 1)
-    return loss.mean(), metrics
+    value = jnp.asarray(cfg.lmbda_rate)[at] * terms.bpp
+    value += jnp.asarray(cfg.lmbda_dist)[at] * terms.mse
+    named = {"bpp": terms.bpp, "mse": terms.mse}
+    if terms.lpips is not None:
+        named["lpips"] = terms.lpips
+        perception = terms.lpips
+        if terms.adv is not None:
+            named["adv"] = terms.adv
+            perception += cfg.lmbda_adv * terms.adv
+        value += jnp.asarray(cfg.lmbda_perc)[at] * perception
+    loss = (weight * value).sum(0)
+    if terms.balance is not None:
+        loss += cfg.lmbda_balance * terms.balance
+    if terms.consistency is not None:
+        synonymous, details = terms.consistency
+        named |= {"consistency_s": synonymous, "consistency_eps": details}
+        loss += cfg.lmbda_consistency * (synonymous + details).mean(0)
+    full = (level == len(cfg.lmbda_rate)).astype(jnp.float32)
+    images = jnp.float32(loss.shape[0])
+    sums: Terms = {"loss": (loss.sum(), images)}
+    if terms.balance is not None:
+        sums["balance"] = (terms.balance.sum(), images)
+    for name, term in named.items():
+        sums[f"{name}_full"] = ((term * full).sum(), full.sum())
+        sums[f"{name}_low"] = ((term * (1 - full)).sum(), (1 - full).sum())
+    return loss.mean(), sums
+
+
+def mean_terms(terms: Terms) -> dict[str, jax.Array]:
+    """Sums divided by their counts; 0 where nothing was counted."""
+    return {k: total / jnp.maximum(count, 1) for k, (total, count) in terms.items()}

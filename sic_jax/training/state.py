@@ -8,6 +8,17 @@ import optax
 
 from sic_jax.config import TrainConfig
 from sic_jax.model.params import Params
+from sic_jax.model.transforms import PATCH
+from sic_jax.training.discriminator import Discriminator
+
+
+class DiscriminatorState(NamedTuple):
+    """The discriminator of the adversarial stage."""
+
+    params: Params
+    batch_stats: Params
+    """Vectors of the spectral normalisation."""
+    opt_state: optax.OptState
 
 
 class TrainState(NamedTuple):
@@ -18,13 +29,24 @@ class TrainState(NamedTuple):
     ema: Params
     """Exponential moving average of `params`: what is evaluated and shipped."""
     opt_state: optax.OptState
+    discriminator: DiscriminatorState | None
+    """None but in the adversarial stage."""
 
 
 def make_optimizer(cfg: TrainConfig) -> optax.GradientTransformation:
-    """Adam with clipping, warm-up and cosine decay; the linear branches learn ten times slower."""
-    schedule = optax.warmup_cosine_decay_schedule(
-        0.0, cfg.learning_rate, cfg.warmup_steps, cfg.steps, 0.01 * cfg.learning_rate
-    )
+    """AdamW with clipping, warm-up and decay of the rate.
+
+    The linear branches learn ten times slower, and quantiles of z's prior by an optimiser of their
+    own at a constant rate, as their loss has nothing to do with the others.
+    """
+    if cfg.decay == "cosine":
+        schedule = optax.warmup_cosine_decay_schedule(
+            0.0, cfg.learning_rate, cfg.warmup_steps, cfg.steps, 0.01 * cfg.learning_rate
+        )
+    else:
+        schedule = optax.linear_schedule(
+            0.0 if cfg.warmup_steps else cfg.learning_rate, cfg.learning_rate, cfg.warmup_steps
+        )
 
     def is_linear(params: Params) -> Any:
         def check(path: tuple[Any, ...], _: Any) -> bool:
@@ -32,12 +54,27 @@ def make_optimizer(cfg: TrainConfig) -> optax.GradientTransformation:
 
         return jax.tree_util.tree_map_with_path(check, params)
 
-    return optax.chain(
+    def labels(params: Params) -> Any:
+        def label(path: tuple[Any, ...], _: Any) -> str:
+            return "quantiles" if path[-1].key == "quantiles" else "networks"
+
+        return jax.tree_util.tree_map_with_path(label, params)
+
+    networks = optax.chain(
         optax.clip_by_global_norm(cfg.clip_norm),
         optax.scale_by_adam(),
+        optax.add_decayed_weights(cfg.weight_decay) if cfg.weight_decay else optax.identity(),
         optax.masked(optax.scale(0.1), is_linear),
         optax.scale_by_learning_rate(schedule),
     )
+    quantiles = optax.adamw(cfg.quantile_learning_rate, weight_decay=cfg.weight_decay)
+    return optax.multi_transform({"networks": networks, "quantiles": quantiles}, labels)
+
+
+def make_discriminator_optimizer(cfg: TrainConfig) -> optax.GradientTransformation:
+    """AdamW of the discriminator, at a constant rate."""
+    mine = cfg.discriminator
+    return optax.adamw(mine.learning_rate, weight_decay=mine.weight_decay)
 
 
 def create_train_state(cfg: TrainConfig, params: Params) -> TrainState:
@@ -45,4 +82,20 @@ def create_train_state(cfg: TrainConfig, params: Params) -> TrainState:
     # A copy, because the loop donates the state: the caller's arrays must stay usable.
     params = jax.tree.map(jnp.array, params)
     copy = jax.tree.map(jnp.copy, params)
-    return TrainState(jnp.zeros((), jnp.int32), params, copy, make_optimizer(cfg).init(params))
+    discriminator = _new_discriminator(cfg) if cfg.loss.lmbda_adv else None
+    zero = jnp.zeros((), jnp.int32)
+    return TrainState(zero, params, copy, make_optimizer(cfg).init(params), discriminator)
+
+
+def _new_discriminator(cfg: TrainConfig) -> DiscriminatorState:
+    network = Discriminator(cfg.discriminator, cfg.model)
+
+    def init(key: jax.Array) -> Any:
+        side = 4 * PATCH
+        x = jnp.zeros((1, side, side, 3))
+        y_hat = jnp.zeros((1, 4, 4, cfg.model.num_channels))
+        return network.init(key, x, y_hat, jnp.ones((1,), jnp.int32), update_stats=False)
+
+    variables = jax.jit(init)(jax.random.key(cfg.seed, impl="rbg"))
+    params, stats = dict(variables["params"]), dict(variables["batch_stats"])
+    return DiscriminatorState(params, stats, make_discriminator_optimizer(cfg).init(params))

@@ -1,7 +1,7 @@
-"""The train step: a pure function (state, batch, lpips weights) -> (state, metrics)."""
+"""The train step: a pure function (state, batch, rows, lpips weights) -> (state, metrics)."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,50 +10,140 @@ import optax
 from sic_jax.config import TrainConfig
 from sic_jax.lpips import Weights
 from sic_jax.model.params import Params
-from sic_jax.model.sic import SicModel
-from sic_jax.training.losses import Metrics, draw_levels, svi_loss
-from sic_jax.training.state import TrainState, make_optimizer
+from sic_jax.training.discriminator import Discriminator
+from sic_jax.training.gradients import Gradients, make_gradients
+from sic_jax.training.losses import Terms
+from sic_jax.training.state import (
+    DiscriminatorState,
+    TrainState,
+    make_discriminator_optimizer,
+    make_optimizer,
+)
 
-TrainStep = Callable[[TrainState, jax.Array, Weights | None], tuple[TrainState, Metrics]]
+NEVER = 2**31 - 1
+"""`Metrics.first_bad` where every step was finite."""
 
 
-def make_train_step(cfg: TrainConfig) -> TrainStep:
+class Metrics(NamedTuple):
+    """What a step, or several, measured."""
+
+    terms: Terms
+    first_bad: jax.Array
+    """First step whose loss or gradient was not finite, or `NEVER`: int32."""
+
+
+TrainStep = Callable[[TrainState, jax.Array, jax.Array, Weights | None], tuple[TrainState, Metrics]]
+
+
+def make_train_step(cfg: TrainConfig, *, axis_name: str | None = None) -> TrainStep:
     """The step of a config, not yet compiled.
 
-    The returned function takes the state, crops uint8 [B, P, P, 3] and the LPIPS weights (None
-    where every lambda_p is 0). Its randomness is ``fold_in(key(seed), step)``.
+    The returned function takes the state, crops uint8 [B, P, P, 3], their places in the whole batch
+    int32 [B], and the LPIPS weights (None where every lambda_p is 0). Its randomness depends on the
+    seed, the step and an image's place, so the numbers do not depend on how the batch is cut: over
+    devices by the partitioner, over `axis_name` of a `pmap`, or in `accumulate` parts.
     """
-    model = SicModel(cfg.model, jnp.bfloat16 if cfg.compute_dtype == "bfloat16" else None)
     optimizer = make_optimizer(cfg)
+    gradients = make_gradients(cfg)
 
     def train_step(
-        state: TrainState, batch: jax.Array, lpips_weights: Weights | None
+        state: TrainState, batch: jax.Array, rows: jax.Array, lpips_weights: Weights | None
     ) -> tuple[TrainState, Metrics]:
-        key = jax.random.fold_in(jax.random.key(cfg.seed), state.step)
-        key_level, key_temperature, key_noise = jax.random.split(key, 3)
-        x = batch.astype(jnp.float32) / 255
-        size = x.shape[0]
-        level = draw_levels(key_level, size, cfg.model.num_levels, cfg.loss.full_share)
-        sampled = jax.random.uniform(key_temperature, (size,)) < cfg.loss.sampled_share
-        temperature = jnp.where(sampled, cfg.loss.temperature, 0.0)
-
-        def loss_fn(params: Params) -> tuple[jax.Array, Metrics]:
-            variables = {"params": params}
-            out: Any = model.apply(variables, x, level, temperature=temperature, key=key_noise)
-            return svi_loss(out, x, level, cfg=cfg.loss, lpips_weights=lpips_weights)
-
-        (_, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        grads = _accumulate(
+            lambda images, at: gradients(state, images, at, lpips_weights),
+            batch,
+            rows,
+            cfg.accumulate,
+        )
+        if axis_name is not None:
+            params, discriminator = jax.lax.pmean((grads.params, grads.discriminator), axis_name)
+            grads = Gradients(params, discriminator, jax.lax.psum(grads.terms, axis_name))
+        updates, opt_state = optimizer.update(grads.params, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         # A short memory at first, so that the average forgets the start.
         decay = jnp.minimum(cfg.ema_decay, (1.0 + state.step) / (10.0 + state.step))
         ema = jax.tree.map(lambda e, p: e + (1 - decay) * (p - e), state.ema, params)
-        metrics["grad_norm"] = _norm(grads)
-        metrics["update_norm"] = _norm(updates)
-        return TrainState(state.step + 1, params, ema, opt_state), metrics
+        discriminator = state.discriminator
+        if discriminator is not None:
+            discriminator = _update_discriminator(cfg, discriminator, grads.discriminator)
+        norms = {
+            "grad_norm": _norm(grads.params),
+            "update_norm": _norm(updates),
+            "param_norm": _norm(params),
+        }
+        if grads.discriminator is not None:
+            norms["grad_norm_d"] = _norm(grads.discriminator)
+        measured = grads.terms | {k: (v, jnp.ones(())) for k, v in norms.items()}
+        loss = measured["loss"][0]
+        ok = jnp.isfinite(jnp.stack([loss, *norms.values()])).all()
+        new = TrainState(state.step, params, ema, opt_state, discriminator)
+        new = jax.tree.map(lambda a, b: jnp.where(ok, a, b), new, state)
+        if cfg.non_finite == "skip":
+            measured = jax.tree.map(lambda a: jnp.where(ok, a, 0), measured)
+            measured["skipped"] = (1.0 - ok, jnp.zeros(()))
+        first_bad = jnp.where(ok, NEVER, state.step + 1)
+        return new._replace(step=state.step + 1), Metrics(measured, first_bad)
 
     return train_step
 
 
-def _norm(tree: Params) -> jax.Array:
+def add_metrics(a: Metrics, b: Metrics) -> Metrics:
+    """Metrics of two runs of steps together."""
+    terms = jax.tree.map(jnp.add, a.terms, b.terms)
+    return Metrics(terms, jnp.minimum(a.first_bad, b.first_bad))
+
+
+def _accumulate(
+    gradients: Callable[[jax.Array, jax.Array], Gradients],
+    batch: jax.Array,
+    rows: jax.Array,
+    parts: int,
+) -> Gradients:
+    """Gradients of a batch, in `parts` one after another: means of means, sums of sums."""
+    if parts == 1:
+        return gradients(batch, rows)
+
+    def cut(a: jax.Array) -> jax.Array:
+        # Every parts-th image, so that each part is spread over the devices as the whole is.
+        return a.reshape(-1, parts, *a.shape[1:]).swapaxes(0, 1)
+
+    def add(total: Gradients, part: tuple[jax.Array, jax.Array]) -> tuple[Gradients, None]:
+        return jax.tree.map(jnp.add, total, gradients(*part)), None
+
+    shapes = jax.eval_shape(gradients, batch[: len(batch) // parts], rows[: len(rows) // parts])
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    total, _ = jax.lax.scan(add, zeros, (cut(batch), cut(rows)))
+    params, discriminator = jax.tree.map(lambda a: a / parts, (total.params, total.discriminator))
+    return Gradients(params, discriminator, total.terms)
+
+
+def _update_discriminator(
+    cfg: TrainConfig, state: DiscriminatorState, grads: Params | None
+) -> DiscriminatorState:
+    """A step of the discriminator, and of its spectral normalisation's power iteration."""
+    optimizer = make_discriminator_optimizer(cfg)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params: Params = optax.apply_updates(state.params, updates)  # type: ignore[assignment]
+    stats = spectral_step(cfg, params, state.batch_stats)
+    return DiscriminatorState(params, stats, opt_state)
+
+
+def spectral_step(cfg: TrainConfig, params: Params, batch_stats: Params) -> Params:
+    """A step of the power iteration: it depends on the kernels only, not on pictures."""
+    network = Discriminator(cfg.discriminator, cfg.model)
+    side = 64
+    x = jnp.zeros((1, side, side, 3))
+    y_hat = jnp.zeros((1, side // 16, side // 16, cfg.model.num_channels))
+    _, changed = network.apply(
+        {"params": params, "batch_stats": batch_stats},
+        x,
+        y_hat,
+        jnp.ones((1,), jnp.int32),
+        update_stats=True,
+        mutable=["batch_stats"],
+    )
+    return dict(changed["batch_stats"])
+
+
+def _norm(tree: Any) -> jax.Array:
     return jnp.sqrt(sum((jnp.square(a).sum() for a in jax.tree.leaves(tree)), jnp.zeros(())))

@@ -1,0 +1,183 @@
+"""Gradients of a part of a batch: decodings, their comparison, and both networks' losses."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from sic_jax.config import TrainConfig
+from sic_jax.entropy.distributions import quantile_loss
+from sic_jax.lpips import Weights
+from sic_jax.model.noise import split_keys
+from sic_jax.model.params import Params
+from sic_jax.model.sic import SicModel
+from sic_jax.training.discriminator import Discriminator
+from sic_jax.training.losses import (
+    Compared,
+    Decodings,
+    Terms,
+    balance_term,
+    consistency_terms,
+    discriminator_loss,
+    generator_loss,
+    lpips_terms,
+    plan_decodings,
+    rate_terms,
+    svi_loss,
+)
+from sic_jax.training.state import DiscriminatorState, TrainState
+
+
+class Gradients(NamedTuple):
+    """Of a part of a batch: means over its images, and sums."""
+
+    params: Params
+    discriminator: Params | None
+    terms: Terms
+
+
+class Decoded(NamedTuple):
+    """What the discriminator learns from."""
+
+    x: jax.Array
+    """[B, H, W, 3]."""
+    x_hat: jax.Array
+    """[R, B, H, W, 3]."""
+    y_hat: jax.Array
+    """What g_s saw, [R, B, h, w, C]."""
+    plan: Decodings
+
+
+def make_gradients(cfg: TrainConfig) -> Callable[..., Gradients]:
+    """A function (state, uint8 [B, P, P, 3], places [B], LPIPS weights) -> `Gradients`."""
+    loss_fn = make_loss(cfg)
+
+    def gradients(
+        state: TrainState, batch: jax.Array, rows: jax.Array, lpips_weights: Weights | None
+    ) -> Gradients:
+        (_, (terms, decoded)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
+            state.params, state, batch, rows, lpips_weights
+        )
+        d = state.discriminator
+        if d is None:
+            return Gradients(grads, None, terms)
+        decoded = jax.lax.stop_gradient(decoded)
+        loss, d_grads = jax.value_and_grad(_discriminator_loss)(d.params, cfg, d, decoded)
+        images = jnp.float32(len(rows))
+        return Gradients(grads, d_grads, terms | {"loss_d": (loss * images, images)})
+
+    return gradients
+
+
+def make_loss(cfg: TrainConfig) -> Callable[..., tuple[jax.Array, tuple[Terms, Decoded]]]:
+    """The model's loss: (parameters, state, batch, places, LPIPS weights) -> (loss, (terms, ...)).
+
+    Of the state it reads the step and the discriminator.
+    """
+    dtype = jnp.bfloat16 if cfg.compute_dtype == "bfloat16" else None
+    model: Any = SicModel(cfg.model, dtype, remat=cfg.remat)
+    loss_cfg = cfg.loss
+
+    def decode(
+        params: Params, x: jax.Array, plan: Decodings, keys: jax.Array
+    ) -> tuple[Any, jax.Array, jax.Array]:
+        """(rated latents, what g_s sees [R, B, h, w, C], reconstructions [R, B, H, W, 3])."""
+        variables = {"params": params}
+        r, b = plan.level.shape
+
+        def repeat(a: jax.Array) -> jax.Array:
+            return jnp.broadcast_to(a, (r, *a.shape)).reshape(r * b, *a.shape[1:])
+
+        y, z = model.apply(variables, x, method="analyse")
+        key_rounded, key_temperature, key_detail = split_keys(split_keys(keys)[2])
+        rounded = jax.vmap(jax.random.uniform)(key_rounded) < loss_cfg.rounded_share
+        rated = model.apply(variables, y, z, key=keys, rounded=rounded, method="rate")
+        uniform = jax.vmap(jax.random.uniform)(key_temperature)
+        temperature = jnp.where(uniform < loss_cfg.sampled_share, loss_cfg.temperature, 0.0)
+        # A key for each of an image's draws.
+        draws = jax.vmap(lambda i: jax.vmap(lambda k: jax.random.fold_in(k, i))(key_detail))(
+            jnp.arange(r)
+        )
+        level = plan.level.reshape(-1)
+        y_hat = model.apply(
+            variables,
+            repeat(rated.y_hat),
+            jax.tree.map(repeat, rated.hyper),
+            level,
+            temperature=repeat(temperature),
+            key=draws.reshape(-1),
+            method="complete",
+        )
+        x_hat = model.apply(variables, y_hat, level, method="synthesise")
+        if loss_cfg.clamp:
+            x_hat = jnp.clip(x_hat, 0, 1)
+        return rated, y_hat.reshape(r, b, *y_hat.shape[1:]), x_hat.reshape(r, *x.shape)
+
+    def loss_fn(
+        params: Params, state: TrainState, batch: jax.Array, rows: jax.Array,
+        lpips_weights: Weights | None,
+    ) -> tuple[jax.Array, tuple[Terms, Decoded]]:  # fmt: skip
+        key = jax.random.fold_in(jax.random.key(cfg.seed), state.step)
+        key_level, key_images = jax.random.split(key)
+        keys = jax.vmap(lambda row: jax.random.fold_in(key_images, row))(rows)
+        plan = plan_decodings(key_level, state.step, rows, cfg.batch_size, loss_cfg)
+        x = batch.astype(jnp.float32) / 255
+        pixels = x.shape[1] * x.shape[2]
+        rated, y_hat, x_hat = decode(params, x, plan, keys)
+        decoded = Decoded(x, x_hat, y_hat, plan)
+        compared = Compared(
+            bpp=rate_terms(rated.bits_z, rated.bits_y, plan.level, pixels),
+            mse=jnp.square(x - x_hat).mean((2, 3, 4)),
+        )
+        if lpips_weights is not None:
+            compared = compared._replace(lpips=lpips_terms(x, x_hat, lpips_weights))
+        if state.discriminator is not None:
+            logits = _judge(cfg, state.discriminator, _flat(x_hat), _flat(y_hat), plan)
+            compared = compared._replace(adv=generator_loss(logits).reshape(plan.level.shape))
+        if loss_cfg.lmbda_balance:
+            compared = compared._replace(balance=balance_term(rated.bits_y, pixels))
+        if loss_cfg.lmbda_consistency:
+            again = model.apply(
+                {"params": params}, jnp.clip(_flat(x_hat), 0, 1), method="latents"
+            ).reshape(y_hat.shape)
+            consistency = consistency_terms(again, y_hat, plan.level, cfg.model)
+            compared = compared._replace(consistency=consistency)
+        loss, terms = svi_loss(compared, plan, loss_cfg)
+        if cfg.model.context == "raster":
+            prior = model.apply({"params": params}, method="factorized_params")
+            distance = quantile_loss(prior)
+            loss += distance
+            terms["quantiles"] = (distance * len(rows), jnp.float32(len(rows)))
+        terms["bpp_z"] = (rated.bits_z.sum() / pixels, jnp.float32(len(rows)))
+        return loss, (terms, decoded)
+
+    return loss_fn
+
+
+def _discriminator_loss(
+    params: Params, cfg: TrainConfig, state: DiscriminatorState, decoded: Decoded
+) -> jax.Array:
+    """Mean over images; the decodings of an image count as in the loss of the model."""
+    x, x_hat, y_hat, plan = decoded
+    state = state._replace(params=params)
+    originals = jnp.broadcast_to(x, x_hat.shape)
+    real = _judge(cfg, state, _flat(originals), _flat(y_hat), plan)
+    fake = _judge(cfg, state, _flat(x_hat), _flat(y_hat), plan)
+    loss = discriminator_loss(real, fake).reshape(plan.level.shape)
+    return (plan.weight * loss).sum(0).mean()
+
+
+def _judge(
+    cfg: TrainConfig, state: DiscriminatorState, x: jax.Array, y_hat: jax.Array, plan: Decodings
+) -> jax.Array:
+    """Logits [N, h, w, 1] of pictures [N, H, W, 3], N = R * B, by the discriminator of a state."""
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    network: Any = Discriminator(cfg.discriminator, cfg.model)
+    level = plan.level.reshape(-1)
+    logits: jax.Array = network.apply(variables, x, y_hat, level, update_stats=False)
+    return logits
+
+
+def _flat(a: jax.Array) -> jax.Array:
+    return a.reshape(-1, *a.shape[2:])

@@ -1,0 +1,267 @@
+"""How devices and hosts share a step: `jit` over a mesh of all devices, or `pmap`.
+
+Each process loads its own rows of the global batch. The step's numbers do not depend on the cut
+(`sic_jax.training.step`), so both ways, any number of devices and any number of processes train the
+same model, up to the order of float sums.
+"""
+
+import os
+from functools import partial
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from numpy.typing import NDArray
+
+from sic_jax.config import TrainConfig
+from sic_jax.lpips import Weights
+from sic_jax.training.state import TrainState
+from sic_jax.training.step import Metrics, make_train_step
+
+AXIS = "data"
+_MIN_SHARDED = 2**12
+"""Scalars from which on an array is spread with `fsdp`."""
+
+
+def initialize_distributed(
+    coordinator: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+) -> None:
+    """Connect the processes of a run; to be called before anything touches a device.
+
+    With a coordinator (``HOST:PORT``, or the variable JAX_COORDINATOR_ADDRESS, with
+    JAX_NUM_PROCESSES and JAX_PROCESS_ID) the other two are needed; without, the cluster (TPU pod,
+    SLURM, Open MPI) must tell.
+
+    Raises:
+      ValueError: If the three do not fit together.
+      RuntimeError: If there is no cluster, or the processes do not find each other.
+    """
+    env = os.environ
+    coordinator = coordinator or env.get("JAX_COORDINATOR_ADDRESS")
+    if coordinator is None:
+        if num_processes is not None or process_id is not None:
+            raise ValueError("--num-processes and --process-id need --coordinator HOST:PORT")
+        jax.distributed.initialize()
+        return
+    if num_processes is None and "JAX_NUM_PROCESSES" in env:
+        num_processes = int(env["JAX_NUM_PROCESSES"])
+    if process_id is None and "JAX_PROCESS_ID" in env:
+        process_id = int(env["JAX_PROCESS_ID"])
+    if num_processes is None or process_id is None:
+        raise ValueError(f"--coordinator {coordinator} needs --num-processes and --process-id")
+    if not 0 <= process_id < num_processes:
+        raise ValueError(f"--process-id must be 0 to {num_processes - 1}, got {process_id}")
+    # What lets processes on CPUs talk to each other; other backends do not read it.
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.distributed.initialize(coordinator, num_processes, process_id)
+
+
+def device_mesh() -> Mesh:
+    """All devices of all processes in a row."""
+    return Mesh(np.array(jax.devices()), (AXIS,))
+
+
+def local_rows(batch_size: int) -> slice:
+    """The rows of a global batch that this process loads."""
+    share = batch_size // jax.process_count()
+    first = jax.process_index() * share
+    return slice(first, first + share)
+
+
+def check_batch(cfg: TrainConfig) -> None:
+    """Check that every part of a batch can be spread over the devices.
+
+    Raises:
+      ValueError: If not.
+    """
+    parts = jax.device_count() * cfg.accumulate
+    if cfg.batch_size % parts:
+        raise ValueError(
+            f"batch_size is {cfg.batch_size}; it must be a multiple of the {jax.device_count()} "
+            f"devices times accumulate = {cfg.accumulate}"
+        )
+
+
+def replicate(tree: Any, mesh: Mesh) -> Any:
+    """Host arrays, the same on every process, as global arrays with a copy on each device."""
+    return jax.tree.map(partial(_put, sharding=NamedSharding(mesh, PartitionSpec())), tree)
+
+
+def shard_rows(rows: Any, mesh: Mesh) -> jax.Array:
+    """This process's rows [b, ...] of a global batch, spread over the devices."""
+    sharding = NamedSharding(mesh, PartitionSpec(AXIS))
+    if jax.process_count() == 1:
+        placed: jax.Array = jax.device_put(rows, sharding)
+    else:
+        placed = jax.make_array_from_process_local_data(sharding, np.asarray(rows))
+    return placed
+
+
+def state_shardings(state: Any, mesh: Mesh, *, fsdp: bool) -> Any:
+    """Where the arrays of a state lie: everywhere, or with `fsdp` cut along their longest axis."""
+
+    def of(a: Any) -> NamedSharding:
+        n = mesh.devices.size
+        axes = [i for i, length in enumerate(a.shape) if length % n == 0]
+        if not fsdp or not axes or np.prod(a.shape) < _MIN_SHARDED:
+            return NamedSharding(mesh, PartitionSpec())
+        longest = max(axes, key=lambda i: a.shape[i])
+        return NamedSharding(mesh, PartitionSpec(*(None,) * longest, AXIS))
+
+    return jax.tree.map(of, state)
+
+
+class Runner(Protocol):
+    """A compiled step and where its arguments lie."""
+
+    mesh: Mesh
+    flops: float | None
+    """Floating-point operations of a step on all devices; None before the first, or not known."""
+
+    def shapes(self, like: TrainState) -> TrainState:
+        """Shapes as they are, with the sharding in which a checkpoint is read."""
+
+    def place(self, state: TrainState) -> Any:
+        """A state of host or global arrays, as `step` wants it."""
+
+    def whole(self, state: Any) -> TrainState:
+        """The inverse of `place`: global arrays, to save or to evaluate."""
+
+    def step(self, state: Any, batch: Any) -> tuple[Any, Metrics]:
+        """A step with this process's rows uint8 [b, P, P, 3]; donates the state."""
+
+
+def make_runner(cfg: TrainConfig, lpips_weights: Weights | None) -> Runner:
+    """The runner that `cfg.parallel` names.
+
+    Raises:
+      ValueError: If the batch cannot be spread over the devices.
+    """
+    check_batch(cfg)
+    kind = PmapRunner if cfg.parallel == "pmap" else JitRunner
+    return kind(cfg, lpips_weights)
+
+
+class JitRunner:
+    """One program over the mesh, cut by XLA's partitioner."""
+
+    def __init__(self, cfg: TrainConfig, lpips_weights: Weights | None) -> None:
+        """Put the LPIPS weights on the devices."""
+        self.mesh = device_mesh()
+        self.flops: float | None = None
+        self._cfg = cfg
+        self._weights = replicate(lpips_weights, self.mesh)
+        rows = local_rows(cfg.batch_size)
+        self._rows = shard_rows(np.arange(rows.start, rows.stop, dtype=np.int32), self.mesh)
+        self._step: Any = None
+
+    def shapes(self, like: TrainState) -> TrainState:
+        """See `Runner`."""
+        return _with_shardings(like, state_shardings(like, self.mesh, fsdp=self._cfg.fsdp))
+
+    def place(self, state: TrainState) -> TrainState:
+        """See `Runner`."""
+        shardings = state_shardings(state, self.mesh, fsdp=self._cfg.fsdp)
+        placed: TrainState = jax.tree.map(lambda a, s: _put(a, sharding=s), state, shardings)
+        return placed
+
+    def whole(self, state: TrainState) -> TrainState:
+        """See `Runner`."""
+        return state
+
+    def step(self, state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
+        """See `Runner`."""
+        args = (state, shard_rows(batch, self.mesh), self._rows, self._weights)
+        if self._step is None:
+            self._compile(*args)
+        result: tuple[TrainState, Metrics] = self._step(*args)
+        return result
+
+    def _compile(self, state: TrainState, *args: Any) -> None:
+        shardings = state_shardings(state, self.mesh, fsdp=self._cfg.fsdp)
+        everywhere = NamedSharding(self.mesh, PartitionSpec())
+        step = jax.jit(
+            make_train_step(self._cfg), donate_argnums=0, out_shardings=(shardings, everywhere)
+        )
+        self._step = step.lower(state, *args).compile()
+        cost = self._step.cost_analysis()
+        cost = cost[0] if isinstance(cost, list) else cost
+        # XLA counts what one device does.
+        flops = float((cost or {}).get("flops", 0.0)) * self.mesh.devices.size
+        self.flops = flops or None
+
+
+class PmapRunner:
+    """One program a device; a state has a copy for each of this process's devices."""
+
+    flops: float | None = None
+
+    def __init__(self, cfg: TrainConfig, lpips_weights: Weights | None) -> None:
+        """Put the LPIPS weights on the devices."""
+        self.mesh = device_mesh()
+        self._devices = jax.local_devices()
+        self._weights = self._stack(lpips_weights)
+        rows = local_rows(cfg.batch_size)
+        self._rows = self._split(np.arange(rows.start, rows.stop, dtype=np.int32))
+        step = make_train_step(cfg, axis_name=AXIS)
+        self._step = jax.pmap(step, axis_name=AXIS, out_axes=(0, None), donate_argnums=0)
+
+    def shapes(self, like: TrainState) -> TrainState:
+        """See `Runner`."""
+        return _with_shardings(like, state_shardings(like, self.mesh, fsdp=False))
+
+    def place(self, state: TrainState) -> TrainState:
+        """See `Runner`."""
+        placed: TrainState = self._stack(jax.tree.map(_local, state))
+        return placed
+
+    def whole(self, state: TrainState) -> TrainState:
+        """See `Runner`."""
+        first = jax.tree.map(lambda a: np.asarray(a.addressable_shards[0].data)[0], state)
+        result: TrainState = replicate(first, self.mesh)
+        return result
+
+    def step(self, state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
+        """See `Runner`."""
+        result: tuple[TrainState, Metrics] = self._step(
+            state, self._split(batch), self._rows, self._weights
+        )
+        return result
+
+    def _split(self, rows: Any) -> Any:
+        return np.asarray(rows).reshape(len(self._devices), -1, *rows.shape[1:])
+
+    def _stack(self, tree: Any) -> Any:
+        def stack(a: NDArray[Any]) -> jax.Array:
+            copies = np.broadcast_to(a, (len(self._devices), *np.shape(a)))
+            stacked: jax.Array = jax.pmap(lambda x: x, devices=self._devices)(copies)
+            return stacked
+
+        return jax.tree.map(stack, tree)
+
+
+def _with_shardings(like: TrainState, shardings: Any) -> TrainState:
+    def shape(a: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding)
+
+    shapes: TrainState = jax.tree.map(shape, like, shardings)
+    return shapes
+
+
+def _local(a: Any) -> NDArray[Any]:
+    """A fully replicated or host array, on the host."""
+    host: NDArray[Any] = np.asarray(a.addressable_shards[0].data if isinstance(a, jax.Array) else a)
+    return host
+
+
+def _put(a: Any, *, sharding: NamedSharding) -> jax.Array:
+    """A host array, the same on every process, or a global one, with `sharding`."""
+    if isinstance(a, jax.Array) and (jax.process_count() == 1 or not a.is_fully_addressable):
+        placed: jax.Array = jax.device_put(a, sharding)
+    else:
+        host = np.asarray(a)
+        placed = jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+    return placed

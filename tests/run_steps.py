@@ -1,0 +1,60 @@
+"""Steps of the tiny model on this process's devices, for test_parallel.py; losses as JSON."""
+
+import dataclasses
+import json
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sic_jax.model.params import init_params
+from sic_jax.presets import preset
+from sic_jax.training.losses import mean_terms
+from sic_jax.training.parallel import local_rows, make_runner
+from sic_jax.training.state import create_train_state
+from sic_jax.training.step import make_train_step
+
+BATCH, STEPS = 8, 3
+
+
+def main() -> None:
+    """Plain jit on one device, then each set of config fields of the command line, as JSON."""
+    base = preset("smoke")
+    base = dataclasses.replace(base, batch_size=BATCH, warmup_steps=0)
+    rng = np.random.default_rng(0)
+    ramp = np.mgrid[:64, :64].sum(0)[None, :, :, None]
+    level = rng.uniform(0.5, 1.5, (BATCH, 1, 1, 3))
+    batch = np.clip(ramp * level + rng.normal(0, 5, (BATCH, 64, 64, 3)), 0, 255).astype(np.uint8)
+    params = init_params(base.model, seed=0)
+    results = {}
+
+    step = jax.jit(make_train_step(base))
+    state, losses = create_train_state(base, params), []
+    for _ in range(STEPS):
+        state, metrics = step(state, batch, jnp.arange(BATCH), None)
+        losses.append(float(mean_terms(metrics.terms)["loss"]))
+    results["one"] = losses
+    norms = {"one": _size(state.params)}
+    for words in sys.argv[1:]:
+        cfg = dataclasses.replace(base, **json.loads(words))
+        runner = make_runner(cfg, None)
+        state, losses = runner.place(create_train_state(cfg, params)), []
+        for _ in range(STEPS):
+            state, metrics = runner.step(state, batch[local_rows(BATCH)])
+            losses.append(float(mean_terms(metrics.terms)["loss"]))
+        results[words] = losses
+        whole = runner.whole(state)
+        norms[words] = _size(whole.params)
+        if cfg.fsdp:
+            parts = [a.sharding.is_fully_replicated for a in jax.tree.leaves(whole.params)]
+            assert not all(parts)
+    print(json.dumps({"devices": jax.device_count(), "losses": results, "norms": norms}))
+
+
+def _size(tree: object) -> float:
+    return float(sum(np.abs(np.asarray(a, np.float64)).sum() for a in jax.tree.leaves(tree)))
+
+
+if __name__ == "__main__":
+    main()

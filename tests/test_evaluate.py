@@ -1,0 +1,182 @@
+"""Evaluation inside training: against the model and the metrics by hand, on one device and many."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import quick_compilation
+
+from sic_jax import metrics
+from sic_jax.config import LossConfig
+from sic_jax.lpips import load_alexnet_weights
+from sic_jax.training.evaluate import make_evaluate, mean_loss
+
+ROOT = Path(__file__).resolve().parents[1]
+LEVELS = (1, 3)
+
+
+@pytest.fixture(scope="module")
+def images(pictures):
+    return np.round(pictures * 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def found(tiny, params, images):
+    with quick_compilation():
+        evaluate = make_evaluate(tiny, levels=LEVELS, batch_size=2)
+        return evaluate(params, images)  # Two batches, one not full.
+
+
+def test_values_are_those_of_the_model_and_the_metrics(found, functions, params, images):
+    assert sorted(found) == sorted(
+        f"{name}/{level}" for name in ("bpp_est", "lpips", "mse", "psnr") for level in LEVELS
+    )  # The images are too small for MS-SSIM.
+    x = jnp.asarray(images, jnp.float32) / 255
+    weights = load_alexnet_weights()
+    key, temperature = jax.random.key(0), jnp.zeros(len(x))
+    for level in LEVELS:
+        each = jnp.full(len(x), level)
+        out, _ = functions.forward({"params": params}, x, each, temperature, key)
+        x_hat = np.round(np.clip(out.x_hat, 0, 1) * 255).astype(np.float32) / 255
+        bits = np.asarray(out.bits_z) + np.asarray(out.bits_y)[:, :level].sum(1)
+        expected = {
+            "bpp_est": np.mean(bits) / 64**2,
+            "mse": np.mean(np.square(x - x_hat)),
+            "psnr": np.mean(metrics.psnr(x, x_hat)),
+            "lpips": np.mean(metrics.lpips(x, x_hat, weights=weights)),
+        }
+        for name, value in expected.items():
+            assert found[f"{name}/{level}"] == pytest.approx(float(value), rel=1e-5), name
+
+
+def test_the_loss_is_that_of_the_levels():
+    values = {"bpp_est/1": 0.5, "bpp_est/3": 2.0, "mse/1": 0.01, "mse/3": 0.001, "lpips/1": 0.3}
+    cfg = LossConfig(lmbda_rate=(1, 9, 2), lmbda_dist=(100, 9, 300), lmbda_perc=(4, 9, 0))
+    assert mean_loss(values, LEVELS, cfg) == pytest.approx((0.5 + 1 + 1.2 + 4 + 0.3) / 2)
+
+
+def test_ms_ssim_joins_from_161_pixels(tiny, params, images, quick):
+    large = np.tile(images[:1], (1, 3, 3, 1))[:, :176, :176]
+    evaluate = make_evaluate(tiny, levels=[2], metrics=["ms_ssim"], batch_size=1)
+    assert 0 < evaluate(params, large)["ms_ssim/2"] < 1
+
+
+def test_details_depend_on_the_seed_and_the_image_and_not_on_the_batch(tiny, params, images, quick):
+    def mse(batch_size, seed, images):
+        options = {"levels": [1], "metrics": [], "temperature": 2.0, "seed": seed}
+        return make_evaluate(tiny, batch_size=batch_size, **options)(params, images)["mse/1"]
+
+    twice = images[[0, 0]]
+    pair = mse(2, 0, twice)
+    assert mse(1, 0, twice) == pytest.approx(pair, rel=1e-6)
+    assert abs(mse(1, 0, images[:1]) - pair) > 1e-7  # The second image draws other details.
+    assert abs(mse(1, 1, twice) - pair) > 1e-7
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"levels": [4]}, r"levels must be some of 1 to 3, got \(4,\)"),
+        ({"levels": []}, "levels must be some of"),
+        ({"metrics": ["vmaf"]}, "no metric 'vmaf': there are psnr, "),
+        ({"batch_size": 0}, "positive multiple of 1 devices, got 0"),
+    ],
+)
+def test_options_are_checked(tiny, options, message):
+    with pytest.raises(ValueError, match=message):
+        make_evaluate(tiny, **{"levels": [1], "metrics": ["psnr"], "batch_size": 1, **options})
+
+
+def test_images_are_checked(tiny):
+    evaluate = make_evaluate(tiny, levels=[1], metrics=["psnr"], batch_size=1)
+    for shape, dtype, message in (
+        ((1, 64, 60, 3), np.uint8, r"multiples of 16, got \(64, 60\)"),
+        ((0, 64, 64, 3), np.uint8, r"images \[N, H, W, 3\], got"),
+        ((64, 64, 3), np.uint8, r"images \[N, H, W, 3\], got"),
+        ((1, 64, 64, 3), np.float32, "type uint8, got float32"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            evaluate({}, np.zeros(shape, dtype))
+
+
+PROGRAM = """
+import json, sys
+import jax, numpy as np
+jax.config.update("jax_disable_most_optimizations", True)
+from sic_jax.presets import preset
+from sic_jax.training import parallel
+from sic_jax.training.evaluate import make_evaluate
+
+if len(sys.argv) > 2:
+    parallel.initialize_distributed(sys.argv[2], 2, int(sys.argv[3]))
+stored = np.load(sys.argv[1])
+params = {}
+for name in stored.files:
+    *above, last = name.split("/")
+    tree = params
+    for part in above:
+        tree = tree.setdefault(part, {})
+    tree[last] = stored[name]
+images = params.pop("images")
+mesh = parallel.device_mesh()
+run = make_evaluate(preset("smoke").model, levels=(1, 3), batch_size=8, mesh=mesh)
+print(json.dumps([jax.device_count(), run(params, images)]))
+"""
+
+
+def flattened(tree, prefix=""):
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            yield from flattened(value, f"{prefix}{name}/")
+        else:
+            yield prefix + name, value
+
+
+def start(path, devices, *arguments):
+    environment = {
+        **os.environ,
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": str(ROOT),
+    }
+    return subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, str(path), *arguments],
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process):
+    stdout, _ = process.communicate(timeout=300)
+    assert process.returncode == 0
+    return json.loads(stdout.splitlines()[-1])
+
+
+@pytest.fixture
+def stored(tmp_path, params, images):
+    path = tmp_path / "params.npz"
+    np.savez(path, images=images, **dict(flattened(params)))
+    return path
+
+
+def test_eight_devices_give_the_values_of_one(found, stored):
+    count, sharded = finish(start(stored, 8))
+    assert count == 8
+    assert sharded == pytest.approx(found, rel=1e-5)
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_values_of_one(found, stored):
+    address = f"localhost:{20000 + os.getpid() % 20000}"
+    processes = [start(stored, 2, address, str(k)) for k in range(2)]
+    results = [finish(process) for process in processes]
+    assert [count for count, _ in results] == [4, 4]
+    assert results[0] == results[1]
+    assert results[0][1] == pytest.approx(found, rel=1e-5)

@@ -1,0 +1,102 @@
+"""Metrics of images that do not fill their arrays: the values of the images cut out."""
+
+import jax
+import numpy as np
+import pytest
+from conftest import quick_compilation
+
+from sic_jax import metrics
+from sic_jax.dists import load_dists_weights
+from sic_jax.evaluation.measures import METRICS, Measurer, bucket_side
+from sic_jax.lpips import load_alexnet_weights, lpips
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quickly():
+    """Programs compile quickly in this module."""
+    with quick_compilation():
+        yield
+
+
+@pytest.fixture(scope="module")
+def weights():
+    return jax.device_put({"alex": load_alexnet_weights(), "vgg": load_dists_weights()})
+
+
+def quick_ones(x, x_hat, weights, size=None):
+    return {
+        "psnr": metrics.psnr(x, x_hat, size=size),
+        "ssim": metrics.ssim(x, x_hat, size=size),
+        "ms_ssim": metrics.ms_ssim(x, x_hat, size=size),
+        "lpips": lpips(x, x_hat, weights=weights["alex"], size=size),
+    }
+
+
+def vgg_ones(x, x_hat, weights, size=None):
+    return {
+        "lpips_vgg": lpips(x, x_hat, weights=weights["vgg"], net="vgg", size=size),
+        "dists": metrics.dists(x, x_hat, weights=weights["vgg"], size=size),
+    }
+
+
+def image_pair(seed, height, width):
+    """An image and a noisy version of it, float32 [height, width, 3]."""
+    rng = np.random.default_rng(seed)
+    i, j = np.mgrid[:height, :width][..., None] / 9
+    x = np.clip(0.5 + 0.3 * np.sin(i + rng.random(3) * j) + rng.normal(0, 0.05, (height, width, 3)),
+                0, 1)  # fmt: skip
+    x_hat = np.clip(x + rng.normal(0, 0.05, x.shape), 0, 1)
+    return x.astype(np.float32), x_hat.astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("functions", "sides", "sizes"),
+    [
+        (quick_ones, (192, 224), [(161, 203), (191, 218)]),
+        (vgg_ones, (64, 64), [(51, 64), (49, 57)]),
+    ],
+)
+def test_values_are_those_of_the_images_cut_out(functions, sides, sizes, weights):
+    # Sizes that are odd at different scales; what lies outside must not matter.
+    pairs = [image_pair(seed, *size) for seed, size in enumerate(sizes)]
+    padded = np.full((2, len(sizes), *sides, 3), 0.7, np.float32)
+    padded[1] = 0.1
+    for k, pair in enumerate(pairs):
+        for whole, image in zip(padded, pair, strict=True):
+            whole[k, : image.shape[0], : image.shape[1]] = image
+    found = jax.jit(functions)(*padded, weights, np.array(sizes, np.int32))
+    for k, (x, x_hat) in enumerate(pairs):
+        for name, value in jax.jit(functions)(x[None], x_hat[None], weights).items():
+            assert found[name][k] == pytest.approx(float(value[0]), rel=1e-5, abs=1e-7), name
+
+
+def test_sizes_of_one_bucket_share_programs(weights):
+    chosen = [metric for metric in METRICS if metric.name in ("psnr", "lpips_vgg", "dists")]
+    measurer = Measurer(chosen)
+    for seed, size in enumerate([(51, 60), (64, 64), (49, 57)]):
+        x, x_hat = (np.round(image * 255).astype(np.uint8) for image in image_pair(seed, *size))
+        found = measurer.distances(measurer.features(x), [x_hat])
+        if seed == 0:
+            x, x_hat = (image[None].astype(np.float32) / 255 for image in (x, x_hat))
+            for name, value in jax.jit(vgg_ones)(x, x_hat, weights).items():
+                assert found[name][0] == pytest.approx(float(value[0]), rel=1e-5, abs=1e-7), name
+    assert measurer._extract._cache_size() == measurer._compare._cache_size() == 1
+    measurer.features(np.zeros((65, 64, 3), np.uint8))
+    assert measurer._extract._cache_size() == 2
+
+
+def test_buckets():
+    found = [bucket_side(side) for side in range(1, 3000)]
+    for side, bucket in enumerate(found, 1):
+        assert side <= bucket < max(1.25 * side, side + 16)
+    assert found == sorted(found)
+    assert [b for b in sorted(set(found)) if 128 <= b <= 1024] == [
+        128, 160, 192, 224, 256, 320, 384, 448, 512, 640, 768, 896, 1024
+    ]  # fmt: skip
+    assert all(b % 16 == 0 for b in found)
+
+
+def test_ms_ssim_needs_even_arrays():
+    x = np.zeros((1, 170, 176, 3), np.float32)
+    with pytest.raises(ValueError, match="sides that 16 divides"):
+        metrics.ms_ssim(x, x, size=np.array([[165, 165]]))

@@ -1,0 +1,199 @@
+"""The train step: terms, gradients, and that its numbers do not depend on how a batch is cut."""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import assert_equal, flat, quick_compilation
+
+from sic_jax.config import DiscriminatorConfig, TrainConfig
+from sic_jax.model.sic import SicModel
+from sic_jax.training.losses import mean_terms
+from sic_jax.training.state import TrainState, create_train_state, make_optimizer
+from sic_jax.training.step import NEVER, add_metrics, make_train_step
+
+Arrays = dict[str, Any]
+B = 4
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quick() -> Iterator[None]:
+    with quick_compilation():
+        yield
+
+
+@pytest.fixture(scope="module")
+def adversarial(tiny_run: TrainConfig) -> TrainConfig:
+    """Everything that the loss has, on the tiny model, without LPIPS's network."""
+    loss = dataclasses.replace(
+        tiny_run.loss, levels="cyclic", num_samples=2, temperature=1.0, clamp=True,
+        lmbda_consistency=1.0, lmbda_balance=1.0,
+    )  # fmt: skip
+    small = DiscriminatorConfig(features=(4, 4, 4, 4), condition_features=2, learning_rate=5e-3)
+    return dataclasses.replace(
+        tiny_run, batch_size=B, loss=loss, discriminator=small, warmup_steps=0
+    )
+
+
+@pytest.fixture(scope="module")
+def crops(pictures: np.ndarray) -> np.ndarray:
+    images = np.concatenate([pictures, pictures[:1, ::-1]])
+    return np.round(images * 255).astype(np.uint8)
+
+
+def run(
+    cfg: TrainConfig, params: Arrays, batch: np.ndarray, steps: int
+) -> tuple[TrainState, list[dict[str, float]]]:
+    step = jax.jit(make_train_step(cfg))
+    state, records = create_train_state(cfg, params), []
+    for _ in range(steps):
+        state, metrics = step(state, batch, jnp.arange(len(batch)), None)
+        records.append({k: float(v) for k, v in mean_terms(metrics.terms).items()})
+    return state, records
+
+
+def test_accumulated_steps_are_the_same(
+    adversarial: TrainConfig, params: Arrays, crops: np.ndarray
+) -> None:
+    state, records = run(adversarial, params, crops, 3)
+    expected = {"loss", "bpp_full", "bpp_low", "bpp_z", "mse_full", "mse_low", "balance"}
+    expected |= {f"consistency_{a}_{b}" for a in ("s", "eps") for b in ("full", "low")}
+    expected |= {"grad_norm", "update_norm", "param_norm"}
+    assert set(records[0]) == expected
+    other, again = run(dataclasses.replace(adversarial, accumulate=2), params, crops, 3)
+    for a, b in zip(records, again, strict=True):
+        assert b == pytest.approx(a, rel=1e-5)
+    left, right = flat(state.params), flat(other.params)
+    assert left.keys() == right.keys()
+    for name in left:
+        # Adam turns rounding errors of gradients that are nearly zero into steps.
+        np.testing.assert_allclose(left[name], right[name], atol=2e-4, err_msg=name)
+
+
+def test_adversarial_step(
+    adversarial: TrainConfig, params: Arrays, crops: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sic_jax.training import gradients
+
+    def stand_in(x: jax.Array, x_hat: jax.Array, weights: Any) -> jax.Array:
+        return jnp.abs(x - x_hat).mean((2, 3, 4))
+
+    # LPIPS's place, without its network's compilation.
+    monkeypatch.setattr(gradients, "lpips_terms", stand_in)
+    loss = dataclasses.replace(adversarial.loss, lmbda_perc=(1.0,) * 3, lmbda_adv=1.0)
+    cfg = dataclasses.replace(adversarial, loss=loss)
+    state = create_train_state(cfg, params)
+    step = jax.jit(make_train_step(cfg))
+    before = state.discriminator
+    assert before is not None
+    losses = []
+    for _ in range(30):
+        state, metrics = step(state, crops, jnp.arange(B), {})
+        losses.append({k: float(v) for k, v in mean_terms(metrics.terms).items()})
+    # -log 1/2 twice, halved, where D knows nothing.
+    assert losses[0]["loss_d"] == pytest.approx(np.log(2), abs=0.15)
+    assert losses[-1]["loss_d"] < losses[0]["loss_d"] - 0.05
+    assert losses[0]["grad_norm_d"] > 0
+    after = state.discriminator
+    assert after is not None
+    for name in flat(before.params):
+        assert np.any(flat(before.params)[name] != flat(after.params)[name]), name
+    assert np.any(
+        flat(before.batch_stats["SpectralNorm_0"])["['Conv_0/kernel/u']"]
+        != flat(after.batch_stats["SpectralNorm_0"])["['Conv_0/kernel/u']"]
+    )
+
+
+def test_rematerialised_transforms_are_the_same(
+    tiny_run: TrainConfig, params: Arrays, pictures: np.ndarray
+) -> None:
+    def gradient(remat: bool) -> Any:
+        model: Any = SicModel(tiny_run.model, remat=remat)
+        level = jnp.array([3])
+
+        def loss(params: Arrays) -> jax.Array:
+            variables = {"params": params}
+            y = model.apply(variables, pictures[:1], method="latents")
+            return jnp.square(model.apply(variables, y, level, method="synthesise")).sum()
+
+        return jax.jit(jax.grad(loss))({k: params[k] for k in ("g_a", "g_s")})
+
+    plain, again = flat(gradient(False)), flat(gradient(True))
+    assert plain.keys() == again.keys()
+    for name in plain:
+        np.testing.assert_allclose(again[name], plain[name], rtol=1e-3, atol=1e-4, err_msg=name)
+
+
+def test_a_bad_step_changes_nothing(tiny_run: TrainConfig, params: Arrays) -> None:
+    cfg = dataclasses.replace(tiny_run, batch_size=1, non_finite="skip")
+    step = jax.jit(make_train_step(cfg))
+    good = np.full((1, 64, 64, 3), 100, np.float32)
+    rows = jnp.arange(1)
+    state = create_train_state(cfg, params)
+    state, first = step(state, good, rows, None)
+    after, bad = step(state, good * np.nan, rows, None)
+    assert int(after.step) == 2
+    assert_equal(after.params, state.params)
+    assert_equal(after.ema, state.ema)
+    assert_equal(jax.tree.leaves(after.opt_state), jax.tree.leaves(state.opt_state))
+    assert (int(first.first_bad), int(bad.first_bad)) == (NEVER, 2)
+    both = add_metrics(first, bad)
+    assert int(both.first_bad) == 2
+    means = mean_terms(both.terms)
+    # The bad step is counted, and counts for nothing else.
+    assert float(means["skipped"]) == 1
+    assert float(means["loss"]) == pytest.approx(float(mean_terms(first.terms)["loss"]))
+
+
+def test_images_keep_their_noise(
+    adversarial: TrainConfig, params: Arrays, crops: np.ndarray
+) -> None:
+    # An image alone, at its place in the batch, has the loss that it has among the others.
+    step = jax.jit(make_train_step(adversarial))
+    state = create_train_state(adversarial, params)
+    alone = [
+        float(mean_terms(step(state, crops[k : k + 1], jnp.array([k]), None)[1].terms)["loss"])
+        for k in range(B)
+    ]
+    together = mean_terms(step(state, crops, jnp.arange(B), None)[1].terms)["loss"]
+    assert np.mean(alone) == pytest.approx(float(together), rel=1e-5)
+    assert len(set(alone)) == B
+
+
+def test_linear_branches_learn_ten_times_slower(tiny_run: TrainConfig) -> None:
+    cfg = dataclasses.replace(tiny_run, steps=100, warmup_steps=2, clip_norm=1e9)
+    leaf = jnp.full((2, 3), 0.5)
+    params: Arrays = {
+        "g_a": {"linear": leaf, "Conv_0": {"kernel": leaf}},
+        "g_s": {"linear": leaf},
+        "context": {"linear": leaf},
+    }
+    optimizer = make_optimizer(cfg)
+    state = optimizer.init(params)
+    grads = jax.tree.map(lambda a: -jnp.ones_like(a), params)
+    for step, rate in enumerate((0.0, 0.5, 1.0)):
+        updates, state = optimizer.update(grads, state, params)
+        # Adam's update of a constant gradient is its sign; the rate warms up over two steps.
+        full = rate * cfg.learning_rate
+        expected = {"g_a": full / 10, "g_s": full / 10, "context": full}
+        for module, value in expected.items():
+            np.testing.assert_allclose(updates[module]["linear"], value, rtol=1e-4, err_msg=step)
+        np.testing.assert_allclose(updates["g_a"]["Conv_0"]["kernel"], full, rtol=1e-4)
+
+
+def test_quantiles_have_an_optimiser_of_their_own(tiny_run: TrainConfig) -> None:
+    cfg = dataclasses.replace(
+        tiny_run, decay="constant", warmup_steps=0, learning_rate=1e-4, weight_decay=0.1,
+        quantile_learning_rate=1e-2, clip_norm=1.0,
+    )  # fmt: skip
+    params: Arrays = {"prior_z": {"quantiles": jnp.zeros(3)}, "h_a": {"kernel": jnp.ones(2)}}
+    optimizer = make_optimizer(cfg)
+    # A huge gradient of the quantiles does not clip the others'.
+    grads = {"prior_z": {"quantiles": jnp.full(3, 1e6)}, "h_a": {"kernel": jnp.full(2, 0.1)}}
+    updates, _ = optimizer.update(grads, optimizer.init(params), params)
+    np.testing.assert_allclose(updates["prior_z"]["quantiles"], -1e-2, rtol=1e-4)
+    np.testing.assert_allclose(updates["h_a"]["kernel"], -1e-4 * 1.1, rtol=1e-4)
