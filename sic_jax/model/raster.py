@@ -71,7 +71,11 @@ def raster_specs(cfg: ModelConfig) -> dict[str, dict[str, ConvSpec]]:
 
 
 class HyperAnalysis(nn.Module):
-    """h_a: y [B, h, w, C] to z [B, ceil(h/4), ceil(w/4), C_z], both unquantised."""
+    """h_a: y [B, h, w, C] to z [B, ceil(h/4), ceil(w/4), C_z], both unquantised.
+
+    The authors pad pictures to multiples of 64, so that 4 divides h and w; any size will do here,
+    as h_s is cropped.
+    """
 
     cfg: ModelConfig
 
