@@ -1,4 +1,4 @@
-"""The command `sic`: compress, decompress, truncate and look at files.
+"""The command `sic`: compress, decompress, truncate and look at files, import a model.
 
 Errors are one line on stderr; `python -X dev -m sic_jax.cli ...` shows their traceback. Nothing
 beyond the standard library is imported until a picture or a model is needed.
@@ -149,6 +149,19 @@ def _make_parsers() -> tuple[_Parser, dict[str, _Parser]]:
     info.add_argument("file", metavar="FILE", nargs="?")
     info.add_argument("--bundle", metavar="B", help="name or path of a bundle")
     info.add_argument("--json", action="store_true", help="print JSON")
+
+    importing = commands.add_parser(
+        "import-official",
+        help="make a bundle of a checkpoint of the paper's authors",
+        usage="sic import-official CHECKPOINT --out BUNDLE",
+    )
+    importing.set_defaults(run=_import_official)
+    importing.add_argument(
+        "checkpoint", metavar="CHECKPOINT", help="PyTorch file, safetensors or .npz"
+    )
+    importing.add_argument(
+        "--out", metavar="BUNDLE", required=True, help="folder to write, which must not be there"
+    )
     return parser, dict(commands.choices)
 
 
@@ -230,6 +243,17 @@ def _info(args: argparse.Namespace) -> int:
 
         text = json.dumps(facts, indent=2, default=str) + "\n"
     sys.stdout.write(text)
+    return 0
+
+
+def _import_official(args: argparse.Namespace) -> int:
+    if os.path.exists(args.out):
+        raise FileExistsError(f"{args.out} is already there")
+    from sic_jax.official_import import import_checkpoint
+
+    bundle = import_checkpoint(args.checkpoint, args.out)
+    facts = f"bundle {bundle.model_id.hex()}, {bundle.cfg.num_levels} levels"
+    sys.stdout.write(f"{args.checkpoint} -> {args.out}: {facts}\n")
     return 0
 
 

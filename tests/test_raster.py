@@ -16,8 +16,17 @@ from sic_jax.entropy.distributions import (
 )
 from sic_jax.model import raster
 from sic_jax.model.params import init_params, num_params, param_shapes
-from sic_jax.model.raster_step import step_layers, step_parameters
 from sic_jax.model.sic import SicModel, quantise_hyper
+from sic_jax.model.wavefront import (
+    MARGIN,
+    REACH,
+    by_diagonal,
+    empty_board,
+    schedule,
+    step_layers,
+    step_parameters,
+    write_symbols,
+)
 
 Arrays = dict[str, Any]
 QUICK = {"xla_backend_optimization_level": 0}
@@ -157,30 +166,41 @@ def test_walk_equals_parallel_evaluation(params: Arrays) -> None:
     hyper = rng.standard_normal((1, h, w, 2 * c)).astype(np.float32)
     y_hat = np.round(3 * rng.standard_normal((1, h, w, c))).astype(np.float32)
     expected = raster.all_parameters(params, CFG, jnp.asarray(y_hat), jnp.asarray(hyper))
+    order = schedule(h, w)
     by_group = raster.group_features(CFG, jnp.asarray(hyper[0]))
+    features = by_diagonal(by_group, order.rows, order.columns)
     layers = step_layers(params, CFG)
-    step = jax.jit(lambda *args: step_parameters(layers, CFG, *args), compiler_options=QUICK)
+
+    def walk_on(board: Any, symbols: Any, *numbers: Any) -> Any:
+        board = write_symbols(board, symbols, numbers[0] - 1, w)
+        return board, *step_parameters(layers, CFG, board, features, *numbers, w)
+
+    step = jax.jit(walk_on, compiler_options=QUICK)
     # What is not decoded yet holds nonsense.
-    known = np.full((h + 4, w + 4, c), 1e3, np.float32)
-    known[[0, 1, -2, -1]] = known[:, [0, 1, -2, -1]] = 0
+    board = np.array(empty_board(order, c))
+    i, j = np.mgrid[:h, :w]
+    board[REACH + i, MARGIN + j + 3 * i] = 1e3
     time = steps(h, w)[..., ::4]
+    symbols = np.zeros((3, order.rows.shape[1], 4), np.float32)
     seen = 0
-    for t in range(time.max() + 1):
-        rows, columns = np.zeros((2, 3, 3), np.int32)
-        where = [np.nonzero(time[..., g] == t) for g in range(3)]
-        for g, (i, j) in enumerate(where):
-            rows[g, : len(i)], columns[g, : len(j)] = i, j
-        mu, sigma = step(known, by_group, rows, columns)
-        for g, (i, j) in enumerate(where):
+    assert order.num_steps(3) == time.max() + 1
+    for t in range(order.num_steps(3)):
+        board, mu, sigma = step(board, symbols, t, 3)
+        symbols = np.zeros_like(symbols)
+        for g in range(3):
+            i, j = np.nonzero(time[..., g] == t)
             channels = slice(4 * g, 4 * g + 4)
             for got, full in ((mu, expected[0]), (sigma, expected[1])):
                 np.testing.assert_allclose(got[g, : len(i)], full[0, i, j, channels], atol=1e-5)
-            known[i + 2, j + 2, channels] = y_hat[0, i, j, channels]
+            symbols[g, : len(i)] = y_hat[0, i, j, channels]
             seen += len(i)
     assert seen == h * w * 3
     # The first groups alone, as a file of a low level needs them.
-    few = step_parameters(layers, CFG, jnp.asarray(known), by_group, rows[:2], columns[:2])
-    np.testing.assert_allclose(few[0], step(known, by_group, rows, columns)[0][:2], atol=1e-6)
+    t = int(time[1, 3, 1])
+    for few, all_groups in zip(
+        step(board, 0 * symbols, t, 2), step(board, 0 * symbols, t, 3), strict=True
+    ):
+        np.testing.assert_array_equal(few[:2], all_groups[:2])
 
 
 def test_uniform_details() -> None:

@@ -1,9 +1,9 @@
 """Bundles: a trained model as a directory of plain files, without pickle.
 
     config.json   architecture (ModelConfig)
-    weights.npz   transforms and prior of z: float16 arrays named by path, ``g_a/Conv_0/kernel``;
-                  entropy networks: integers, ``context/dense_1/kernel`` int8, ``bias`` int32 and
-                  ``shift`` uint8
+    weights.npz   float16 arrays named by path, ``g_a/Conv_0/kernel``; but with the context
+                  `checkerboard` the entropy networks are integers, ``context/dense_1/kernel`` int8,
+                  ``bias`` int32 and ``shift`` uint8
     tables.npz    integer coding tables of y and z
     id            SHA-256 over config, parameters and tables
     README.md     model card
@@ -30,6 +30,7 @@ from sic_jax.entropy.tables import CdfTables, gaussian_tables, tables_from_pmfs,
 from sic_jax.model.complexity import codec_macs_per_pixel
 from sic_jax.model.context import MEAN_BINS
 from sic_jax.model.exact_networks import EntropyLayers, entropy_specs
+from sic_jax.model.hyper import medians
 from sic_jax.model.params import (
     Params,
     check_params,
@@ -55,7 +56,7 @@ class Bundle:
     params: Params
     """float32 arrays: the stored float16 values, and floats that quantise to `entropy`."""
     entropy: EntropyLayers
-    """Integers of the entropy networks, as float32 arrays."""
+    """Integers of the entropy networks, as float32 arrays; none with the context `raster`."""
     tables_y: CdfTables
     """Gaussian tables; index = scale index * MEAN_BINS + mean bin."""
     tables_z: CdfTables
@@ -75,10 +76,10 @@ def sigma_grid(cfg: ModelConfig) -> NDArray[Any]:
 
 
 def factorized_tables(params: Params, cfg: ModelConfig) -> CdfTables:
-    """Coding tables of z: one a channel, over the integers that hold all but 2^-12 of the mass."""
+    """Coding tables of z less its medians, one a channel, over all but 2^-12 of the mass."""
     prior: Any = SicModel(cfg).apply({"params": params}, method="factorized_params")
     edges = np.arange(-_Z_REACH, _Z_REACH + 2) - 0.5
-    x = jnp.repeat(jnp.asarray(edges, jnp.float32)[:, None], cfg.hyper_channels, axis=1)
+    x = jnp.asarray(edges, jnp.float32)[:, None] + medians(prior)
     logits = np.asarray(deep_factorized_logits(prior, x), np.float64)
     cdf = 0.5 * (1 + np.tanh(0.5 * logits))
     pmfs, offsets, tails = [], [], []
@@ -92,7 +93,7 @@ def factorized_tables(params: Params, cfg: ModelConfig) -> CdfTables:
 
 
 def export_bundle(folder: str | Path, cfg: ModelConfig, params: Params, *, card: str = "") -> None:
-    """Write a bundle: entropy networks as integers, the other parameters rounded to float16.
+    """Write a bundle: integer entropy networks as integers, all other parameters as float16.
 
     Raises:
       ValueError: If a parameter is not finite, or not in float16.

@@ -1,6 +1,7 @@
 """The codec: pictures to files and back."""
 
 import warnings
+from collections.abc import Callable, Generator
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sic_jax.codec.bundle import Bundle, load_bundle
-from sic_jax.codec.coding import CodingPass, Ints
+from sic_jax.codec.coding import CodingPass, Ints, Request
 from sic_jax.codec.container import (
     DEFAULT_MAX_PIXELS,
     MAX_SEED,
@@ -23,6 +24,7 @@ from sic_jax.codec.container import (
     symbols_checksum,
     unpack,
 )
+from sic_jax.codec.float_coding import FloatCodingPass
 from sic_jax.codec.pixels import Pixels, check_image, pad, to_gray
 from sic_jax.codec.windows import in_windows
 from sic_jax.entropy.range_coder import (
@@ -34,7 +36,7 @@ from sic_jax.entropy.range_coder import (
 )
 from sic_jax.errors import BitstreamError
 from sic_jax.model.detail import normal_noise, temperature_units, uniform_noise
-from sic_jax.model.hyper import HYPER_PATCH
+from sic_jax.model.hyper import HYPER_PATCH, medians
 from sic_jax.model.sic import SicModel
 from sic_jax.model.transforms import PATCH, analysis_margin, synthesis_margin
 
@@ -90,7 +92,11 @@ class Codec:
             raise ValueError(f"coder must be one of {available_backends()} here, got {coder!r}")
         self.bundle = bundle
         self.coder = coder or default_backend()
-        self._pass = CodingPass(bundle.cfg, bundle.entropy)
+        self._pass = (
+            FloatCodingPass(bundle.cfg, bundle.params)
+            if bundle.cfg.context == "raster"
+            else CodingPass(bundle.cfg, bundle.entropy)
+        )
         model = SicModel(bundle.cfg)
         self._variables = jax.device_put({"params": bundle.params})
 
@@ -101,7 +107,9 @@ class Codec:
 
         def quantise(variables: Any, y: jax.Array) -> tuple[jax.Array, jax.Array]:
             z: Any = model.apply(variables, y[None], method="hyper_latents")
-            return jnp.round(y).astype(jnp.int32), jnp.round(z[0]).astype(jnp.int32)
+            prior: Any = model.apply(variables, method="factorized_params")
+            z = jnp.round(z[0] - medians(prior))
+            return jnp.round(y).astype(jnp.int32), z.astype(jnp.int32)
 
         def synthesise(variables: Any, y_hat: jax.Array, level: jax.Array) -> jax.Array:
             x_hat: Any = model.apply(variables, y_hat[None], level, method="synthesise")
@@ -161,26 +169,21 @@ class Codec:
             mode="gray" if image.ndim == 2 else "rgb",
             num_levels=level,
             seed=seed,
+            float_entropy=self._pass.float_entropy,
         )
         y, z, _ = self.encode_latents(pixels)
         segments = [self._encode_z(z)]
         hyper = self._pass.hyper(z, (y.shape[0], y.shape[1]))
-        coding = self._pass.run(hyper, level)
-        encoder, symbols, current = self._new_encoder(), b"", 1
-        request = next(coding)
-        while True:
-            if request.level != current:
-                segments.append(Segment(encoder.finish(), symbols_checksum(symbols)))
-                encoder, symbols, current = self._new_encoder(), b"", request.level
-            half, channels = request.where
-            values = y[half, channels].ravel()
-            encoder.encode(values - request.means, request.indices)
-            symbols += values.astype("<i4").tobytes()
-            try:
-                request = coding.send(values)
-            except StopIteration:
-                segments.append(Segment(encoder.finish(), symbols_checksum(symbols)))
-                break
+        encoders = {k: self._new_encoder() for k in range(1, level + 1)}
+
+        def encode(request: Request) -> Ints:
+            values = y[request.where].ravel()
+            encoders[request.level].encode(values - request.means, request.indices)
+            return values
+
+        _, symbols = _walk(self._pass.run(hyper, level), encode)
+        for k, encoder in encoders.items():
+            segments.append(Segment(encoder.finish(), symbols_checksum(symbols[k])))
         return pack(header, segments, Metadata(icc_profile=icc_profile, exif=exif))
 
     def encode_latents(self, image: NDArray[np.uint8]) -> Latents:
@@ -272,9 +275,8 @@ class Codec:
         seed = header.seed if seed is None else seed
         if not 0 <= seed <= MAX_SEED:
             raise ValueError(f"seed must be 0 to {MAX_SEED}, got {seed}")
-        latents = self.decode_latents(container, level=level)
+        latents, hyper = self._decode(container, level)
         shape = latents.y_s.shape
-        hyper = self._pass.hyper(latents.z_hat, (shape[0], shape[1]))
         levels = np.array([latents.level], np.int32)
         draw = uniform_noise if cfg.detail == "uniform" else normal_noise
         out = []
@@ -307,14 +309,22 @@ class Codec:
           BitstreamError: If the file is not of this bundle, or its symbols do not check.
           ValueError: If `level` is not in the file.
         """
+        latents, _ = self._decode(container, level)
+        return latents
+
+    def _decode(self, container: Container, level: int | None) -> tuple[Latents, jax.Array]:
+        """The integers of a file, and the h_s features that came with them."""
         cfg, header = self.bundle.cfg, container.header
         if header.model_id != self.bundle.model_id:
             raise BitstreamError(
                 f"the file was made with bundle {header.model_id.hex()}; "
                 f"this is bundle {self.bundle.model_id.hex()} ({self.bundle.name})"
             )
-        if header.float_entropy:
-            raise BitstreamError("the file's entropy path is in floats, this bundle's in integers")
+        if header.float_entropy != self._pass.float_entropy:
+            kinds = ("integers", "floats") if header.float_entropy else ("floats", "integers")
+            raise BitstreamError(
+                f"the file's entropy path is in {kinds[1]}, this bundle's in {kinds[0]}"
+            )
         if header.num_levels > cfg.num_levels:
             raise BitstreamError(
                 f"the file has {header.num_levels} levels; its bundle has {cfg.num_levels}"
@@ -330,22 +340,17 @@ class Codec:
         self._check_level(level, container.level)
         h, w = -(-header.height // PATCH), -(-header.width // PATCH)
         z = self._decode_z(container.segments[0], (-(-h // HYPER_PATCH), -(-w // HYPER_PATCH)))
-        coding = self._pass.run(self._pass.hyper(z, (h, w)), level)
-        current, symbols = 1, b""
-        decoder = self._new_decoder(container.segments[1])
-        request = next(coding)
-        while True:
-            if request.level != current:
-                _finish(decoder, symbols, container.segments[current], f"level {current}")
-                current, symbols = request.level, b""
-                decoder = self._new_decoder(container.segments[current])
-            values = decoder.decode(request.indices) + request.means
-            symbols += values.astype("<i4").tobytes()
-            try:
-                request = coding.send(values)
-            except StopIteration as end:
-                _finish(decoder, symbols, container.segments[current], f"level {current}")
-                return Latents(end.value, z, level)
+        hyper = self._pass.hyper(z, (h, w))
+        decoders = {k: self._new_decoder(container.segments[k]) for k in range(1, level + 1)}
+
+        def decode(request: Request) -> Ints:
+            return decoders[request.level].decode(request.indices) + request.means
+
+        def finish(k: int, symbols: bytes) -> None:
+            self._finish(decoders[k], symbols, container.segments[k], f"level {k}")
+
+        y_s, _ = _walk(self._pass.run(hyper, level), decode, finish)
+        return Latents(y_s, z, level), hyper
 
     def estimate_bits(self, image: NDArray[np.uint8]) -> EstimatedBits:
         """Bits of an image by the model's probabilities: what a perfect coder would need.
@@ -375,8 +380,18 @@ class Codec:
         full = (*shape, self.bundle.cfg.hyper_channels)
         decoder = RangeDecoder(self.bundle.tables_z, segment.payload, backend=self.coder)
         z = decoder.decode(_channel_indices(full))
-        _finish(decoder, z.astype("<i4").tobytes(), segment, "z")
+        self._finish(decoder, z.astype("<i4").tobytes(), segment, "z")
         return z.reshape(full)
+
+    def _finish(self, decoder: RangeDecoder, symbols: bytes, segment: Segment, what: str) -> None:
+        """End a segment: the stream must be used up and the symbols must have their checksum."""
+        if symbols_checksum(symbols) != segment.symbols_crc:
+            floats = ", or the float arithmetic here is not the encoder's"
+            raise BitstreamError(
+                f"the symbols of {what} do not have their checksum: the data are damaged"
+                + (floats if self._pass.float_entropy else "")
+            )
+        decoder.finish()
 
 
 def _channel_indices(shape: tuple[int, ...]) -> Ints:
@@ -384,10 +399,31 @@ def _channel_indices(shape: tuple[int, ...]) -> Ints:
     return np.broadcast_to(np.arange(shape[-1], dtype=np.int32), shape).ravel()
 
 
-def _finish(decoder: RangeDecoder, symbols: bytes, segment: Segment, what: str) -> None:
-    """End a segment: the stream must be used up and the symbols must have their checksum."""
-    if symbols_checksum(symbols) != segment.symbols_crc:
-        raise BitstreamError(
-            f"the symbols of {what} do not have their checksum: the data are damaged"
-        )
-    decoder.finish()
+def _walk(
+    coding: Generator[Request, Ints, Ints],
+    code: Callable[[Request], Ints],
+    finish: Callable[[int, bytes], None] = lambda level, symbols: None,
+) -> tuple[Ints, dict[int, bytes]]:
+    """Run a coding pass.
+
+    Args:
+      coding: Of `run` of a coding pass.
+      code: Codes the symbols of a request and returns them.
+      finish: Is called with the bytes of its symbols when a level ends.
+
+    Returns:
+      (y_s, bytes of the symbols of each level).
+    """
+    parts: dict[int, list[bytes]] = {}
+    done: dict[int, bytes] = {}
+    request = next(coding)
+    while True:
+        values = code(request)
+        parts.setdefault(request.level, []).append(values.astype("<i4").tobytes())
+        if request.last:
+            done[request.level] = b"".join(parts.pop(request.level))
+            finish(request.level, done[request.level])
+        try:
+            request = coding.send(values)
+        except StopIteration as end:
+            return end.value, done

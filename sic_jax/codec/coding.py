@@ -1,12 +1,13 @@
 """The coding pass: latents to and from integers, level by level.
 
 Encoder and decoder run the same pass. Only integers cross its boundary: known symbols go in, table
-indices and integer means come out, and everything between is exact (`sic_jax.entropy.exact`).
+indices and integer means come out, and everything between is exact (`sic_jax.entropy.exact`). The
+paper's model has another pass with the same methods, `sic_jax.codec.float_coding`.
 """
 
 from collections.abc import Generator
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -37,8 +38,10 @@ class Request(NamedTuple):
     """Coding table of each symbol, [n]."""
     means: Ints
     """Integer part of each mean, [n]: the coded value is symbol - mean."""
-    where: tuple[NDArray[Any], slice]
-    """Index of the symbols in y [h, w, C]: mask over positions, channels."""
+    where: tuple[NDArray[Any] | slice, ...]
+    """Index of the symbols in y [h, w, C]: positions and channels."""
+    last: bool
+    """Whether the level ends with them."""
 
 
 def table_indices(mean: jax.Array, scale_index: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -51,6 +54,9 @@ def table_indices(mean: jax.Array, scale_index: jax.Array) -> tuple[jax.Array, j
 
 class CodingPass:
     """Compiled steps of the coding pass of one model; reused for all images and levels."""
+
+    float_entropy: Final = False
+    """What a file's header says."""
 
     def __init__(self, cfg: ModelConfig, layers: EntropyLayers) -> None:
         """Place the entropy networks' integers on the CPU.
@@ -123,7 +129,8 @@ class CodingPass:
                 index, mean = self._step(layers, g, hyper, context, group)
                 indices = np.asarray(index)[half, :count].ravel()
                 means = np.asarray(mean)[half, :count].ravel()
-                symbols = yield Request(g + 1, indices, means, (half, channels))
+                last = half is not anchors_first
+                symbols = yield Request(g + 1, indices, means, (half, channels), last)
                 group[half, :count] = symbols.reshape(-1, count)
             y[..., channels] = group[..., :count]
             if g + 1 < level:

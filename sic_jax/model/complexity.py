@@ -13,10 +13,10 @@ from sic_jax.config import ModelConfig
 from sic_jax.model.context import context_of_group, group_parameters, group_size
 from sic_jax.model.hyper import hyper_synthesis
 from sic_jax.model.params import param_shapes
-from sic_jax.model.raster import REACH, hyper_features
-from sic_jax.model.raster_step import step_layers, step_parameters
+from sic_jax.model.raster import hyper_features
 from sic_jax.model.sic import SicModel
 from sic_jax.model.transforms import PATCH
+from sic_jax.model.wavefront import empty_board, schedule, step_layers, step_parameters
 
 _SIDE = 256
 
@@ -68,12 +68,12 @@ def codec_macs_per_pixel(cfg: ModelConfig) -> dict[str, float]:
     if cfg.context == "raster":
         shared = macs(lambda p, z: hyper_features(p, z, (h, h)), params, z_hat)
         layers: Any = jax.eval_shape(lambda p: step_layers(p, cfg), params)
-        border = array((h + 2 * REACH, h + 2 * REACH, cfg.num_channels))
-        by_group = array((h, h, cfg.num_levels, 2 * group_size(cfg)))
-        position = array((cfg.num_levels, 1), jnp.int32)
+        # The only position of the smallest picture, whose neighbours count all the same.
+        board = jax.eval_shape(lambda: empty_board(schedule(1, 1), cfg.num_channels))
+        hyper, number = array((1, 1, cfg.num_levels, 2 * group_size(cfg))), array((), jnp.int32)
         shared += h * h * macs(
             lambda layers, *args: step_parameters(layers, cfg, *args),
-            layers, border, by_group, position, position,
+            layers, board, hyper, number, number, number,
         )  # fmt: skip
     else:
         layers = jax.eval_shape(method("entropy_layers"), variables)

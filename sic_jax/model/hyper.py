@@ -101,3 +101,10 @@ class FactorizedPrior(nn.Module):
                 "quantiles", lambda _: jnp.tile(start, (self.channels, 1))
             )
         return params
+
+
+def medians(prior: FactorizedParams) -> jax.Array:
+    """Medians [C_z] of z, around which it is rounded; zeros if the prior has none."""
+    if "quantiles" in prior:
+        return prior["quantiles"][:, 1]
+    return jnp.zeros(prior["matrices"][0].shape[0])

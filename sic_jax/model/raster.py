@@ -11,7 +11,7 @@ group at the 12 neighbours that come before it in raster order. Hence the diagon
 
 can be decoded at once: an own-group neighbour has at most t - 1, and so has one of group - 1.
 Training evaluates all symbols at once (`all_parameters`), coding diagonal after diagonal
-(`sic_jax.model.raster_step`), with the same weights.
+(`sic_jax.model.wavefront`), with the same weights.
 
 All functions take `params`, the model's parameter tree, and read `h_s`, `context` and
 `entropy_parameters` of it. Everything is float32. Level groups are of equal size. Reference: Liang

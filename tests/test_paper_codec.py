@@ -1,0 +1,260 @@
+"""Files of the paper's model: float entropy networks, decoded diagonal by diagonal."""
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from conftest import quick_compilation
+
+from sic_jax.codec import container
+from sic_jax.codec.bundle import export_bundle, load_bundle
+from sic_jax.codec.codec import Codec
+from sic_jax.config import ModelConfig, RasterConfig, SwinConfig
+from sic_jax.entropy.range_coder import available_backends
+from sic_jax.errors import BitstreamError
+from sic_jax.model.params import init_params
+from sic_jax.model.wavefront import schedule
+
+CFG = ModelConfig(
+    level_channels=(4, 4, 4),
+    level_refinements=(0, 0, 0),
+    transforms="swin",
+    context="raster",
+    detail="uniform",
+    temperature=1.0,
+    hyper_channels=3,
+    swin=SwinConfig(
+        analysis_widths=(8, 8, 8),
+        analysis_depths=(0, 0, 0, 1),
+        synthesis_widths=(12, 12, 12),
+        synthesis_depths=(1, 0, 0, 0),
+        num_heads=2,
+        window=4,
+        mlp_ratio=1,
+    ),
+    raster=RasterConfig(analysis_width=6, synthesis_widths=(6, 8), head_width=6),
+)
+SIZES = ((1, 1), (40, 100), (130, 50))
+
+
+@pytest.fixture(scope="module")
+def params() -> dict[str, Any]:
+    """Random; y spreads over some integers, medians are no integers, scales vary."""
+    with quick_compilation():
+        params = jax.tree.map(np.asarray, init_params(CFG, seed=0))
+    rng = np.random.default_rng(0)
+
+    def disturb(a: np.ndarray) -> np.ndarray:
+        return (a + 0.1 * rng.standard_normal(a.shape)).astype(np.float32)
+
+    params = jax.tree.map(disturb, params)
+    params["g_a"]["norm"]["scale"] = params["g_a"]["norm"]["scale"] * 3
+    params["prior_z"]["quantiles"] += np.float32(0.3)
+    params["entropy_parameters"]["dense_3"]["bias"][:, :4] += 3
+    return params
+
+
+@pytest.fixture(scope="module")
+def folder(params: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bundle") / "paper"
+    export_bundle(folder, CFG, params, card="# Test\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def codec(folder: Path) -> Codec:
+    return Codec.load(folder)
+
+
+def picture(height: int, width: int) -> np.ndarray:
+    rng = np.random.default_rng(height)
+    i, j = np.mgrid[:height, :width]
+    grey = 128 + 60 * np.sin(i / 9) + 50 * np.cos(j / 7)
+    return np.clip(grey[..., None] + rng.normal(0, 20, (height, width, 3)), 0, 255).astype(np.uint8)
+
+
+def test_steps_of_the_papers_pictures() -> None:
+    order = schedule(32, 48)
+    assert (order.num_steps(16), order.num_steps(1)) == (276, 141)
+    assert order.rows.shape[1] == 16
+    assert order.counts.sum() == 32 * 48
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 9), (9, 1), (3, 2), (2, 3), (5, 8), (8, 5)])
+def test_schedule(shape: tuple[int, int]) -> None:
+    """Each position is on one diagonal, behind all that the context model reads of its group."""
+    order = schedule(*shape)
+    when = np.full(shape, -1)
+    for diagonal, n in enumerate(order.counts):
+        place = order.rows[diagonal, :n], order.columns[diagonal, :n]
+        assert (np.diff(place[0]) == 1).all()
+        assert (when[place] == -1).all()
+        when[place] = diagonal
+    i, j = np.mgrid[: shape[0], : shape[1]]
+    np.testing.assert_array_equal(when, j + 3 * i)
+    assert order.rows.shape == (when.max() + 1, max(order.counts))
+
+
+def test_round_trip_of_all_levels(codec: Codec) -> None:
+    """Symbols decode as they were coded; truncation gives what compressing gives."""
+    with quick_compilation():
+        for size in SIZES:
+            image = picture(*size)
+            y, z, _ = codec.encode_latents(image)
+            assert y.min() < -2 < 2 < y.max()
+            files = [codec.compress(image, level=level, seed=5) for level in (1, 2, 3)]
+            for level, data in enumerate(files, 1):
+                header = container.read_header(data)
+                assert header.float_entropy
+                assert header.num_levels == level
+                assert container.truncate(files[-1], level) == data
+                latents = codec.decode_latents(container.unpack(data))
+                np.testing.assert_array_equal(latents.z_hat, z)
+                np.testing.assert_array_equal(latents.y_s[..., : 4 * level], y[..., : 4 * level])
+                assert not latents.y_s[..., 4 * level :].any()
+            low = codec.decode_latents(container.unpack(files[-1]), level=1)
+            np.testing.assert_array_equal(low.y_s[..., :4], y[..., :4])
+
+
+def test_size_is_the_estimate(codec: Codec) -> None:
+    """The tables are those of mu, sigma and the prior of z: within rounding of mu and sigma."""
+    with quick_compilation():
+        image = picture(*SIZES[1])
+        estimate = codec.estimate_bits(image)
+        segments = container.unpack(codec.compress(image)).segments
+        sizes = np.array([8 * len(segment.payload) for segment in segments])
+        assert estimate.y.min() > 250
+        np.testing.assert_allclose(sizes[1:], estimate.y, rtol=0.02, atol=24)
+        np.testing.assert_allclose(sizes[0], estimate.z, rtol=0.02, atol=24)
+
+
+def test_pictures_and_details(codec: Codec) -> None:
+    with quick_compilation():
+        image = picture(*SIZES[1])
+        data = codec.compress(image, level=1)
+        a, b, c = codec.decompress_samples(data, num_samples=3, seed=7)
+        assert a.shape == image.shape
+        assert a.dtype == np.uint8
+        np.testing.assert_array_equal(codec.decompress(data, seed=8), b)
+        assert (a != b).mean() > 0.01 < (b != c).mean()
+        means = codec.decompress_samples(data, num_samples=2, temperature=0.0)
+        np.testing.assert_array_equal(*means)
+        full = codec.decompress_samples(codec.compress(image), num_samples=2)
+        np.testing.assert_array_equal(*full)
+        gray = codec.decompress(codec.compress(image[..., 0], level=1))
+        assert gray.shape == image.shape[:2]
+
+
+def test_details_by_definition(codec: Codec) -> None:
+    """FORMAT.md: round(mean half of h_s + 2 T n / (1024 sqrt 3)), T in 1/256."""
+    from sic_jax.model.detail import uniform_noise
+
+    rng = np.random.default_rng(0)
+    hyper = rng.normal(0, 4, (1, 3, 4, 24)).astype(np.float32)
+    y = rng.integers(-3, 4, (3, 4, 12)).astype(np.int32)
+    noise = uniform_noise(3, y.shape)
+    assert abs(noise).max() > 1500
+    out = np.asarray(codec._pass.complete(y, jax.numpy.asarray(hyper), 2, noise, 192))[0]
+    np.testing.assert_array_equal(out[..., :8], y[..., :8])
+    exact = hyper[0, ..., 12:] + 2 * 0.75 * noise / (1024 * np.sqrt(3))
+    np.testing.assert_array_equal(out[..., 8:], np.round(exact)[..., 8:])
+    assert np.abs(exact - hyper[0, ..., 12:]).max() < 1.5
+
+
+@pytest.mark.skipif("tfc" not in available_backends(), reason="needs TensorFlow Compression")
+def test_both_range_coders_write_the_same_bytes(codec: Codec) -> None:
+    with quick_compilation():
+        image = picture(*SIZES[1])
+        data = codec.compress(image)
+        ours, codec.coder = codec.coder, "tfc"
+        try:
+            assert codec.compress(image) == data
+            codec.decode_latents(container.unpack(data))
+        finally:
+            codec.coder = ours
+
+
+def test_other_floats_are_an_error(codec: Codec, params: dict[str, Any]) -> None:
+    """A weight of the context model that is another: every level but the first can see it."""
+    with quick_compilation():
+        data = codec.compress(picture(*SIZES[1]))
+        changed = jax.tree.map(np.copy, codec.bundle.params)
+        changed["context"]["masked"]["bias"] += 0.2
+        other = Codec(dataclasses.replace(codec.bundle, params=changed))
+        with pytest.raises(BitstreamError, match=r"range decoder|float arithmetic here"):
+            other.decode_latents(container.unpack(data))
+
+
+def test_exact_and_float_bundles_refuse_each_others_files(
+    codec: Codec, tiny: ModelConfig, untrained: dict[str, Any], tmp_path: Path
+) -> None:
+    with quick_compilation():
+        file = container.unpack(codec.compress(picture(*SIZES[0])))
+        integers = dataclasses.replace(
+            file, header=dataclasses.replace(file.header, float_entropy=False)
+        )
+        with pytest.raises(BitstreamError, match="path is in integers, this bundle's in floats"):
+            codec.decode_latents(integers)
+        export_bundle(tmp_path / "exact", tiny, untrained)
+        exact = Codec.load(tmp_path / "exact")
+        with pytest.raises(BitstreamError, match="was made with bundle"):
+            exact.decode_latents(file)
+        same_id = dataclasses.replace(file.header, model_id=exact.bundle.model_id)
+        with pytest.raises(BitstreamError, match="path is in floats, this bundle's in integers"):
+            exact.decode_latents(dataclasses.replace(file, header=same_id))
+
+
+def test_damaged_bundles(folder: Path, tmp_path: Path) -> None:
+    with np.load(folder / "weights.npz") as data:
+        leaves = {name: data[name] for name in data.files}
+    assert {a.dtype for a in leaves.values()} == {np.dtype(np.float16)}
+    name = "context/masked/kernel"
+
+    def load(changed: dict[str, Any]) -> None:
+        from sic_jax.codec import bundle
+
+        target = tmp_path / "damaged"
+        target.mkdir(exist_ok=True)
+        for file in folder.iterdir():
+            (target / file.name).write_bytes(file.read_bytes())
+        np.savez(target / "weights.npz", **changed)
+        tables = dict(np.load(target / "tables.npz"))
+        config = bundle.to_dict(CFG)
+        (target / "id").write_text(bundle._digest(config, changed, tables).hex())
+        load_bundle(target)
+
+    load(leaves)
+    for value, message in (
+        (leaves[name].astype(np.float32), f"{name} is not finite float16"),
+        (np.where(leaves[name] > 0, np.inf, 0).astype(np.float16), f"{name} is not finite float16"),
+        (leaves[name][1:], f"{name} has shape"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            load({**leaves, name: value})
+    with pytest.raises(ValueError, match=f"{name} is missing"):
+        load({k: v for k, v in leaves.items() if k != name})
+
+
+@pytest.mark.slow
+def test_two_processes(folder: Path, codec: Codec, tmp_path: Path) -> None:
+    image = picture(*SIZES[2])
+    np.save(tmp_path / "x.npy", image)
+    program = (
+        "import sys, numpy as np\n"
+        "from pathlib import Path\n"
+        "from sic_jax.codec.codec import Codec\n"
+        "bundle, image, out = sys.argv[1:]\n"
+        "Path(out).write_bytes(Codec.load(bundle).compress(np.load(image)))\n"
+    )
+    out = tmp_path / "x.sic"
+    command = [sys.executable, "-c", program, folder, tmp_path / "x.npy", out]
+    subprocess.run(command, check=True)
+    y, z, _ = codec.encode_latents(image)
+    latents = codec.decode_latents(container.unpack(out.read_bytes()))
+    np.testing.assert_array_equal(latents.y_s, y)
+    np.testing.assert_array_equal(latents.z_hat, z)
