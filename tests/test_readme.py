@@ -10,6 +10,7 @@ from PIL import Image
 from sic_jax import cli, demo
 from sic_jax.evaluation import main as evaluation
 from sic_jax.training import main as training
+from sic_jax.training import pack
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -58,6 +59,9 @@ def test_command_line_parses(line: str) -> None:
         config, args = training.parse(arguments)
         assert args.preset == arguments[0]
         assert config.steps > 0
+    elif program == "-m":
+        assert arguments.pop(0) == "sic_jax.training.pack"
+        assert pack.parse(arguments).splits == {"train": "photos/"}
     elif program == "eval.py":
         assert evaluation.parse(arguments).levels == [1, 2, 4, 6, 8, 10, 12, 16]
     elif program == "make":

@@ -69,9 +69,8 @@ def _examples(source: FolderSource) -> Iterator[dict[str, Any]]:
         yield {"image": io.BytesIO(path.read_bytes()), "name": path.name}
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Pack folders; errors are one line and exit code 1."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line; `splits` becomes a folder for each split."""
     parser = argparse.ArgumentParser(
         prog="python -m sic_jax.training.pack", description=__doc__.split("\n")[0]
     )
@@ -82,8 +81,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     splits = dict(s.partition("=")[::2] for s in args.splits)
     if not all(splits.values()):
         parser.error(f"splits must be SPLIT=FOLDER, got {' '.join(args.splits)}")
+    args.splits = splits
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Pack folders; errors are one line and exit code 1."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    args = parse(argv)
     try:
-        logging.info("written: %s", pack(args.data_dir, args.name, splits))
+        logging.info("written: %s", pack(args.data_dir, args.name, args.splits))
     except (ValueError, OSError) as e:
         sys.exit(f"pack: error: {e}")
 
