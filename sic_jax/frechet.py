@@ -3,9 +3,9 @@
 Sets of images are cut into patches as in HiFiC (Mentzer et al., NeurIPS 2020, "FID/256") and
 MS-ILLM (Muckley et al., ICML 2023); a network turns every patch into one vector; `fid` and `kid`
 compare the two arrays of vectors. Only with the features of the Inception network of Heusel et al.
-(its 2048-channel pooled layer) are they the FID and KID of publications. That network is not part
-of this package: its features come from elsewhere. `vgg_features` and `vgg_frechet` need nothing
-else, rank codecs by the same idea, and their values compare with nobody's FID.
+(its 2048-channel pooled layer) are they the FID and KID of publications. Its weights are not part
+of this package: `sic_jax.inception` reads them from a file. `vgg_features` and `vgg_frechet` need
+nothing else, rank codecs by the same idea, and their values compare with nobody's FID.
 """
 
 from __future__ import annotations

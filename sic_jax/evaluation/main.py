@@ -18,12 +18,20 @@ import jax
 
 from sic_jax.codec.codec import Codec
 from sic_jax.evaluation.codecs import SIC, ImageCodec, sic_codec
+from sic_jax.evaluation.fid import FID_FILE, FidRow, fid_rows, inception_of
 from sic_jax.evaluation.measures import METRICS, Measurer
 from sic_jax.evaluation.peers import PEERS, external_codec, missing_peer, pillow_codec
 from sic_jax.evaluation.pictures import choose_images
 from sic_jax.evaluation.report import ReportOptions, write_report
 from sic_jax.evaluation.run import Progress, find_images, measure_images, one_line
-from sic_jax.evaluation.tables import formatted, summary_cells, summary_columns, to_markdown
+from sic_jax.evaluation.tables import (
+    formatted,
+    summary_cells,
+    summary_columns,
+    to_csv,
+    to_markdown,
+)
+from sic_jax.image_io import write_bytes_atomic
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -50,6 +58,13 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         metavar="NAME=ENCODER ;; DECODER",
         help="a codec made of two commands with {input}, {output} and, in the first, {quality}; "
         "needs --qualities NAME=...; may be repeated",
+    )
+    add(
+        "--fid-weights",
+        type=Path,
+        metavar="FILE",
+        help="Inception weights (.npz or .safetensors, see sic_jax/inception.py): FID and KID over "
+        "256-pixel patches of all images, into fid.csv",
     )
     add("--batch-size", type=int, metavar="N", help="pictures measured at once (CPU: 1; else 8)")
     sic = parser.add_argument_group("sic")
@@ -80,8 +95,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments without the program's name; None for those of the process.
 
     Returns:
-        Exit code: 0; 1 when anything failed or was left out, as files in a folder that are not named
-        like pictures; 130 when interrupted. Each is one line on stderr.
+        Exit code: 0; 1 when anything failed or was left out (files in a folder that are not named
+        like pictures); 130 when interrupted. Each is one line on stderr.
     """
     args = parse(argv)
     progress = Progress()
@@ -107,6 +122,7 @@ def _run(args: argparse.Namespace, progress: Progress) -> int:
     on_cpu = jax.default_backend() == "cpu"
     batch_size = args.batch_size if args.batch_size is not None else (1 if on_cpu else 8)
     out = Path(args.out)
+    features = None if args.fid_weights is None else inception_of(args.fid_weights)
     measured = measure_images(found.images, codecs, Measurer(metrics, batch_size), out, progress)
     seconds = time.perf_counter() - start
     about: dict[str, Any] = {
@@ -134,6 +150,13 @@ def _run(args: argparse.Namespace, progress: Progress) -> int:
         f"{out / 'report.html'}"
     )
     sys.stdout.write(to_markdown(columns, cells))
+    if features is not None:
+        found_fid = fid_rows(measured.records, codecs, features, out)
+        write_bytes_atomic(out / FID_FILE, to_csv(FidRow._fields, found_fid).encode())
+        lines = [[row.codec, f"{row.setting:g}", str(row.num_patches)] for row in found_fid]
+        values = [[f"{row.fid:.3f}", f"{row.kid:.6f}"] for row in found_fid]
+        table = [a + b for a, b in zip(lines, values, strict=True)]
+        sys.stdout.write("\n" + to_markdown(FidRow._fields, table))
     return 1 if measured.failures or found.skipped else 0
 
 

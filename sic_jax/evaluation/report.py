@@ -4,6 +4,7 @@
     records.jsonl      every measurement that was made into this folder, one a line
     results.json       this run
     summary.csv        means over images, then codecs at equal rate (`sic_jax.evaluation.means`)
+    fid.csv            FID and KID, with Inception weights (`sic_jax.evaluation.fid`)
     bd.csv             Bjontegaard deltas (`sic_jax.evaluation.bd`)
     compressai/        one file a codec, in the JSON format of CompressAI's results
     plots/             one PNG and one SVG a metric

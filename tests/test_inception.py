@@ -1,0 +1,116 @@
+"""Inception v3: parameter count, shapes, its parts by hand, and weights files."""
+
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sic_jax import inception
+from sic_jax.inception import fold_weights, inception_features, stored_shapes
+
+
+def zeros():
+    """Weights without memory: every array is one zero, seen many times."""
+    return {name: np.broadcast_to(np.float32(0), shape) for name, shape in stored_shapes().items()}
+
+
+def test_parameters_are_those_of_inception_v3():
+    learned = sum(
+        math.prod(shape) for name, shape in stored_shapes().items() if "running" not in name
+    )
+    # torchvision's 27 161 264 without its two classifiers: 3 326 696 and 2048 * 1000 + 1000.
+    assert learned == 27_161_264 - 3_326_696 - 2_049_000
+    assert len(stored_shapes()) == 94 * 5
+    assert stored_shapes()["Mixed_6b.branch7x7_2.conv.weight"] == (128, 128, 1, 7)
+    assert stored_shapes()["Mixed_7c.branch3x3dbl_3b.conv.weight"] == (384, 384, 3, 1)
+    assert stored_shapes()["Mixed_6a.branch3x3.conv.weight"] == (384, 288, 3, 3)
+    assert stored_shapes()["Mixed_7c.branch1x1.bn.running_var"] == (320,)
+
+
+def test_shapes_of_features_and_of_the_three_grids():
+    weights = fold_weights(zeros(), source="test")
+    x = jax.ShapeDtypeStruct((2, 256, 256, 3), np.float32)
+    assert jax.eval_shape(inception_features, x, weights=weights).shape == (2, 2048)
+    jaxpr = jax.make_jaxpr(inception_features)(jnp.zeros(x.shape), weights=weights)
+    outputs = [
+        eqn.outvars[0].aval.shape[1:]
+        for eqn in jaxpr.eqns
+        if eqn.primitive.name == "concatenate" and len(eqn.outvars[0].aval.shape) == 4
+    ]
+    assert outputs == [
+        (35, 35, 256), (35, 35, 288), (35, 35, 288), (17, 17, 768), (17, 17, 768), (17, 17, 768),
+        (17, 17, 768), (17, 17, 768), (8, 8, 1280), (8, 8, 2048), (8, 8, 2048),
+    ]  # fmt: skip
+    with pytest.raises(TypeError, match="floating-point"):
+        inception_features(np.zeros((1, 8, 8, 3), np.uint8), weights=weights)
+
+
+def test_batch_normalisation_is_folded_in():
+    rng = np.random.default_rng(0)
+    stored = zeros()
+    name = "Conv2d_3b_1x1"
+    for part in ("conv.weight", "bn.weight", "bn.bias", "bn.running_mean", "bn.running_var"):
+        stored[f"{name}.{part}"] = rng.random(stored_shapes()[f"{name}.{part}"], np.float32)
+    weights = fold_weights(stored, source="test")
+    x = rng.random(64, np.float32)
+    found = x @ weights[f"{name}_kernel"][0, 0] + weights[f"{name}_bias"]
+    h = stored[f"{name}.conv.weight"][:, :, 0, 0] @ x
+    deviation = np.sqrt(stored[f"{name}.bn.running_var"] + 1e-3)
+    expected = (h - stored[f"{name}.bn.running_mean"]) / deviation
+    expected = expected * stored[f"{name}.bn.weight"] + stored[f"{name}.bn.bias"]
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_pooling_by_hand():
+    h = jnp.arange(9.0).reshape(1, 3, 3, 1)
+    means = inception.mean_pool(h)[0, ..., 0]
+    np.testing.assert_allclose(
+        means, [[2, 2.5, 3], [3.5, 4, 4.5], [5, 5.5, 6]], rtol=1e-6
+    )  # Corners are means of four: the padding does not count.
+    np.testing.assert_array_equal(
+        inception.max_pool(-h, 1, 1)[0, ..., 0], [[0, 0, -1], [0, 0, -1], [-3, -3, -4]]
+    )
+    assert inception.max_pool(h, 2)[0].tolist() == [[[8.0]]]
+
+
+def write_safetensors(path, arrays):
+    header, data = {}, b""
+    for name, array in arrays.items():
+        header[name] = {
+            "dtype": "F32",
+            "shape": list(array.shape),
+            "data_offsets": [len(data), len(data) + array.nbytes],
+        }
+        data += array.tobytes()
+    text = json.dumps({"__metadata__": {"format": "pt"}, **header}).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data)
+
+
+def test_files_that_do_not_fit_are_one_clear_error(tmp_path):
+    path = tmp_path / "a.safetensors"
+    name = "Conv2d_1a_3x3.conv.weight"
+    array = np.arange(32 * 3 * 9, dtype=np.float32).reshape(32, 3, 3, 3)
+    write_safetensors(path, {name: array, "fc.weight": array})
+    (only,) = inception._read_safetensors(path).items()
+    assert only[0] == name
+    np.testing.assert_array_equal(only[1], array)
+    with pytest.raises(ValueError, match=r"has no array 'Conv2d_1a_3x3.bn.weight'"):
+        inception.load_inception_weights(path)
+    path.write_bytes(path.read_bytes()[: -4 * array.size - 4])
+    with pytest.raises(ValueError, match="is cut off"):
+        inception.load_inception_weights(path)
+    path.write_bytes(b"\x10")
+    with pytest.raises(ValueError, match="not a safetensors file"):
+        inception.load_inception_weights(path)
+    np.savez(tmp_path / "a.npz", **{name: array[:8]})
+    with pytest.raises(ValueError, match=r"has shape \(8, 3, 3, 3\), not \(32, 3, 3, 3\)"):
+        inception.load_inception_weights(tmp_path / "a.npz")
+    with pytest.raises(ValueError, match=r"are a \.npz or \.safetensors file"):
+        inception.load_inception_weights(tmp_path / "a.pth")
+    for change, message in ((np.nan, "not finite"), (-1.0, "is negative")):
+        wrong = zeros() | {"Mixed_5b.branch1x1.bn.running_var": np.full(64, change)}
+        with pytest.raises(ValueError, match=message):
+            fold_weights(wrong, source="test")
