@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import assert_equal, quick_compilation, write_images
+from PIL import Image
 
 from sic_jax.codec.bundle import load_bundle
 from sic_jax.config import TrainConfig, from_dict
@@ -343,8 +344,14 @@ def test_init_from_and_export(
     source: Images,
     finished: tuple[Path, TrainState],
     tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    write_images(tmp_path / "images", source)
+    images = tmp_path / "images"
+    write_images(images, source)
+    Image.fromarray(source[0][..., 0]).save(images / "gray.png")
+    Image.fromarray(source[0][:20, :20]).save(images / "small.png")
+    (images / "cut.png").write_bytes((images / "0.png").read_bytes()[:20])
+    (images / "loop").symlink_to(images)
     starts = []
     train = loop.train
 
@@ -355,7 +362,14 @@ def test_init_from_and_export(
     training.setattr(loop, "train", spy)
     run, out = tmp_path / "run", tmp_path / "bundle"
     words = ["smoke", "--data", str(tmp_path / "images"), "--init-from", str(finished[0])]
-    main([*words, "--workdir", str(run), "--export", str(out)])
+    with caplog.at_level("INFO"):
+        main([*words, "--workdir", str(run), "--export", str(out)])
+    for told in (
+        "skipped 1 images (cannot be read): cut.png",
+        "skipped 1 images (smaller than 64 px): small.png",
+        "4 images, 1 devices",
+    ):
+        assert told in caplog.text
     assert_equal(starts[0], finished[1].ema)
     state_ema = load_run_params(run, tiny_run)
     bundle = load_bundle(out)
