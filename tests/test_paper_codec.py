@@ -228,6 +228,23 @@ def test_other_floats_are_an_error(codec: Codec, params: dict[str, Any]) -> None
             other.decode_latents(container.unpack(data))
 
 
+def test_forged_payloads_are_an_error(codec: Codec) -> None:
+    """With valid checksums of the bytes: huge symbols, and their infinities in the networks."""
+    with quick_compilation():
+        file = container.unpack(codec.compress(picture(*SIZES[1])))
+        rng = np.random.default_rng(0)
+        for trial in range(12):
+            segments = list(file.segments)
+            k = trial % len(segments)
+            size = len(segments[k].payload)
+            # Zeros decode to escapes with long codes.
+            forged = rng.bytes(size) if trial < 8 else bytes(size // 2) + rng.bytes(4 * size)
+            segments[k] = dataclasses.replace(segments[k], payload=forged)
+            data = container.pack(file.header, segments)
+            with pytest.raises(BitstreamError, match=r"range decoder|do not have their checksum"):
+                codec.decode_latents(container.unpack(data))
+
+
 def test_exact_and_float_bundles_refuse_each_others_files(
     codec: Codec, tiny: ModelConfig, untrained: dict[str, Any], tmp_path: Path
 ) -> None:
