@@ -1,6 +1,7 @@
 """Files of the paper's model: float entropy networks, decoded diagonal by diagonal."""
 
 import dataclasses
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -10,10 +11,13 @@ import jax
 import numpy as np
 import pytest
 from conftest import quick_compilation
+from PIL import Image
 
+from sic_jax.cli import main
 from sic_jax.codec import container
-from sic_jax.codec.bundle import export_bundle, load_bundle
+from sic_jax.codec.bundle import export_bundle, load_bundle, sigma_grid
 from sic_jax.codec.codec import Codec
+from sic_jax.codec.float_coding import quantise_parameters
 from sic_jax.config import ModelConfig, RasterConfig, SwinConfig
 from sic_jax.entropy.range_coder import available_backends
 from sic_jax.errors import BitstreamError
@@ -119,6 +123,40 @@ def test_round_trip_of_all_levels(codec: Codec) -> None:
                 assert not latents.y_s[..., 4 * level :].any()
             low = codec.decode_latents(container.unpack(files[-1]), level=1)
             np.testing.assert_array_equal(low.y_s[..., :4], y[..., :4])
+        # One program a size serves encoder and decoder, all levels and all steps.
+        assert codec._pass._step._cache_size() == len(SIZES)
+
+
+def test_command_line(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    image = picture(20, 30)
+    source, file, small = (tmp_path / name for name in ("x.png", "x.sic", "y.sic"))
+    Image.fromarray(image).save(source)
+    bundle = ["--bundle", str(folder)]
+    with quick_compilation():
+        assert main(["compress", str(source), str(file), *bundle]) == 0
+        assert main(["truncate", str(file), str(small), "--level", "2"]) == 0
+        assert main(["decompress", str(small), str(tmp_path / "a.png"), *bundle]) == 0
+        assert main(["decompress", str(file), str(tmp_path / "b.png"), "--level=2", *bundle]) == 0
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    assert np.asarray(Image.open(tmp_path / "a.png")).shape == image.shape
+    capsys.readouterr()
+    assert main(["info", str(small), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["float_entropy"], facts["num_levels"]) == (True, 2)
+    assert main(["decompress", str(small), str(tmp_path / "c.png")]) == 1
+    assert "was made with bundle" in capsys.readouterr().err
+
+
+def test_any_floats_give_valid_tables() -> None:
+    values = np.float32([np.nan, np.inf, -np.inf, 3e38, -3e38, 0, 0.03125, -0.03125, 2.5])
+    mean, scale = quantise_parameters(values, np.abs(values), CFG)
+    assert np.asarray(mean).tolist() == [0, 32768, -32768, 32768, -32768, 0, 1, 0, 40]
+    grid = sigma_grid(CFG)
+    assert np.asarray(scale)[:6].tolist() == [0, 63, 63, 63, 63, 0]
+    between = np.sqrt(grid[1:] * grid[:-1])
+    for factor, step in ((1.001, 1), (0.999, 0)):
+        _, index = quantise_parameters(grid[:-1], np.float32(factor * between), CFG)
+        np.testing.assert_array_equal(index, np.arange(63) + step)
 
 
 def test_size_is_the_estimate(codec: Codec) -> None:
@@ -188,6 +226,23 @@ def test_other_floats_are_an_error(codec: Codec, params: dict[str, Any]) -> None
         other = Codec(dataclasses.replace(codec.bundle, params=changed))
         with pytest.raises(BitstreamError, match=r"range decoder|float arithmetic here"):
             other.decode_latents(container.unpack(data))
+
+
+def test_forged_payloads_are_an_error(codec: Codec) -> None:
+    """With valid checksums of the bytes: huge symbols, and their infinities in the networks."""
+    with quick_compilation():
+        file = container.unpack(codec.compress(picture(*SIZES[1])))
+        rng = np.random.default_rng(0)
+        for trial in range(12):
+            segments = list(file.segments)
+            k = trial % len(segments)
+            size = len(segments[k].payload)
+            # Zeros decode to escapes with long codes.
+            forged = rng.bytes(size) if trial < 8 else bytes(size // 2) + rng.bytes(4 * size)
+            segments[k] = dataclasses.replace(segments[k], payload=forged)
+            data = container.pack(file.header, segments)
+            with pytest.raises(BitstreamError, match=r"range decoder|do not have their checksum"):
+                codec.decode_latents(container.unpack(data))
 
 
 def test_exact_and_float_bundles_refuse_each_others_files(

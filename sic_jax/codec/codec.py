@@ -1,7 +1,6 @@
 """The codec: pictures to files and back."""
 
 import warnings
-from collections.abc import Callable, Generator
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sic_jax.codec.bundle import Bundle, load_bundle
-from sic_jax.codec.coding import CodingPass, Ints, Request
+from sic_jax.codec.coding import CodingPass, Ints, Request, walk
 from sic_jax.codec.container import (
     DEFAULT_MAX_PIXELS,
     MAX_SEED,
@@ -181,7 +180,7 @@ class Codec:
             encoders[request.level].encode(values - request.means, request.indices)
             return values
 
-        _, symbols = _walk(self._pass.run(hyper, level), encode)
+        _, symbols = walk(self._pass.run(hyper, level), encode)
         for k, encoder in encoders.items():
             segments.append(Segment(encoder.finish(), symbols_checksum(symbols[k])))
         return pack(header, segments, Metadata(icc_profile=icc_profile, exif=exif))
@@ -349,7 +348,7 @@ class Codec:
         def finish(k: int, symbols: bytes) -> None:
             self._finish(decoders[k], symbols, container.segments[k], f"level {k}")
 
-        y_s, _ = _walk(self._pass.run(hyper, level), decode, finish)
+        y_s, _ = walk(self._pass.run(hyper, level), decode, finish)
         return Latents(y_s, z, level), hyper
 
     def estimate_bits(self, image: NDArray[np.uint8]) -> EstimatedBits:
@@ -397,33 +396,3 @@ class Codec:
 def _channel_indices(shape: tuple[int, ...]) -> Ints:
     """Table of each symbol of z [h, w, C]: its channel."""
     return np.broadcast_to(np.arange(shape[-1], dtype=np.int32), shape).ravel()
-
-
-def _walk(
-    coding: Generator[Request, Ints, Ints],
-    code: Callable[[Request], Ints],
-    finish: Callable[[int, bytes], None] = lambda level, symbols: None,
-) -> tuple[Ints, dict[int, bytes]]:
-    """Run a coding pass.
-
-    Args:
-      coding: Of `run` of a coding pass.
-      code: Codes the symbols of a request and returns them.
-      finish: Is called with the bytes of its symbols when a level ends.
-
-    Returns:
-      (y_s, bytes of the symbols of each level).
-    """
-    parts: dict[int, list[bytes]] = {}
-    done: dict[int, bytes] = {}
-    request = next(coding)
-    while True:
-        values = code(request)
-        parts.setdefault(request.level, []).append(values.astype("<i4").tobytes())
-        if request.last:
-            done[request.level] = b"".join(parts.pop(request.level))
-            finish(request.level, done[request.level])
-        try:
-            request = coding.send(values)
-        except StopIteration as end:
-            return end.value, done

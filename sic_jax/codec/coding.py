@@ -5,7 +5,7 @@ indices and integer means come out, and everything between is exact (`sic_jax.en
 paper's model has another pass with the same methods, `sic_jax.codec.float_coding`.
 """
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from functools import partial
 from typing import Any, Final, NamedTuple
 
@@ -50,6 +50,36 @@ def table_indices(mean: jax.Array, scale_index: jax.Array) -> tuple[jax.Array, j
     whole = jnp.right_shift(fine, FRACTION_BITS)
     scale = scale_index.astype(jnp.int32)
     return scale * MEAN_BINS + fine - whole * MEAN_BINS, whole
+
+
+def walk(
+    coding: Generator[Request, Ints, Ints],
+    code: Callable[[Request], Ints],
+    finish: Callable[[int, bytes], None] = lambda level, symbols: None,
+) -> tuple[Ints, dict[int, bytes]]:
+    """Run a coding pass.
+
+    Args:
+      coding: Of `run` of a coding pass.
+      code: Codes the symbols of a request and returns them.
+      finish: Is called with the bytes of its symbols when a level ends.
+
+    Returns:
+      (y_s, bytes of the symbols of each level).
+    """
+    parts: dict[int, list[bytes]] = {}
+    done: dict[int, bytes] = {}
+    request = next(coding)
+    while True:
+        values = code(request)
+        parts.setdefault(request.level, []).append(values.astype("<i4").tobytes())
+        if request.last:
+            done[request.level] = b"".join(parts.pop(request.level))
+            finish(request.level, done[request.level])
+        try:
+            request = coding.send(values)
+        except StopIteration as end:
+            return end.value, done
 
 
 class CodingPass:
