@@ -22,9 +22,10 @@ from sic_jax.evaluation.main import main
 from sic_jax.evaluation.measures import METRICS, Measurer
 from sic_jax.evaluation.peers import PEERS, missing_peer, pillow_codec
 from sic_jax.evaluation.records import append_records, from_json, key_of, load_records, to_json
-from sic_jax.evaluation.run import Progress, find_images, measure_images
+from sic_jax.evaluation.run import find_images, measure_images
 from sic_jax.model.params import init_params
 from sic_jax.presets import preset
+from sic_jax.progress import Progress
 
 ROOT = Path(__file__).resolve().parents[1]
 HEIGHT, WIDTH = 48, 64

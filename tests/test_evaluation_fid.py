@@ -8,9 +8,10 @@ from sic_jax.evaluation.fid import fid_rows, inception_of
 from sic_jax.evaluation.main import main
 from sic_jax.evaluation.measures import METRICS, Measurer
 from sic_jax.evaluation.peers import pillow_codec
-from sic_jax.evaluation.run import Progress, measure_images
+from sic_jax.evaluation.run import measure_images
 from sic_jax.frechet import fid, kid, patches
 from sic_jax.inception import inception_features, load_inception_weights, stored_shapes
+from sic_jax.progress import Progress
 
 SIDE = 16
 

@@ -23,7 +23,7 @@ from sic_jax.evaluation.measures import METRICS, Measurer
 from sic_jax.evaluation.peers import PEERS, external_codec, missing_peer, pillow_codec
 from sic_jax.evaluation.pictures import choose_images
 from sic_jax.evaluation.report import ReportOptions, write_report
-from sic_jax.evaluation.run import Progress, find_images, measure_images, one_line
+from sic_jax.evaluation.run import find_images, measure_images, one_line
 from sic_jax.evaluation.tables import (
     formatted,
     summary_cells,
@@ -32,6 +32,7 @@ from sic_jax.evaluation.tables import (
     to_markdown,
 )
 from sic_jax.image_io import write_bytes_atomic
+from sic_jax.progress import Progress
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:

@@ -1,6 +1,5 @@
 """The measurements of a run, image by image, kept as they are made."""
 
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from sic_jax.evaluation.codecs import ImageCodec, Pixels
 from sic_jax.evaluation.measures import Measurer
 from sic_jax.evaluation.records import Key, Record, append_records, digest, key_of, load_records
 from sic_jax.image_io import read_image
+from sic_jax.progress import Progress
 
 RECORDS_FILE = "records.jsonl"
 """Every measurement that was ever made into the output folder."""
@@ -40,25 +40,6 @@ class Measured(NamedTuple):
     failures: list[Failure]
     num_reused: int
     """Records that an earlier run had made."""
-
-
-class Progress:
-    """One line that is rewritten on a terminal, and lines that stay."""
-
-    def __init__(self) -> None:
-        """Write to stderr."""
-        self._live = sys.stderr.isatty()
-
-    def show(self, text: str) -> None:
-        """Replace the line, if this is a terminal."""
-        if self._live:
-            sys.stderr.write(f"\r\x1b[K{text}")
-            sys.stderr.flush()
-
-    def say(self, text: str) -> None:
-        """Write a line that stays."""
-        sys.stderr.write(f"\r\x1b[K{text}\n" if self._live else f"{text}\n")
-        sys.stderr.flush()
 
 
 def find_images(paths: Sequence[str]) -> Found:
