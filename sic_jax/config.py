@@ -236,6 +236,11 @@ class LossConfig:
     """Clip reconstructions to [0, 1] before they are compared: no gradient outside."""
     lmbda_consistency: float = 0.0
     """Weight of the latent consistency terms ("reverse compress")."""
+    lmbda_dists: float = 0.0
+    """Weight of DISTS beside LPIPS, lambda_p(l) * (LPIPS + lmbda_dists * DISTS)."""
+    dists_window: int = 64
+    """Side of the square of each crop, at a random place, on which DISTS is taken: VGG16 costs
+    more a pixel than the model does. 0: the whole crop."""
     lmbda_adv: float = 0.0
     """Weight of the adversarial loss G beside LPIPS, lambda_p(l) * (LPIPS + lmbda_adv * G); 0: no
     discriminator."""
@@ -259,8 +264,14 @@ class LossConfig:
             _require(0 <= share <= 1, self, name, share, "in [0, 1]")
         _require(self.levels in ("mixed", "cyclic"), self, "levels", self.levels, "mixed or cyclic")
         _require(self.num_samples > 0, self, "num_samples", self.num_samples, "positive")
-        for name in ("temperature", "lmbda_consistency", "lmbda_adv", "lmbda_balance"):
+        names = ("temperature", "lmbda_consistency", "lmbda_dists", "lmbda_adv", "lmbda_balance")
+        for name in names:
             _require(getattr(self, name) >= 0, self, name, getattr(self, name), "at least 0")
+        ok = any(self.lmbda_perc) or not (self.lmbda_dists or self.lmbda_adv)
+        allowed = "not 0 everywhere where lmbda_dists or lmbda_adv is not 0"
+        _require(ok, self, "lmbda_perc", self.lmbda_perc, allowed)
+        window = self.dists_window
+        _require(window == 0 or window >= 16, self, "dists_window", window, "0 or at least 16")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,13 +32,13 @@ def main() -> None:
     step = jax.jit(make_train_step(base))
     state, losses = create_train_state(base, params), []
     for _ in range(STEPS):
-        state, metrics = step(state, batch, jnp.arange(BATCH), None)
+        state, metrics = step(state, batch, jnp.arange(BATCH), {})
         losses.append(float(mean_terms(metrics.terms)["loss"]))
     results["one"] = losses
     norms = {"one": _size(state.params)}
     for words in sys.argv[1:]:
         cfg = dataclasses.replace(base, **json.loads(words))
-        runner = make_runner(cfg, None)
+        runner = make_runner(cfg, {})
         state, losses = runner.place(create_train_state(cfg, params)), []
         for _ in range(STEPS):
             state, metrics = runner.step(state, batch[local_rows(BATCH)])

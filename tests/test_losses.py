@@ -45,13 +45,15 @@ def test_loss_by_hand() -> None:
     assert means == pytest.approx(expected, rel=1e-6)
 
     terms = terms._replace(lpips=jnp.array([[0.1, 0.3]]), adv=jnp.array([[2.0, 5.0]]))
-    cfg = LossConfig(**{**vars(LOSS), "lmbda_adv": 0.5})
+    terms = terms._replace(dists=jnp.array([[0.6, 0.7]]))
+    cfg = LossConfig(**{**vars(LOSS), "lmbda_adv": 0.5, "lmbda_dists": 3})
     loss, sums = svi_loss(terms, plan, cfg)
-    low, full = low + 0.5 * (0.1 + 0.5 * 2), full + 4 * (0.3 + 0.5 * 5)
+    low, full = low + 0.5 * (0.1 + 0.5 * 2 + 3 * 0.6), full + 4 * (0.3 + 0.5 * 5 + 3 * 0.7)
     assert float(loss) == pytest.approx((low + full) / 2)
     means = mean_terms(sums)
     assert float(means["lpips_full"]) == pytest.approx(0.3)
     assert float(means["adv_low"]) == pytest.approx(2.0)
+    assert float(means["dists_full"]) == pytest.approx(0.7)
 
 
 def test_expectations_are_means_over_samples() -> None:
@@ -171,6 +173,41 @@ def test_lpips_of_each_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
     x_hat = x + shift[..., None, None, None]
     result = losses.lpips_terms(x, x_hat, weights={})
     np.testing.assert_allclose(result, shift, rtol=1e-5)
+
+
+@pytest.mark.parametrize("window", [5, 0, 9])
+def test_dists_of_each_decoding_in_a_window(monkeypatch: pytest.MonkeyPatch, window: int) -> None:
+    def features(x: jax.Array, *, weights: object) -> tuple[jax.Array, ...]:
+        return (x,)
+
+    def distance(
+        a: tuple[jax.Array, ...], b: tuple[jax.Array, ...], *, weights: object
+    ) -> jax.Array:
+        # Which pixels were compared, and with which decoding's.
+        return (a[0] + 1000 * (b[0] - a[0])).sum((1, 2, 3))
+
+    monkeypatch.setattr(losses, "dists_features", features)
+    monkeypatch.setattr(losses, "dists_from_features", distance)
+    x = jnp.arange(2.0 * 8 * 7 * 3).reshape(2, 8, 7, 3)
+    shift = jnp.array([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
+    x_hat = x + shift[..., None, None, None]
+    # The first and the last place that a window of 5 has in 8 rows and in 7 columns.
+    corners = jnp.array([[0.0, 0.999], [0.74, 0.34]])
+    result = losses.dists_terms(x, x_hat, {}, corners, window)
+    cut = (x[0, :5, 2:7], x[1, 2:7, 1:6]) if window == 5 else (x[0], x[1])
+    sums = np.array([c.sum() for c in cut])
+    np.testing.assert_allclose(result, sums + 1000 * shift * cut[0].size, rtol=1e-5)
+
+
+def test_perceptual_weights_are_those_that_the_loss_needs() -> None:
+    cfg = LossConfig(**{**vars(LOSS), "lmbda_dists": 1})
+    none = LossConfig(**{**vars(LOSS), "lmbda_perc": (0.0,) * 3})
+    found = [set(losses.load_perceptual_weights(c)) for c in (none, LOSS, cfg)]
+    assert found == [set(), {"lpips"}, {"lpips", "dists"}]
+    with pytest.raises(ValueError, match=r"lmbda_perc is \(0\.0, 0\.0, 0\.0\)"):
+        LossConfig(**{**vars(none), "lmbda_dists": 1})
+    with pytest.raises(ValueError, match="dists_window is 8; it must be 0 or at least 16"):
+        LossConfig(**{**vars(LOSS), "dists_window": 8})
 
 
 def test_loss_without_images_at_full_level() -> None:

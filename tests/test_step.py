@@ -51,7 +51,7 @@ def run(
     step = jax.jit(make_train_step(cfg))
     state, records = create_train_state(cfg, params), []
     for _ in range(steps):
-        state, metrics = step(state, batch, jnp.arange(len(batch)), None)
+        state, metrics = step(state, batch, jnp.arange(len(batch)), {})
         records.append({k: float(v) for k, v in mean_terms(metrics.terms).items()})
     return state, records
 
@@ -92,7 +92,7 @@ def test_adversarial_step(
     assert before is not None
     losses = []
     for _ in range(30):
-        state, metrics = step(state, crops, jnp.arange(B), {})
+        state, metrics = step(state, crops, jnp.arange(B), {"lpips": {}})
         losses.append({k: float(v) for k, v in mean_terms(metrics.terms).items()})
     # -log 1/2 twice, halved, where D knows nothing.
     assert losses[0]["loss_d"] == pytest.approx(np.log(2), abs=0.15)
@@ -134,8 +134,8 @@ def test_a_bad_step_changes_nothing(tiny_run: TrainConfig, params: Arrays) -> No
     good = np.full((1, 64, 64, 3), 100, np.float32)
     rows = jnp.arange(1)
     state = create_train_state(cfg, params)
-    state, first = step(state, good, rows, None)
-    after, bad = step(state, good * np.nan, rows, None)
+    state, first = step(state, good, rows, {})
+    after, bad = step(state, good * np.nan, rows, {})
     assert int(after.step) == 2
     assert_equal(after.params, state.params)
     assert_equal(after.ema, state.ema)
@@ -156,10 +156,10 @@ def test_images_keep_their_noise(
     step = jax.jit(make_train_step(adversarial))
     state = create_train_state(adversarial, params)
     alone = [
-        float(mean_terms(step(state, crops[k : k + 1], jnp.array([k]), None)[1].terms)["loss"])
+        float(mean_terms(step(state, crops[k : k + 1], jnp.array([k]), {})[1].terms)["loss"])
         for k in range(B)
     ]
-    together = mean_terms(step(state, crops, jnp.arange(B), None)[1].terms)["loss"]
+    together = mean_terms(step(state, crops, jnp.arange(B), {})[1].terms)["loss"]
     assert np.mean(alone) == pytest.approx(float(together), rel=1e-5)
     assert len(set(alone)) == B
 

@@ -46,7 +46,7 @@ def steps(workdir: Path) -> list[float]:
 @pytest.fixture(scope="module")
 def runner(tiny_run: TrainConfig) -> JitRunner:
     """The compiled step of the smoke preset."""
-    made = make_runner(tiny_run, None)
+    made = make_runner(tiny_run, {})
     assert isinstance(made, JitRunner)
     return made
 

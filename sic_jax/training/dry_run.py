@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from sic_jax.config import TrainConfig, to_dict
-from sic_jax.lpips import load_alexnet_weights
 from sic_jax.model.complexity import count_macs
 from sic_jax.training.gradients import make_gradients, make_loss
 from sic_jax.training.loop import state_shapes
+from sic_jax.training.losses import load_perceptual_weights
 
 
 def describe_run(cfg: TrainConfig) -> dict[str, Any]:
@@ -19,7 +19,7 @@ def describe_run(cfg: TrainConfig) -> dict[str, Any]:
 
     Returns:
       `config`; `parameters` of each network and in all; `gmac_per_step` and `kmac_per_pixel` of
-      forward and backward passes of the model, LPIPS and discriminator for the whole batch;
+      forward and backward passes of the model, LPIPS, DISTS and discriminator for the whole batch;
       `memory_gb`, in 10^9 bytes: of the state (parameters, average, optimiser), of the
       discriminator's state, and of what the backward pass keeps of the forward pass for one part of
       a batch on one device, before XLA fuses or frees anything.
@@ -30,8 +30,7 @@ def describe_run(cfg: TrainConfig) -> dict[str, Any]:
         networks["discriminator"] = _scalars(state.discriminator.params)
     devices = jax.device_count()
     images = cfg.batch_size // (devices * cfg.accumulate)
-    lpips = any(cfg.loss.lmbda_perc)
-    weights = jax.eval_shape(load_alexnet_weights) if lpips else None
+    weights = jax.eval_shape(lambda: load_perceptual_weights(cfg.loss))
     crops = jax.ShapeDtypeStruct((max(images, 1), cfg.crop_size, cfg.crop_size, 3), jnp.uint8)
     rows = jax.ShapeDtypeStruct(crops.shape[:1], jnp.int32)
     gradients = make_gradients(cfg)

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 
 from sic_jax.config import TrainConfig
 from sic_jax.entropy.distributions import quantile_loss
-from sic_jax.lpips import Weights
 from sic_jax.model.noise import split_keys
 from sic_jax.model.params import Params
 from sic_jax.model.sic import SicModel
@@ -16,10 +15,12 @@ from sic_jax.training.discriminator import Discriminator
 from sic_jax.training.losses import (
     Compared,
     Decodings,
+    PerceptualWeights,
     Terms,
     balance_term,
     consistency_terms,
     discriminator_loss,
+    dists_terms,
     generator_loss,
     lpips_terms,
     plan_decodings,
@@ -50,14 +51,14 @@ class Decoded(NamedTuple):
 
 
 def make_gradients(cfg: TrainConfig, model: type[SicModel] = SicModel) -> Callable[..., Gradients]:
-    """A function (state, uint8 [B, P, P, 3], places [B], LPIPS weights) -> `Gradients`."""
+    """A function (state, uint8 [B, P, P, 3], places [B], perceptual weights) -> `Gradients`."""
     loss_fn = make_loss(cfg, model)
 
     def gradients(
-        state: TrainState, batch: jax.Array, rows: jax.Array, lpips_weights: Weights | None
+        state: TrainState, batch: jax.Array, rows: jax.Array, perceptual: PerceptualWeights
     ) -> Gradients:
         (_, (terms, decoded)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
-            state.params, state, batch, rows, lpips_weights
+            state.params, state, batch, rows, perceptual
         )
         d = state.discriminator
         if d is None:
@@ -73,7 +74,7 @@ def make_gradients(cfg: TrainConfig, model: type[SicModel] = SicModel) -> Callab
 def make_loss(
     cfg: TrainConfig, kind: type[SicModel] = SicModel
 ) -> Callable[..., tuple[jax.Array, tuple[Terms, Decoded]]]:
-    """The model's loss: (parameters, state, batch, places, LPIPS weights) -> (loss, (terms, ...)).
+    """The model's loss: (parameters, state, batch, places, perceptual weights) -> (loss, aux).
 
     Of the state it reads the step and the discriminator.
     """
@@ -118,7 +119,7 @@ def make_loss(
 
     def loss_fn(
         params: Params, state: TrainState, batch: jax.Array, rows: jax.Array,
-        lpips_weights: Weights | None,
+        perceptual: PerceptualWeights,
     ) -> tuple[jax.Array, tuple[Terms, Decoded]]:  # fmt: skip
         key = jax.random.fold_in(jax.random.key(cfg.seed), state.step)
         key_level, key_images = jax.random.split(key)
@@ -132,8 +133,14 @@ def make_loss(
             bpp=rate_terms(rated.bits_z, rated.bits_y, plan.level, pixels),
             mse=jnp.square(x - x_hat).mean((2, 3, 4)),
         )
-        if lpips_weights is not None:
-            compared = compared._replace(lpips=lpips_terms(x, x_hat, lpips_weights))
+        if "lpips" in perceptual:
+            compared = compared._replace(lpips=lpips_terms(x, x_hat, perceptual["lpips"]))
+        if "dists" in perceptual:
+            # A stream of its own: the latents' noise has the keys 0 to 2 of each key.
+            corners = jax.vmap(lambda k: jax.random.uniform(jax.random.fold_in(k, 3), (2,)))(keys)
+            window = loss_cfg.dists_window
+            dists = dists_terms(x, x_hat, perceptual["dists"], corners, window)
+            compared = compared._replace(dists=dists)
         if state.discriminator is not None:
             logits = _judge(cfg, state.discriminator, _flat(x_hat), _flat(y_hat), plan)
             compared = compared._replace(adv=generator_loss(logits).reshape(plan.level.shape))

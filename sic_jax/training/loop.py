@@ -25,7 +25,6 @@ from numpy.typing import NDArray
 
 import sic_jax
 from sic_jax.config import TrainConfig, from_dict, to_dict
-from sic_jax.lpips import load_alexnet_weights
 from sic_jax.model.params import Params, init_params
 from sic_jax.model.transforms import PATCH
 from sic_jax.training.batches import batches
@@ -38,6 +37,7 @@ from sic_jax.training.checkpoints import (
     wait,
 )
 from sic_jax.training.klt import with_klt
+from sic_jax.training.losses import load_perceptual_weights
 from sic_jax.training.meters import Clock, Pending
 from sic_jax.training.parallel import local_rows, make_runner
 from sic_jax.training.report import Reporter
@@ -103,8 +103,7 @@ def train(
     """
     workdir = Path(workdir)
     _claim(workdir, cfg)
-    needs_lpips = any(cfg.loss.lmbda_perc)
-    runner = make_runner(cfg, load_alexnet_weights() if needs_lpips else None)
+    runner = make_runner(cfg, load_perceptual_weights(cfg.loss))
     with (
         contextlib.closing(Reporter(workdir, cfg.steps, tensorboard=tensorboard)) as reporter,
         open_checkpoints(workdir, keep=cfg.keep_last) as manager,

@@ -25,7 +25,8 @@ with one picture a synset it is Blau and Michaeli's rate-distortion-perception f
 lambda_p = 0 rate-distortion. So for image x at level l, with M draws x_hat_i:
 
     L(l) = lambda_r(l) bpp(y_s, z) + mean_i [lambda_d(l) MSE(x, x_hat_i)
-                                             + lambda_p(l) (LPIPS(x, x_hat_i) + lmbda_adv G_i)]
+                                             + lambda_p(l) (LPIPS(x, x_hat_i) + lmbda_adv G_i
+                                                            + lmbda_dists DISTS(x, x_hat_i))]
 
 and, for one model that serves all levels, alpha L(l) + (1 - alpha) L(L) + L_c(l). L_c is latent
 consistency: g_a of a reconstruction should give y_s and the drawn details again.
@@ -33,14 +34,20 @@ consistency: g_a of a reconstruction should give y_s and the drawn details again
 Source: Liang et al. 2025, sections 3 and 4; the paper's constants are in `sic_jax.presets`.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from sic_jax.config import LossConfig, ModelConfig
-from sic_jax.lpips import Weights, lpips_features, lpips_from_features
+from sic_jax.convnet import Features, Weights
+from sic_jax.dists import dists_features, dists_from_features, load_dists_weights
+from sic_jax.lpips import load_alexnet_weights, lpips_features, lpips_from_features
 from sic_jax.model.levels import level_mask
+
+PerceptualWeights = dict[str, Weights]
+"""Networks of the perceptual terms that a loss has, by name: `lpips`, `dists`."""
 
 Terms = dict[str, tuple[jax.Array, jax.Array]]
 """Sums over images and what to divide them by: they add up over devices and parts of a batch."""
@@ -140,14 +147,59 @@ def consistency_terms(
     return mean(known), mean(~known)
 
 
+def load_perceptual_weights(cfg: LossConfig) -> PerceptualWeights:
+    """What the step of a run with this loss needs."""
+    if not any(cfg.lmbda_perc):
+        return {}
+    weights: PerceptualWeights = {"lpips": load_alexnet_weights()}
+    if cfg.lmbda_dists:
+        weights["dists"] = load_dists_weights()
+    return weights
+
+
 def lpips_terms(x: jax.Array, x_hat: jax.Array, weights: Weights) -> jax.Array:
     """LPIPS (AlexNet) of images [B, H, W, 3] and their decodings [R, B, H, W, 3]: [R, B]."""
+    return _compare(lpips_features, lpips_from_features, x, x_hat, weights)
+
+
+def dists_terms(
+    x: jax.Array, x_hat: jax.Array, weights: Weights, corners: jax.Array, window: int
+) -> jax.Array:
+    """DISTS of squares of images [B, H, W, 3] and of their decodings [R, B, H, W, 3]: [R, B].
+
+    Args:
+      x: Images.
+      x_hat: Their decodings.
+      weights: Of `load_dists_weights`.
+      corners: [B, 2], row and column of an image's square as fractions of what there is, in [0, 1).
+      window: Side of the squares; 0 or more than a side of the images: the whole side.
+    """
+    h, w = (min(window, n) or n for n in x.shape[1:3])
+    room = jnp.array([x.shape[1] - h, x.shape[2] - w])
+    starts = jnp.floor(corners * (room + 1)).astype(jnp.int32)
+
+    def cut(image: jax.Array, start: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_slice(image, (*start, 0), (h, w, 3))
+
+    cut_all = jax.vmap(cut)
+    x, x_hat = cut_all(x, starts), jax.vmap(cut_all, (0, None))(x_hat, starts)
+    return _compare(dists_features, dists_from_features, x, x_hat, weights)
+
+
+def _compare(
+    features_of: Callable[..., Features],
+    distance: Callable[..., jax.Array],
+    x: jax.Array,
+    x_hat: jax.Array,
+    weights: Weights,
+) -> jax.Array:
+    """Distances [R, B] of images and their R decodings; an image's features are computed once."""
     r, b = x_hat.shape[:2]
-    features = lpips_features(x, weights=weights)
-    features_hat = lpips_features(x_hat.reshape(r * b, *x.shape[1:]), weights=weights)
+    features = features_of(x, weights=weights)
+    features_hat = features_of(x_hat.reshape(r * b, *x.shape[1:]), weights=weights)
     repeated = tuple(jnp.broadcast_to(f, (r, *f.shape)).reshape(g.shape)
                      for f, g in zip(features, features_hat, strict=True))  # fmt: skip
-    return lpips_from_features(repeated, features_hat, weights=weights).reshape(r, b)
+    return distance(repeated, features_hat, weights=weights).reshape(r, b)
 
 
 def generator_loss(logits: jax.Array) -> jax.Array:
@@ -171,6 +223,8 @@ class Compared(NamedTuple):
     mse: jax.Array
     """[R, B], of images in [0, 1]."""
     lpips: jax.Array | None = None
+    """[R, B]."""
+    dists: jax.Array | None = None
     """[R, B]."""
     adv: jax.Array | None = None
     """[R, B], `generator_loss`."""
@@ -198,6 +252,9 @@ def svi_loss(terms: Compared, decodings: Decodings, cfg: LossConfig) -> tuple[ja
     if terms.lpips is not None:
         named["lpips"] = terms.lpips
         perception = terms.lpips
+        if terms.dists is not None:
+            named["dists"] = terms.dists
+            perception += cfg.lmbda_dists * terms.dists
         if terms.adv is not None:
             named["adv"] = terms.adv
             perception += cfg.lmbda_adv * terms.adv

@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from numpy.typing import NDArray
 
 from sic_jax.config import TrainConfig
-from sic_jax.lpips import Weights
+from sic_jax.training.losses import PerceptualWeights
 from sic_jax.training.state import TrainState
 from sic_jax.training.step import Metrics, make_train_step
 
@@ -134,7 +134,7 @@ class Runner(Protocol):
         """A step with this process's rows uint8 [b, P, P, 3]; donates the state."""
 
 
-def make_runner(cfg: TrainConfig, lpips_weights: Weights | None) -> Runner:
+def make_runner(cfg: TrainConfig, perceptual: PerceptualWeights) -> Runner:
     """The runner that `cfg.parallel` names.
 
     Raises:
@@ -142,18 +142,18 @@ def make_runner(cfg: TrainConfig, lpips_weights: Weights | None) -> Runner:
     """
     check_batch(cfg)
     kind = PmapRunner if cfg.parallel == "pmap" else JitRunner
-    return kind(cfg, lpips_weights)
+    return kind(cfg, perceptual)
 
 
 class JitRunner:
     """One program over the mesh, cut by XLA's partitioner."""
 
-    def __init__(self, cfg: TrainConfig, lpips_weights: Weights | None) -> None:
-        """Put the LPIPS weights on the devices."""
+    def __init__(self, cfg: TrainConfig, perceptual: PerceptualWeights) -> None:
+        """Put the perceptual weights on the devices."""
         self.mesh = device_mesh()
         self.flops: float | None = None
         self._cfg = cfg
-        self._weights = replicate(lpips_weights, self.mesh)
+        self._weights = replicate(perceptual, self.mesh)
         rows = local_rows(cfg.batch_size)
         self._rows = shard_rows(np.arange(rows.start, rows.stop, dtype=np.int32), self.mesh)
         self._step: Any = None
@@ -199,11 +199,11 @@ class PmapRunner:
 
     flops: float | None = None
 
-    def __init__(self, cfg: TrainConfig, lpips_weights: Weights | None) -> None:
-        """Put the LPIPS weights on the devices."""
+    def __init__(self, cfg: TrainConfig, perceptual: PerceptualWeights) -> None:
+        """Put the perceptual weights on the devices."""
         self.mesh = device_mesh()
         self._devices = jax.local_devices()
-        self._weights = self._stack(lpips_weights)
+        self._weights = self._stack(perceptual)
         rows = local_rows(cfg.batch_size)
         self._rows = self._split(np.arange(rows.start, rows.stop, dtype=np.int32))
         step = make_train_step(cfg, axis_name=AXIS)

@@ -1,4 +1,4 @@
-"""The train step: a pure function (state, batch, rows, lpips weights) -> (state, metrics)."""
+"""The train step: a pure function (state, batch, rows, perceptual weights) -> (state, metrics)."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -8,12 +8,11 @@ import jax.numpy as jnp
 import optax
 
 from sic_jax.config import TrainConfig
-from sic_jax.lpips import Weights
 from sic_jax.model.params import Params
 from sic_jax.model.sic import SicModel
 from sic_jax.training.discriminator import Discriminator
 from sic_jax.training.gradients import Gradients, make_gradients
-from sic_jax.training.losses import Terms
+from sic_jax.training.losses import PerceptualWeights, Terms
 from sic_jax.training.state import (
     DiscriminatorState,
     TrainState,
@@ -33,7 +32,9 @@ class Metrics(NamedTuple):
     """First step whose loss or gradient was not finite, or `NEVER`: int32."""
 
 
-TrainStep = Callable[[TrainState, jax.Array, jax.Array, Weights | None], tuple[TrainState, Metrics]]
+TrainStep = Callable[
+    [TrainState, jax.Array, jax.Array, PerceptualWeights], tuple[TrainState, Metrics]
+]
 
 
 def make_train_step(
@@ -42,19 +43,19 @@ def make_train_step(
     """The step of a config, not yet compiled.
 
     The returned function takes the state, crops uint8 [B, P, P, 3], their places in the whole batch
-    int32 [B], and the LPIPS weights (None where every lambda_p is 0). Its randomness depends on the
-    seed, the step and an image's place, so the numbers do not depend on how the batch is cut: over
-    devices by the partitioner, over `axis_name` of a `pmap`, or in `accumulate` parts. `model` may
-    be a class of one's own that changes a part of `SicModel`.
+    int32 [B], and the weights of `load_perceptual_weights` ({} where every lambda_p is 0). Its
+    randomness depends on the seed, the step and an image's place, so the numbers do not depend on
+    how the batch is cut: over devices by the partitioner, over `axis_name` of a `pmap`, or in
+    `accumulate` parts. `model` may be a class of one's own that changes a part of `SicModel`.
     """
     optimizer = make_optimizer(cfg)
     gradients = make_gradients(cfg, model)
 
     def train_step(
-        state: TrainState, batch: jax.Array, rows: jax.Array, lpips_weights: Weights | None
+        state: TrainState, batch: jax.Array, rows: jax.Array, perceptual: PerceptualWeights
     ) -> tuple[TrainState, Metrics]:
         grads = _accumulate(
-            lambda images, at: gradients(state, images, at, lpips_weights),
+            lambda images, at: gradients(state, images, at, perceptual),
             batch,
             rows,
             cfg.accumulate,
