@@ -249,7 +249,7 @@ def _info(args: argparse.Namespace) -> int:
 def _import_official(args: argparse.Namespace) -> int:
     if os.path.exists(args.out):
         raise FileExistsError(f"{args.out} is already there")
-    from sic_jax.official_import import import_checkpoint
+    from sic_jax.official.bundle import import_checkpoint
 
     bundle = import_checkpoint(args.checkpoint, args.out)
     facts = f"bundle {bundle.model_id.hex()}, {bundle.cfg.num_levels} levels"

@@ -14,7 +14,7 @@ from sic_jax.model import raster
 from sic_jax.model.params import flatten_params, num_params, param_shapes
 from sic_jax.model.sic import SicModel, quantise_hyper
 from sic_jax.official import convert_state_dict, infer_config, reference_forward
-from sic_jax.official_names import parameter_sources
+from sic_jax.official.names import parameter_sources
 from sic_jax.presets import paper_model
 
 FULL = Path(__file__).resolve().parents[2] / "shared" / "parity" / "sic_official_tiny.npz"

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sic_jax import restricted_pickle
-from sic_jax.torch_checkpoint import read_state_dict
+from sic_jax.official import restricted_pickle
+from sic_jax.official.torch_checkpoint import read_state_dict
 
 DATA = Path(__file__).parent / "data" / "torch"
 BASE = np.arange(24, dtype=np.float32) / 8

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from sic_jax.codec.bundle import Bundle, export_bundle, load_bundle
 from sic_jax.model.params import num_params
-from sic_jax.official import convert_state_dict
-from sic_jax.torch_checkpoint import read_state_dict
+from sic_jax.official.convert import convert_state_dict
+from sic_jax.official.torch_checkpoint import read_state_dict
 
 _CARD = """# Model card
 

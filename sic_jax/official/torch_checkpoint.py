@@ -1,6 +1,6 @@
 """State dicts from checkpoint files: PyTorch's formats, safetensors and .npz.
 
-PyTorch is not needed, and nothing that a file holds is executed: see `sic_jax.restricted_pickle`.
+PyTorch is not needed, and nothing that a file holds is executed (`restricted_pickle`).
 Sizes are compared with what the file holds before they are used.
 """
 
@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sic_jax import restricted_pickle
-from sic_jax.restricted_pickle import Storage, Tensor
+from sic_jax.official import restricted_pickle
+from sic_jax.official.restricted_pickle import Storage, Tensor
 
 Arrays = dict[str, NDArray[Any]]
 

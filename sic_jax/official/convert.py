@@ -1,7 +1,7 @@
 """The authors' PyTorch checkpoints: their parameters under this package's names.
 
 The published network is the model with `transforms="swin"` and `context="raster"`. Conversion
-reorders axes (`sic_jax.official_names`) and changes no value.
+reorders axes (`sic_jax.official.names`) and changes no value.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,7 +19,7 @@ from sic_jax.model import raster
 from sic_jax.model.levels import merge_latents
 from sic_jax.model.params import Params, flatten_params, param_shapes, unflatten_params
 from sic_jax.model.sic import SicModel, quantise_hyper
-from sic_jax.official_names import parameter_sources
+from sic_jax.official.names import parameter_sources
 
 Arrays = Mapping[str, NDArray[Any]]
 
