@@ -92,8 +92,6 @@ def two_processes(devices: int, *argv: str, data: Path, workdir: Path) -> list[s
                 "--process-id", str(k), *argv,
             ),
             env=environment(devices),
-            stderr=subprocess.PIPE,
-            text=True,
         )
         for k in range(2)
     ]  # fmt: skip
@@ -117,7 +115,7 @@ def test_the_same_twenty_steps(source: Images, tmp_path: Path) -> None:
     for name, words in {"jit_2": (), "pmap_2": ("--parallel", "pmap")}.items():
         processes = two_processes(4, *words, data=data, workdir=tmp_path / name)
         for p in processes:
-            assert p.wait(300) == 0, p.stderr.read()[-2000:]  # type: ignore[union-attr]
+            assert p.wait(300) == 0
     expected = losses(tmp_path / "one")
     assert len(expected) == 20
     for name in ("jit", "pmap", "parts", "jit_2", "pmap_2"):
@@ -157,7 +155,7 @@ def test_two_processes_end_together(source: Images, tmp_path: Path) -> None:
         time.sleep(0.1)
     processes[1].send_signal(signal.SIGTERM)
     for p in processes:
-        assert p.wait(300) == 0, p.stderr.read()[-2000:]  # type: ignore[union-attr]
+        assert p.wait(300) == 0
     saved = [int(p.name) for p in (run / "checkpoints").iterdir() if p.name.isdigit()]
     assert len(saved) == 1
     assert 0 < saved[0] < 400
