@@ -1,5 +1,6 @@
 """Evaluation inside training: against the model and the metrics by hand, on one device and many."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -10,12 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import quick_compilation
+from conftest import quick_compilation, write_images
 
 from sic_jax import metrics
 from sic_jax.config import LossConfig
 from sic_jax.lpips import load_alexnet_weights
 from sic_jax.training.evaluate import make_evaluate, mean_loss
+from sic_jax.training.held_out import HeldOutImages
 
 ROOT = Path(__file__).resolve().parents[1]
 LEVELS = (1, 3)
@@ -59,6 +61,39 @@ def test_the_loss_is_that_of_the_levels():
     values = {"bpp_est/1": 0.5, "bpp_est/3": 2.0, "mse/1": 0.01, "mse/3": 0.001, "lpips/1": 0.3}
     cfg = LossConfig(lmbda_rate=(1, 9, 2), lmbda_dist=(100, 9, 300), lmbda_perc=(4, 9, 0))
     assert mean_loss(values, LEVELS, cfg) == pytest.approx((0.5 + 1 + 1.2 + 4 + 0.3) / 2)
+
+
+def test_the_loss_has_dists_where_it_trains_with_it():
+    values = {"bpp_est/1": 0.5, "mse/1": 0.01, "lpips/1": 0.3, "dists/1": 0.2}
+    weights = {"lmbda_rate": (1,), "lmbda_dist": (100,), "lmbda_perc": (4,), "lmbda_dists": 2}
+    assert mean_loss(values, [1], LossConfig(**weights)) == pytest.approx(1.5 + 4 * (0.3 + 2 * 0.2))
+
+
+def test_held_out_images_are_decoded_as_the_exported_model_would(
+    tiny_run, params, images, tmp_path, quick
+):
+    folder = tmp_path / "images"
+    write_images(folder, list(images))
+    found = {}
+    for temperature in (0.0, 4.0):
+        model = dataclasses.replace(tiny_run.model, temperature=temperature)
+        cfg = dataclasses.replace(tiny_run, model=model, crop_size=32, eval_levels=(1, 3))
+        held_out = HeldOutImages(cfg, str(folder))
+        values = held_out.measure(params)
+        pictures = held_out.pictures(params)
+        assert held_out.identity == f"{len(images)} images of {folder} at levels (1, 3)"
+        for level in (1, 3):
+            errors = [
+                np.square(
+                    pictures[f"image_{n}/original"] - pictures[f"image_{n}/level_{level}"] * 1.0
+                )
+                for n in range(2)
+            ]
+            found[temperature, level] = (values[f"mse/{level}"], np.mean(errors))
+    # At level L there are no details to draw.
+    assert found[0.0, 3] == pytest.approx(found[4.0, 3], rel=1e-6)
+    for k in range(2):
+        assert found[4.0, 1][k] > 1.01 * found[0.0, 1][k]
 
 
 def test_ms_ssim_joins_from_161_pixels(tiny, params, images, quick):

@@ -128,7 +128,7 @@ def test_rate_counts_levels_up_to_the_decoding_s() -> None:
 
 def test_balance_by_hand() -> None:
     bits = jnp.array([[10.0, 20.0, 60.0], [5.0, 5.0, 5.0]])
-    deviation = math.sqrt(((1 - 3) ** 2 + (2 - 3) ** 2 + (6 - 3) ** 2) / 3)
+    deviation = math.sqrt(((1 - 3) ** 2 + (2 - 3) ** 2 + (6 - 3) ** 2) / 2)
     np.testing.assert_allclose(balance_term(bits, 10), [deviation - 1, -0.5], atol=2e-6)
     gradient = jax.grad(lambda b: balance_term(b, 10).sum())(bits)
     assert np.isfinite(gradient).all()
@@ -154,7 +154,7 @@ def test_adversarial_losses_by_hand() -> None:
     np.testing.assert_allclose(generator_loss(logits), expected, rtol=1e-6)
     real, fake = logits[:1], logits[1:]
     total = bce(0, True) + bce(2, True) + bce(-1, False) + bce(-3, False)
-    np.testing.assert_allclose(discriminator_loss(real, fake), [total / 4], rtol=1e-6)
+    np.testing.assert_allclose(discriminator_loss(real, fake), [total / 2], rtol=1e-6)
 
 
 def test_lpips_of_each_decoding(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from conftest import write_images
 
+from sic_jax.codec.bundle import load_bundle
 from sic_jax.config import TrainConfig
 from sic_jax.training.main import main
 from sic_jax.training.parallel import (
@@ -112,13 +113,19 @@ def test_the_same_twenty_steps(source: Images, tmp_path: Path) -> None:
             command(data, tmp_path / name, *words), env=environment(devices), check=False
         )
         assert done.returncode == 0, name
-    for name, words in {"jit_2": (), "pmap_2": ("--parallel", "pmap")}.items():
-        processes = two_processes(4, *words, data=data, workdir=tmp_path / name)
+    pairs = {"jit_2": (), "pmap_2": ("--parallel", "pmap"), "fsdp_2": ("--fsdp",)}
+    for name, words in pairs.items():
+        export = ("--export", str(tmp_path / f"{name}_bundle"))
+        processes = two_processes(4, *words, *export, data=data, workdir=tmp_path / name)
         for p in processes:
-            assert p.wait(300) == 0
+            assert p.wait(600) == 0
+    bundles = [load_bundle(tmp_path / f"{name}_bundle").params for name in pairs]
+    for other in bundles[1:]:
+        for a, b in zip(jax.tree.leaves(bundles[0]), jax.tree.leaves(other), strict=True):
+            np.testing.assert_allclose(a, b, rtol=2e-3, atol=1e-3)
     expected = losses(tmp_path / "one")
     assert len(expected) == 20
-    for name in ("jit", "pmap", "parts", "jit_2", "pmap_2"):
+    for name in ("jit", "pmap", "parts", *pairs):
         assert losses(tmp_path / name) == pytest.approx(expected, rel=1e-5), name
 
 
@@ -148,14 +155,15 @@ def test_killed_and_restarted(source: Images, tmp_path: Path) -> None:
 def test_two_processes_end_together(source: Images, tmp_path: Path) -> None:
     data, run = tmp_path / "images", tmp_path / "run"
     write_images(data, source)
-    words = ("--steps", "400", "--save-every", "1000")
+    # Every step is saved: what they agree on is one that is saved anyway.
+    words = ("--steps", "400", "--save-every", "1", "--keep-last", "1")
     processes = two_processes(1, *words, data=data, workdir=run)
     while len(processes) == 2 and not (run / "metrics.jsonl").exists():
         assert all(p.poll() is None for p in processes)
         time.sleep(0.1)
     processes[1].send_signal(signal.SIGTERM)
     for p in processes:
-        assert p.wait(300) == 0
+        assert p.wait(600) == 0
     saved = [int(p.name) for p in (run / "checkpoints").iterdir() if p.name.isdigit()]
     assert len(saved) == 1
     assert 0 < saved[0] < 400

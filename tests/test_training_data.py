@@ -17,7 +17,7 @@ from PIL import Image
 
 from sic_jax.config import DataConfig
 from sic_jax.image_io import read_image
-from sic_jax.training import memory
+from sic_jax.training import memory, pack
 from sic_jax.training.batches import batches
 from sic_jax.training.crops import Crop, CropSampler, cut
 from sic_jax.training.memory import MemorySource
@@ -417,6 +417,7 @@ def test_held_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
 
 TFDS = """
 import json, sys
+from pathlib import Path
 import numpy as np
 from sic_jax.training.pack import pack
 from sic_jax.training.sources import held_out, open_folder, open_source
@@ -424,7 +425,12 @@ from test_training_data import take
 
 if __name__ == "__main__":
     root, photos = sys.argv[1:]
+    # An interrupted attempt is no obstacle.
+    unfinished = Path(root) / "tiny" / "1.0.0.incomplete"
+    unfinished.mkdir(parents=True)
+    (unfinished / "rest").write_text("")
     path = pack(root, "tiny", {"train": photos, "other": photos})
+    assert [p.name for p in path.parent.iterdir()] == ["1.0.0"]
     spec = f"tfds:tiny/train@{root}"
     source, folder = open_source(spec, crop_size=32), open_folder(photos, crop_size=1)
     half = open_source(f"tfds:tiny/train[:50%]@{root}", crop_size=32)
@@ -486,3 +492,10 @@ def test_tensorflow_datasets_without_tensorflow(photos: Path, tmp_path: Path) ->
         ],
         "tensorflow": False,
     }
+
+
+@pytest.mark.parametrize("splits", [["train=a", "train=b"], ["train="], ["photos"]])
+def test_splits_to_pack(splits: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        pack.parse(["root", "name", *splits])
+    assert f"SPLIT=FOLDER, each once, got {' '.join(splits)}" in capsys.readouterr().err

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,11 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import assert_equal, quick_compilation, write_images
+from jax.experimental import multihost_utils
 from PIL import Image
 
 from sic_jax.codec.bundle import load_bundle
 from sic_jax.config import TrainConfig, from_dict
 from sic_jax.model.params import entropy_layers, num_params
+from sic_jax.presets import preset
 from sic_jax.training import loop
 from sic_jax.training.checkpoints import load_run_params, open_checkpoints, restore
 from sic_jax.training.main import main
@@ -166,17 +169,20 @@ def test_resumed_run_equals_an_uninterrupted_one(
     assert_equal(loop.train(cfg, tmp_path, source).params, state.params)
 
 
+@pytest.mark.parametrize("save_every", [10, 13])
 def test_termination_saves_at_the_very_step(
     training: pytest.MonkeyPatch,
     tiny_run: TrainConfig,
     source: Images,
     finished: tuple[Path, TrainState],
     tmp_path: Path,
+    save_every: int,
 ) -> None:
     before = signal.getsignal(signal.SIGTERM)
+    cfg = dataclasses.replace(tiny_run, save_every=save_every)
     with training.context() as patch:
         act_before(patch, 12, lambda: os.kill(os.getpid(), signal.SIGTERM))
-        state = loop.train(tiny_run, tmp_path, source)
+        state = loop.train(cfg, tmp_path, source)
     assert int(state.step) == 13
     assert signal.getsignal(signal.SIGTERM) is before
     with open_checkpoints(tmp_path) as manager:
@@ -202,6 +208,11 @@ def test_damaged_checkpoint(
     for path in newest.rglob("*"):
         if path.is_file():
             path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    # Another run that starts from this one takes the one before and removes nothing.
+    shutil.copytree(newest.parent, tmp_path / "best" / "16")
+    load_run_params(tmp_path, tiny_run)
+    assert newest.is_dir()
+    shutil.rmtree(tmp_path / "best")
     with caplog.at_level("WARNING"):
         state = loop.train(tiny_run, tmp_path, source)
     assert_equal(state._asdict(), finished[1]._asdict())
@@ -266,6 +277,23 @@ def test_a_run_can_be_prolonged_and_cut_otherwise(
         loop.train(short, tmp_path, source)
 
 
+def test_the_paper_s_transforms_start_without_reading_images(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(loop, "init_params", lambda cfg, *, seed: {"seed": seed})
+    assert loop.initial_params(preset("paper"), []) == {"seed": 0}
+
+
+def test_processes_that_see_other_images(
+    training: pytest.MonkeyPatch, tiny_run: TrainConfig, source: Images, tmp_path: Path
+) -> None:
+    training.setattr(jax, "process_count", lambda: 2)
+    training.setattr(multihost_utils, "process_allgather", lambda n: np.array([n, n - 1]))
+    message = r"all processes must see the same training images, but they see \[3, 2\]"
+    with pytest.raises(ValueError, match=message):
+        loop.train(tiny_run, tmp_path, source)
+
+
 def test_divergence_names_step_and_terms(
     training: pytest.MonkeyPatch,
     tiny_run: TrainConfig,
@@ -297,11 +325,13 @@ def test_unwritable_checkpoints(
         loop.train(tiny_run, tmp_path / "file", source)
 
 
-class FallingLoss:
-    """A stand-in for the evaluation: the second of its three is the best."""
+class Evaluation:
+    """A stand-in for the evaluation."""
 
-    def __init__(self) -> None:
-        self.losses = [3.0, 1.0, 2.0]
+    identity = "three"
+
+    def __init__(self, *losses: float) -> None:
+        self.losses = losses
         self.seen: list[Any] = []
 
     def measure(self, params: Arrays) -> dict[str, float]:
@@ -316,7 +346,7 @@ def test_held_out_images_choose_the_best(
     training: pytest.MonkeyPatch, tiny_run: TrainConfig, source: Images, tmp_path: Path
 ) -> None:
     cfg = dataclasses.replace(tiny_run, eval_every=8)
-    held_out = FallingLoss()
+    held_out = Evaluation(3.0, 1.0, 2.0)
     loop.train(cfg, tmp_path, source, held_out=held_out, tensorboard=True)
     assert steps(tmp_path) == [5, 8, 10, 15, 16, 20]
     found = {r["step"]: r["eval/loss"] for r in records(tmp_path) if "eval/loss" in r}
@@ -328,6 +358,15 @@ def test_held_out_images_choose_the_best(
     assert len(events) == 1
     data = events[0].read_bytes()
     assert all(name in data for name in (b"eval/psnr/1", b"grad_norm", b"image_0/original"))
+
+    # The best is one of equal evaluations: 1.5 on the same images is not, 4 on others is.
+    for steps_now, identity, best in ((22, "three", 16), (24, "four", 24)):
+        longer = dataclasses.replace(cfg, steps=steps_now)
+        held_out = Evaluation(1.5 if identity == "three" else 4.0)
+        held_out.identity = identity
+        loop.train(longer, tmp_path, source, held_out=held_out)
+        with open_checkpoints(tmp_path, name="best") as manager:
+            assert list(manager.all_steps()) == [best]
 
 
 def test_profile(

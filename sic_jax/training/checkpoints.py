@@ -63,14 +63,15 @@ def wait(manager: ocp.CheckpointManager) -> None:
         manager.wait_until_finished()
 
 
-def restore(manager: ocp.CheckpointManager, like: Any) -> Checkpoint | None:
+def restore(
+    manager: ocp.CheckpointManager, like: Any, *, remove: bool = False
+) -> Checkpoint | None:
     """The newest checkpoint that can be read, or None where there is none.
-
-    One that cannot be read is reported and removed, so that the run can go on from the one before.
 
     Args:
       manager: Of `open_checkpoints`.
       like: A `TrainState` of arrays, or of shapes with shardings.
+      remove: Remove newer ones that cannot be read, so that the run can go on from this one.
 
     Raises:
       ValueError: If there are some, but none can be read.
@@ -86,7 +87,7 @@ def restore(manager: ocp.CheckpointManager, like: Any) -> Checkpoint | None:
             reason = e
             continue
         # Only now: if none can be read, all of them stay as they are.
-        for newer in steps[: steps.index(step)]:
+        for newer in steps[: steps.index(step)] if remove else ():
             _log.warning("going on from checkpoint %d; %d is removed", step, newer)
             manager.delete(newer)
         return Checkpoint(TrainState(**found["state"]), dict(found["info"]))
@@ -102,18 +103,23 @@ def load_run_params(workdir: str | Path, cfg: TrainConfig) -> Params:
     """EMA parameters of the best checkpoint of the run in `workdir`, or else of the newest.
 
     Raises:
-      ValueError: If it has no checkpoint.
+      ValueError: If it has no checkpoint, or none that can be read.
     """
     like = jax.eval_shape(lambda: create_train_state(cfg, init_params(cfg.model, seed=0)))
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     like = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=device), like)
+    unreadable: ValueError | None = None
     for name in (BEST, NEWEST):
         if (Path(workdir) / name).is_dir():
-            with open_checkpoints(workdir, name=name) as manager:
-                found = restore(manager, like)
+            try:
+                with open_checkpoints(workdir, name=name) as manager:
+                    found = restore(manager, like)
+            except ValueError as e:
+                unreadable = e
+                continue
             if found is not None:
                 return found.state.ema
-    raise ValueError(f"no checkpoint in {str(workdir)!r}")
+    raise unreadable or ValueError(f"no checkpoint in {str(workdir)!r}")
 
 
 class _WriteErrors:

@@ -46,9 +46,7 @@ class Discriminator(nn.Module):
         h = jnp.concatenate([x, _repeat(condition, PATCH)], axis=-1)
         normal = nn.initializers.kaiming_normal()
         for features in self.cfg.features:
-            # Reflected borders, as the picture's own.
-            h = jnp.pad(h, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="reflect")
-            conv = nn.Conv(features, (4, 4), strides=2, padding="VALID", kernel_init=normal)
+            conv = nn.Conv(features, (4, 4), strides=2, padding=1, kernel_init=normal)
             h = nn.SpectralNorm(conv)(h, update_stats=update_stats)
             h = nn.leaky_relu(h, _SLOPE)
         logits: jax.Array = nn.Conv(1, (1, 1), use_bias=False, kernel_init=normal)(h)

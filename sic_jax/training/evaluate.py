@@ -107,7 +107,7 @@ def mean_loss(values: dict[str, float], levels: Sequence[int], cfg: LossConfig) 
     """The SVI loss of an evaluation, without adversarial and consistency terms, mean over levels.
 
     Args:
-      values: Of an evaluation at these levels, with LPIPS where its weight is not 0.
+      values: Of an evaluation at these levels, with LPIPS and DISTS where their weights are not 0.
       levels: Of the evaluation.
       cfg: Weights.
     """
@@ -116,7 +116,10 @@ def mean_loss(values: dict[str, float], levels: Sequence[int], cfg: LossConfig) 
         total += cfg.lmbda_rate[level - 1] * values[f"bpp_est/{level}"]
         total += cfg.lmbda_dist[level - 1] * values[f"mse/{level}"]
         if cfg.lmbda_perc[level - 1]:
-            total += cfg.lmbda_perc[level - 1] * values[f"lpips/{level}"]
+            perception = values[f"lpips/{level}"]
+            if cfg.lmbda_dists:
+                perception += cfg.lmbda_dists * values[f"dists/{level}"]
+            total += cfg.lmbda_perc[level - 1] * perception
     return total / len(levels)
 
 

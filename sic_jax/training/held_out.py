@@ -12,7 +12,7 @@ from sic_jax.config import TrainConfig
 from sic_jax.model.params import Params
 from sic_jax.model.sic import SicModel
 from sic_jax.training.evaluate import make_evaluate, mean_loss
-from sic_jax.training.parallel import device_mesh, replicate
+from sic_jax.training.parallel import check_same_everywhere, device_mesh, replicate
 from sic_jax.training.sources import held_out
 
 _BATCH = 8
@@ -20,7 +20,10 @@ _NUM_PICTURES = 2
 
 
 class HeldOutImages:
-    """Centre crops of a data source, of the size that is trained on."""
+    """Centre crops of a data source, of the size that is trained on.
+
+    They are decoded as the exported model would: details at its default temperature.
+    """
 
     def __init__(self, cfg: TrainConfig, spec: str) -> None:
         """Read the images.
@@ -39,8 +42,16 @@ class HeldOutImages:
         self._mesh = device_mesh()
         devices = self._mesh.devices.size
         batch_size = -(-min(_BATCH, len(self._images)) // devices) * devices
+        check_same_everywhere(len(self._images), "held-out images")
+        self.identity = f"{len(self._images)} images of {spec} at levels {self._levels}"
+        metrics = ("psnr", "ms_ssim", "lpips") + (("dists",) if cfg.loss.lmbda_dists else ())
         self._evaluate = make_evaluate(
-            cfg.model, levels=self._levels, batch_size=batch_size, mesh=self._mesh
+            cfg.model,
+            levels=self._levels,
+            metrics=metrics,
+            batch_size=batch_size,
+            mesh=self._mesh,
+            temperature=cfg.model.temperature,
         )
         self._decode = jax.jit(partial(_decode, SicModel(cfg.model)))
 
@@ -63,5 +74,12 @@ class HeldOutImages:
 
 def _decode(model: Any, params: Params, image: jax.Array, level: jax.Array) -> jax.Array:
     x = image.astype(jnp.float32) / 255
-    out = model.apply({"params": params}, x, level, temperature=jnp.zeros(1))
+    # With a key, only the rates would be other ones.
+    out = model.apply(
+        {"params": params},
+        x,
+        level,
+        temperature=jnp.full(1, model.cfg.temperature),
+        key=jax.random.key(0),
+    )
     return jnp.round(jnp.clip(out.x_hat, 0, 1) * 255).astype(jnp.uint8)

@@ -40,9 +40,7 @@ def linear_branches(cfg: ModelConfig, basis: NDArray[Any]) -> tuple[NDArray[Any]
 
 
 def with_klt(params: dict[str, Any], cfg: ModelConfig, patches: NDArray[Any]) -> dict[str, Any]:
-    """Model parameters whose linear branches, if any, are the KLT of `patches` [N, 768]."""
-    if cfg.transforms != "conv":
-        return params
+    """Parameters of a `conv` model whose linear branches are the KLT of `patches` [N, 768]."""
     analysis, synthesis = linear_branches(cfg, karhunen_loeve(patches, cfg.num_base_channels))
     return {
         **params,

@@ -39,7 +39,12 @@ from sic_jax.training.checkpoints import (
 from sic_jax.training.klt import with_klt
 from sic_jax.training.losses import load_perceptual_weights
 from sic_jax.training.meters import Clock, Pending
-from sic_jax.training.parallel import local_rows, make_runner
+from sic_jax.training.parallel import (
+    check_same_everywhere,
+    from_first_process,
+    local_rows,
+    make_runner,
+)
 from sic_jax.training.report import Reporter
 from sic_jax.training.sources import Source, sample_patches
 from sic_jax.training.state import TrainState, create_train_state
@@ -57,6 +62,9 @@ _FREE = frozenset(
 class HeldOut(Protocol):
     """Evaluation on images that are not trained on."""
 
+    identity: str
+    """Evaluations with the same identity have comparable losses."""
+
     def measure(self, params: Params) -> dict[str, float]:
         """Named values, the same on every process; `loss` tells which parameters are best."""
 
@@ -65,8 +73,10 @@ class HeldOut(Protocol):
 
 
 def initial_params(cfg: TrainConfig, source: Source) -> Params:
-    """Parameters of a run from scratch: random networks, KLT linear branches."""
+    """Parameters of a run from scratch: random networks, linear branches (if any) the KLT."""
     params = init_params(cfg.model, seed=cfg.seed)
+    if cfg.model.transforms != "conv":
+        return params
     patches = sample_patches(source, PATCH, _PATCHES_PER_IMAGE, seed=cfg.seed)
     return with_klt(params, cfg.model, patches)
 
@@ -97,12 +107,14 @@ def train(
       and ends the loop.
 
     Raises:
-      ValueError: If `workdir` holds a run of another config, or no checkpoint can be read.
+      ValueError: If `workdir` holds a run of another config, no checkpoint can be read, or
+        processes do not see the same number of images.
       OSError: If the work directory or a checkpoint cannot be written.
       FloatingPointError: If a loss or gradient is not finite (`cfg.non_finite` = "stop").
     """
     workdir = Path(workdir)
     _claim(workdir, cfg)
+    check_same_everywhere(len(source), "training images")
     runner = make_runner(cfg, load_perceptual_weights(cfg.loss))
     with (
         contextlib.closing(Reporter(workdir, cfg.steps, tensorboard=tensorboard)) as reporter,
@@ -110,14 +122,17 @@ def train(
         open_checkpoints(workdir, keep=1, name=BEST) as best_manager,
         _termination() as terminated,
     ):
-        found = restore(manager, runner.shapes(state_shapes(cfg)))
+        found = restore(manager, runner.shapes(state_shapes(cfg)), remove=True)
         best, pending, step = math.inf, Pending(), 0
         if found is None:
             start = initial_params(cfg, source) if params is None else params
-            state = create_train_state(cfg, start)
+            state = create_train_state(cfg, from_first_process(start))
         else:
             state, step = found.state, int(found.state.step)
-            best, pending = found.info["best"], Pending.from_json(found.info["pending"])
+            pending = Pending.from_json(found.info["pending"])
+            # Losses on other images or at other levels are not comparable.
+            if held_out is not None and found.info.get("best_on") == held_out.identity:
+                best = found.info["best"]
             _log.info("resumed at step %d", step)
         reporter.drop_after(step)
         state = runner.place(state)
@@ -126,6 +141,7 @@ def train(
 
         def checkpoint() -> Checkpoint:
             info = {"version": sic_jax.__version__, "config": to_dict(cfg), "best": best}
+            info |= {"best_on": None if held_out is None else held_out.identity}
             return Checkpoint(runner.whole(state), info | {"pending": pending.to_json()})
 
         stream = batches(
@@ -169,12 +185,14 @@ def train(
                     clock.start()
                 elif saves:
                     pending.check(stop=stop)
-                if saves or terminated(step):
+                # Asked at every step: several processes learn of it at one step only.
+                ends = terminated(step)
+                if saves or ends:
                     save(manager, step, checkpoint())
                     clock.start()
-                    if not saves:
-                        _log.info("terminated: saved at step %d; the same command goes on", step)
-                        break
+                if ends and not last:
+                    _log.info("terminated: saved at step %d; the same command goes on", step)
+                    break
         wait(manager)
         wait(best_manager)
         return runner.whole(state)

@@ -111,11 +111,11 @@ def balance_term(bits_y: jax.Array, pixels: int) -> jax.Array:
     """Standard deviation minus minimum of the levels' own bpp, [B] for bits [B, L].
 
     The authors' warm-up takes both of the batch's means; here they are an image's, so that it does
-    not matter how a batch is cut.
+    not matter how a batch is cut. The deviation is theirs, over L - 1.
     """
     bpp = bits_y / pixels
     # std has no derivative where all are equal.
-    deviation = jnp.sqrt(jnp.var(bpp, axis=-1) + 1e-12)
+    deviation = jnp.sqrt(jnp.var(bpp, axis=-1, ddof=min(1, bpp.shape[-1] - 1)) + 1e-12)
     return deviation - bpp.min(-1)
 
 
@@ -209,9 +209,9 @@ def generator_loss(logits: jax.Array) -> jax.Array:
 
 
 def discriminator_loss(real: jax.Array, fake: jax.Array) -> jax.Array:
-    """-log D(x) - log(1 - D(x_hat)), halved, from logits [N, h, w, 1]: [N]."""
+    """-log D(x) - log(1 - D(x_hat)) from logits [N, h, w, 1]: [N]."""
     both = jax.nn.softplus(-real) + jax.nn.softplus(fake)
-    loss: jax.Array = both.mean((1, 2, 3)) / 2
+    loss: jax.Array = both.mean((1, 2, 3))
     return loss
 
 

@@ -122,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _run(cfg: TrainConfig, args: argparse.Namespace) -> None:
-    from sic_jax.training.parallel import initialize_distributed
+    from sic_jax.training.parallel import initialize_distributed, to_host
 
     several = args.distributed or args.coordinator or "JAX_COORDINATOR_ADDRESS" in os.environ
     if several or args.num_processes is not None or args.process_id is not None:
@@ -152,11 +152,13 @@ def _run(cfg: TrainConfig, args: argparse.Namespace) -> None:
     if int(state.step) < cfg.steps:
         return
     logging.info("%d parameters, %d steps done", num_params(state.params), int(state.step))
-    if args.export and first:
+    if args.export:
         from sic_jax.codec.bundle import export_bundle
 
-        export_bundle(args.export, cfg.model, state.ema)
-        logging.info("bundle written to %s", args.export)
+        ema = to_host(state.ema)
+        if first:
+            export_bundle(args.export, cfg.model, ema)
+            logging.info("bundle written to %s", args.export)
 
 
 def _weights(name: str, cfg: TrainConfig) -> "Params":

@@ -10,6 +10,7 @@ image files go in as they are; nothing is decoded or recompressed:
 import argparse
 import io
 import logging
+import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -44,10 +45,13 @@ def pack(data_dir: str | Path, name: str, splits: Mapping[str, str | Path]) -> P
     target = Path(data_dir) / name / _VERSION
     if target.exists():
         raise ValueError(f"{str(target)!r} exists already")
-    target.mkdir(parents=True)
+    # Complete or not there: an interrupted attempt can be repeated.
+    unfinished = target.with_name(f"{_VERSION}.incomplete")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
     # An identity without a Python class: whoever reads it needs nothing but these files.
     identity = tfds.core.DatasetIdentity(
-        name=name, version=tfds.core.Version(_VERSION), data_dir=str(target), module_name=""
+        name=name, version=tfds.core.Version(_VERSION), data_dir=str(unfinished), module_name=""
     )
     image = tfds.features.Image(shape=(None, None, 3))
     features = tfds.features.FeaturesDict({"image": image, "name": tfds.features.Text()})
@@ -61,6 +65,7 @@ def pack(data_dir: str | Path, name: str, splits: Mapping[str, str | Path]) -> P
         for example in _examples(source):
             writer.add_examples({split: [example]})
     writer.close_all()
+    unfinished.rename(target)
     return target
 
 
@@ -79,8 +84,8 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("splits", nargs="+", metavar="SPLIT=FOLDER", help="images of a split")
     args = parser.parse_args(argv)
     splits = dict(s.partition("=")[::2] for s in args.splits)
-    if not all(splits.values()):
-        parser.error(f"splits must be SPLIT=FOLDER, got {' '.join(args.splits)}")
+    if not all(splits.values()) or len(splits) < len(args.splits):
+        parser.error(f"splits must be SPLIT=FOLDER, each once, got {' '.join(args.splits)}")
     args.splits = splits
     return args
 

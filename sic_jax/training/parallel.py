@@ -85,6 +85,39 @@ def check_batch(cfg: TrainConfig) -> None:
         )
 
 
+def check_same_everywhere(count: int, what: str) -> None:
+    """Check that all processes have the same number of something.
+
+    Raises:
+      ValueError: If not; on every process.
+    """
+    if jax.process_count() == 1:
+        return
+    from jax.experimental.multihost_utils import process_allgather
+
+    counts = np.asarray(process_allgather(np.int32(count))).tolist()
+    if len(set(counts)) > 1:
+        raise ValueError(f"all processes must see the same {what}, but they see {counts}")
+
+
+def from_first_process(tree: Any) -> Any:
+    """Host arrays of process 0, on every process."""
+    if jax.process_count() == 1:
+        return tree
+    from jax.experimental.multihost_utils import broadcast_one_to_all
+
+    return jax.tree.map(np.asarray, broadcast_one_to_all(tree))
+
+
+def to_host(tree: Any) -> Any:
+    """Global arrays, however they are spread, as host arrays; all processes take part."""
+    if jax.process_count() == 1:
+        return jax.tree.map(np.asarray, tree)
+    from jax.experimental.multihost_utils import process_allgather
+
+    return process_allgather(tree, tiled=True)
+
+
 def replicate(tree: Any, mesh: Mesh) -> Any:
     """Host arrays, the same on every process, as global arrays with a copy on each device."""
     return jax.tree.map(partial(_put, sharding=NamedSharding(mesh, PartitionSpec())), tree)
@@ -189,8 +222,9 @@ class JitRunner:
         self._step = step.lower(state, *args).compile()
         cost = self._step.cost_analysis()
         cost = cost[0] if isinstance(cost, list) else cost
-        # XLA counts what one device does.
-        flops = float((cost or {}).get("flops", 0.0)) * self.mesh.devices.size
+        # XLA counts what one device does, and the loop over parts once.
+        parts = self.mesh.devices.size * self._cfg.accumulate
+        flops = float((cost or {}).get("flops", 0.0)) * parts
         self.flops = flops or None
 
 

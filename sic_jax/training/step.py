@@ -93,8 +93,12 @@ def make_train_step(
 
 
 def add_metrics(a: Metrics, b: Metrics) -> Metrics:
-    """Metrics of two runs of steps together."""
-    terms = jax.tree.map(jnp.add, a.terms, b.terms)
+    """Metrics of two runs of steps together; a term that one of them lacks is 0 there."""
+    nothing = (jnp.zeros(()), jnp.zeros(()))
+    terms = {}
+    for name in a.terms | b.terms:
+        (x, n), (y, m) = a.terms.get(name, nothing), b.terms.get(name, nothing)
+        terms[name] = (x + y, n + m)
     return Metrics(terms, jnp.minimum(a.first_bad, b.first_bad))
 
 
