@@ -35,6 +35,7 @@ from sic_jax.evaluation.tables import (
     formatted,
     summary_cells,
     summary_columns,
+    to_compressai,
     to_markdown,
 )
 
@@ -46,7 +47,7 @@ USUAL = tuple(metric for metric in METRICS if metric.default)
 def record(image: str, codec: str, setting: float, bpp: float, psnr: float | None, **other):
     fixed = {"height": 8, "width": 8, "num_bytes": 8, "bpp_est": None, "samples": 1}
     metrics = {"psnr": psnr, "ms_ssim": 0.5, "lpips": other.pop("lpips", 0.25)}
-    times = {"encode_s": 1.0, "decode_s": 2.0, "spread": {}}
+    times = {"encode_s": 1.0, "decode_s": 2.0, "timed_with": "", "spread": {}}
     names = {"image_id": image, "options": "", "file": f"{setting}.{codec}", "file_id": ""}
     return Record(image=image, codec=codec, setting=setting, bpp=bpp, metrics=metrics,
                   **{**fixed, **times, **names, **other})  # fmt: skip
@@ -318,6 +319,9 @@ def test_compressai_files_have_its_names(report):
     assert results["bpp"] == pytest.approx([0.1, 0.7])
     assert results["psnr-rgb"] == [25.0, 33.0]
     assert results["encoding_time"] == [1.0, 1.0]
+    rows = mean_rows([r._replace(encode_s=None) for r in EXAMPLE[:1]] + EXAMPLE[1:2])
+    untimed = json.loads(to_compressai("sic", rows, USUAL, ""))["results"]
+    assert (untimed["decoding_time"], "encoding_time" in untimed) == ([2.0, 2.0], False)
 
 
 def test_the_page_is_one_file_with_everything(report):

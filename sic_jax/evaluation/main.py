@@ -6,7 +6,6 @@ colour profiles nor EXIF. `sic_jax.evaluation.report` says what ``--out DIR`` re
 """
 
 import argparse
-import importlib.metadata
 import importlib.util
 import sys
 import time
@@ -23,7 +22,7 @@ from sic_jax.evaluation.measures import METRICS, Measurer
 from sic_jax.evaluation.peers import PEERS, external_codec, missing_peer, pillow_codec
 from sic_jax.evaluation.pictures import choose_images
 from sic_jax.evaluation.report import ReportOptions, write_report
-from sic_jax.evaluation.run import find_images, measure_images, one_line
+from sic_jax.evaluation.run import find_images, measure_images, one_line, setup
 from sic_jax.evaluation.tables import (
     formatted,
     summary_cells,
@@ -126,12 +125,16 @@ def _run(args: argparse.Namespace, progress: Progress) -> int:
     features = None if args.fid_weights is None else inception_of(args.fid_weights)
     measured = measure_images(found.images, codecs, Measurer(metrics, batch_size), out, progress)
     seconds = time.perf_counter() - start
+    if untimed := sum(record.encode_s is None for record in measured.records):
+        progress.say(
+            f"eval.py: no times of {untimed} measurements: made before with another coder, device "
+            f"or version; without {out / 'files'} they are made again"
+        )
     about: dict[str, Any] = {
         "bundle": args.bundle if sic else None,
         "model_id": sic.bundle.model_id.hex() if sic else None,
         "coder": sic.coder if sic else None,
-        "device": jax.devices()[0].device_kind,
-        "versions": {name: importlib.metadata.version(name) for name in ("jax", "pillow")},
+        **setup(),
         "metrics": [metric.name for metric in metrics],
         "seconds": round(seconds, 1),
         "skipped": [str(path) for path in found.skipped],

@@ -13,7 +13,7 @@
 results.json is an object:
 
     bundle, model_id, coder   of `sic`; null where it was not measured
-    device, versions          what the numbers were measured on and with
+    device, versions          what the times were measured on and with
     metrics                   names of the metrics
     seconds                   that the run took, without the report
     skipped                   files in folders that are not named like pictures

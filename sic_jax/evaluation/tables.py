@@ -140,7 +140,7 @@ def to_compressai(
     """Means of one codec in the JSON format of CompressAI's results and plotting tool.
 
     Its names: psnr-rgb and ms-ssim-rgb; bpp, encoding_time and decoding_time (seconds an image).
-    Metrics that some setting lacks are left out.
+    Metrics and times that some setting lacks are left out.
 
     Args:
         codec: Name of the codec.
@@ -150,12 +150,15 @@ def to_compressai(
     """
     rows = sorted(rows, key=lambda row: row.bpp)
     results: dict[str, list[float]] = {"bpp": [row.bpp for row in rows]}
-    for metric in metrics:
-        values = [row.metrics[metric.name] for row in rows]
+    lists = {
+        _COMPRESSAI_NAMES.get(metric.name, metric.name): [row.metrics[metric.name] for row in rows]
+        for metric in metrics
+    }
+    lists["encoding_time"] = [row.encode_s for row in rows]
+    lists["decoding_time"] = [row.decode_s for row in rows]
+    for name, values in lists.items():
         known = [value for value in values if value is not None]
         if len(known) == len(rows):
-            results[_COMPRESSAI_NAMES.get(metric.name, metric.name)] = known
-    results["encoding_time"] = [row.encode_s or 0.0 for row in rows]
-    results["decoding_time"] = [row.decode_s or 0.0 for row in rows]
+            results[name] = known
     content = {"name": codec, "description": description, "results": results}
     return json.dumps(content, indent=2, allow_nan=False) + "\n"
