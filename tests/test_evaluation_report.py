@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import re
+import warnings
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -31,6 +32,7 @@ from sic_jax.evaluation.report import ReportOptions, write_report
 from sic_jax.evaluation.run import Failure, Measured
 from sic_jax.evaluation.tables import (
     BD_COLUMNS,
+    bd_cells,
     bd_rows,
     formatted,
     summary_cells,
@@ -137,6 +139,25 @@ def test_ms_ssim_is_compared_in_decibels():
     row = bd_rows(curves, [], [ms_ssim])[0]
     assert (row.rate.low, row.rate.high) == pytest.approx((10, 20))
     assert row.delta.value == pytest.approx(5)  # From 0 to 10 dB on a line.
+
+
+def test_a_similarity_of_1_is_in_no_delta_and_no_plot():
+    (ms_ssim,) = (metric for metric in METRICS if metric.name == "ms_ssim")
+    a = Curve("a", (0.1, 0.2, 4.0), {"ms_ssim": (0.9, 0.99, 1.0)})
+    b = Curve("b", (0.1, 0.2, 5.0), {"ms_ssim": (0.9, 0.999, 1.0)})
+    found = bd_rows([a, b], [], [ms_ssim])
+    cut = [Curve(c.name, c.bpp[:2], {"ms_ssim": c.metrics["ms_ssim"][:2]}) for c in (a, b)]
+    assert [bd_cells(row) for row in found] == [bd_cells(r) for r in bd_rows(cut, [], [ms_ssim])]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        plot, wanted = (
+            draw_plot(ms_ssim, curves, [], log_rate=True, title="") for curves in ([a, b], cut)
+        )
+    assert plot.png == wanted.png
+    same = Curve("same", (4.0, 5.0), {"ms_ssim": (1.0, 1.0)})
+    assert draw_plot(ms_ssim, [same], [a], log_rate=True, title="") is None
+    row = bd_rows([same, a], [], [ms_ssim])[0]
+    assert (row.rate.value, row.rate.reason) == (None, "fewer than 2 points")
 
 
 def test_published_curves_are_whole_and_have_sources():

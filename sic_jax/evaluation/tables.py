@@ -83,10 +83,7 @@ def bd_rows(
             for test in measured:
                 if test is reference or not reference.points(metric.name):
                     continue
-                a, b = (
-                    [(bpp, metric.scale(value)) for bpp, value in curve.points(metric.name)]
-                    for curve in (reference, test)
-                )
+                a, b = reference.scaled_points(metric), test.scaled_points(metric)
                 up = metric.higher_is_better
                 rate, delta = (
                     bd_rate(a, b, higher_is_better=up),
