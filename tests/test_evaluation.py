@@ -254,6 +254,20 @@ def test_a_rerun_makes_only_what_is_missing(two, tmp_path):
     assert len((out / "records.jsonl").read_text().splitlines()) == 6
 
 
+def test_settings_that_are_nearly_the_same_have_files_of_their_own(two, tmp_path):
+    jpeg = pillow_codec("jpeg")
+    near = jpeg._replace(
+        settings=(50.2000001, 50.2000002),
+        encode=lambda image, setting: jpeg.encode(image, 50 if setting < 50.20000015 else 60),
+    )
+    out = tmp_path / "out"
+    first, second = measure(two[:1], [near], out, ("psnr",)).records
+    assert [Path(r.file).name for r in (first, second)] == ["50.2000001.jpeg", "50.2000002.jpeg"]
+    assert first.num_bytes < second.num_bytes
+    assert (out / first.file).stat().st_size == first.num_bytes
+    assert measure(two[:1], [near], out, ("psnr",)).num_reused == 2
+
+
 def test_what_changed_is_made_again(two, tmp_path):
     out = tmp_path / "out"
     codec, calls = counting(pillow_codec("jpeg", [10, 50]))
@@ -479,6 +493,11 @@ def test_a_run_without_errors_exits_with_0_and_prints_the_means(tmp_path):
         (["--images", "{tmp}"], "the folder holds no picture"),
         (["--codecs", "jpeg", "--qualities", "jpeg=a"], "need CODEC=Q,Q,..., got 'jpeg=a'"),
         (["--codecs", "jpeg", "--qualities", "webp=1"], "no codec 'webp' in this run"),
+        (["--codecs", "jpeg", "--qualities", "jpeg=9,inf"], "finite numbers, got 'jpeg=9,inf'"),
+        (["--codecs", "jpeg", "--qualities", "jpeg=50,50.2"], "of 0 to 100, got 50.2"),
+        (["--qualities", "sic=2,8"], "sic has levels, see --levels; got 'sic=2,8'"),
+        (["--qualities", "jpeg=1", "--qualities", "jpeg=2"], "codec 'jpeg' is given twice"),
+        (["--external", "x=a;;b", "--external", "x=c;;d"], "the name 'x' is given twice"),
         (["--codecs"], "no codec to measure"),
         (["--codecs", "jpeg", "--show", "z"], "--show: no image of this run is called 'z'"),
         (["--codecs", "jpeg", "--batch-size", "0"], "batch_size must be at least 1, got 0"),

@@ -40,6 +40,11 @@ class ImageCodec(NamedTuple):
     """What its times depend on, but not its files: the range coder of `sic`."""
 
 
+def setting_text(setting: float) -> str:
+    """A level or quality as text, for file names too: other numbers have other texts."""
+    return repr(float(setting)).removesuffix(".0")
+
+
 def sic_codec(
     codec: Codec,
     levels: Sequence[int] | None = None,

@@ -7,6 +7,7 @@ colour profiles nor EXIF. `sic_jax.evaluation.report` says what ``--out DIR`` re
 
 import argparse
 import importlib.util
+import math
 import sys
 import time
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from typing import Any
 import jax
 
 from sic_jax.codec.codec import Codec
-from sic_jax.evaluation.codecs import SIC, ImageCodec, sic_codec
+from sic_jax.evaluation.codecs import SIC, ImageCodec, setting_text, sic_codec
 from sic_jax.evaluation.fid import FID_FILE, FidRow, fid_rows, inception_of
 from sic_jax.evaluation.measures import METRICS, Measurer
 from sic_jax.evaluation.peers import PEERS, external_codec, missing_peer, pillow_codec
@@ -50,7 +51,14 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     names = [metric.name for metric in METRICS]
     usual = [metric.name for metric in METRICS if metric.default]
     add("--metrics", nargs="+", choices=names, default=usual, help="default: " + " ".join(usual))
-    add("--qualities", nargs="+", default=[], metavar="CODEC=Q,Q,...", help="other than usual")
+    add(
+        "--qualities",
+        action="extend",
+        nargs="+",
+        default=[],
+        metavar="CODEC=Q,Q,...",
+        help="other than usual",
+    )
     add(
         "--external",
         action="append",
@@ -157,7 +165,7 @@ def _run(args: argparse.Namespace, progress: Progress) -> int:
     if features is not None:
         found_fid = fid_rows(measured.records, codecs, features, out)
         write_bytes_atomic(out / FID_FILE, to_csv(FidRow._fields, found_fid).encode())
-        lines = [[row.codec, f"{row.setting:g}", str(row.num_patches)] for row in found_fid]
+        lines = [[row.codec, setting_text(row.setting), str(row.num_patches)] for row in found_fid]
         values = [[f"{row.fid:.3f}", f"{row.kid:.6f}"] for row in found_fid]
         table = [a + b for a, b in zip(lines, values, strict=True)]
         sys.stdout.write("\n" + to_markdown(FidRow._fields, table))
@@ -172,14 +180,7 @@ def _make_codecs(
     Raises:
         ValueError: If one is not there or the options contradict each other.
     """
-    qualities: dict[str, list[float]] = {}
-    for text in args.qualities:
-        name, _, values = text.partition("=")
-        try:
-            numbers = [float(value) for value in values.split(",")]
-        except ValueError as error:
-            raise ValueError(f"--qualities: need CODEC=Q,Q,..., got {text!r}") from error
-        qualities[name] = [int(q) if q.is_integer() else q for q in numbers]
+    qualities = _parse_qualities(args.qualities)
     names = args.codecs
     if names is None:
         missing = {name: missing_peer(name) for name in PEERS}
@@ -189,6 +190,8 @@ def _make_codecs(
     externals = {}
     for text in args.external:
         name, _, template = text.partition("=")
+        if name in externals:
+            raise ValueError(f"--external: the name {name!r} is given twice")
         externals[name] = template
     if unknown := [name for name in qualities if name not in (*names, *externals)]:
         raise ValueError(f"--qualities: no codec {unknown[0]!r} in this run")
@@ -213,3 +216,26 @@ def _make_codecs(
     if not codecs:
         raise ValueError("no codec to measure: give --codecs or --external")
     return sic, codecs
+
+
+def _parse_qualities(texts: Sequence[str]) -> dict[str, list[float]]:
+    """The numbers of each codec.
+
+    Raises:
+        ValueError: If a text is of another form, or a codec has no qualities or is there twice.
+    """
+    qualities: dict[str, list[float]] = {}
+    for text in texts:
+        name, _, values = text.partition("=")
+        if name == SIC:
+            raise ValueError(f"--qualities: {SIC} has levels, see --levels; got {text!r}")
+        if name in qualities:
+            raise ValueError(f"--qualities: the codec {name!r} is given twice")
+        try:
+            numbers = [float(value) for value in values.split(",")]
+        except ValueError as error:
+            raise ValueError(f"--qualities: need CODEC=Q,Q,..., got {text!r}") from error
+        if not all(map(math.isfinite, numbers)):
+            raise ValueError(f"--qualities: need finite numbers, got {text!r}")
+        qualities[name] = [int(q) if q.is_integer() else q for q in numbers]
+    return qualities

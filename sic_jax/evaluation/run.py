@@ -10,7 +10,7 @@ import jax
 
 from sic_jax import metrics
 from sic_jax.cli_paths import PICTURES
-from sic_jax.evaluation.codecs import ImageCodec, Pixels
+from sic_jax.evaluation.codecs import ImageCodec, Pixels, setting_text
 from sic_jax.evaluation.measures import Measurer
 from sic_jax.evaluation.records import Key, Record, append_records, digest, key_of, load_records
 from sic_jax.image_io import read_image
@@ -220,11 +220,12 @@ class _Work:
         pending: list[tuple[Key, Record]] = []
         pictures: list[Pixels] = []
         for step, (key, codec, known) in enumerate(steps):
+            setting = setting_text(key.setting)
             self._progress.show(
-                f"[{number}/{self._num_images}] {path.name}  {key.codec} {key.setting:g}"
+                f"[{number}/{self._num_images}] {path.name}  {key.codec} {setting}"
                 f"  {self._remaining(number, step, len(steps))}"
             )
-            file = f"{folder}/{key.setting:g}.{codec.name}"
+            file = f"{folder}/{setting}.{codec.name}"
             try:
                 if known is None:
                     record, found = self._code(path, image, key, codec, file)
@@ -232,7 +233,7 @@ class _Work:
                     data = (self._out / known.file).read_bytes()
                     record, found = known, _decoded(image, codec, data)
             except Exception as error:
-                raise ValueError(f"{codec.name} at {key.setting:g}: {one_line(error)}") from error
+                raise ValueError(f"{codec.name} at {setting}: {one_line(error)}") from error
             if known is None and codec.name in estimates:
                 record = record._replace(bpp_est=estimates[codec.name](key.setting))
             pending.append((key, record))

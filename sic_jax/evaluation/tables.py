@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from sic_jax.evaluation.bd import BdResult, bd_metric, bd_rate
+from sic_jax.evaluation.codecs import setting_text
 from sic_jax.evaluation.means import Curve, Row
 from sic_jax.evaluation.measures import Metric
 
@@ -69,7 +70,7 @@ def formatted(columns: Sequence[str], cells: Sequence[Any], metrics: Sequence[Me
         elif column in decimals:
             out.append(f"{value:.{decimals[column]}f}")
         else:
-            out.append(value if isinstance(value, str) else f"{value:g}")
+            out.append(value if isinstance(value, str) else setting_text(value))
     return out
 
 
