@@ -374,6 +374,36 @@ def test_the_page_is_one_file_with_everything(report):
         assert (out / "plots" / f"{metric.name}.png").stat().st_size > 5000
 
 
+def test_results_of_earlier_runs_are_removed_and_nothing_else(tmp_path):
+    x = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+    Image.fromarray(x).save(tmp_path / "x.png")
+    out = tmp_path / "out"
+    keep = [out / "plots" / "mine.png", out / "compressai" / "mine.json", out / "fid.csv.old"]
+    for file in keep:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("a user's file")
+    arguments = ["--images", str(tmp_path / "x.png"), "--out", str(out), "--show"]
+    others = ["--codecs", "jpeg", "webp", "--metrics", "psnr", "ssim"]
+    assert main([*arguments, *others, "--qualities", "jpeg=10,60", "webp=10,60"]) == 0
+    (out / "fid.csv").write_text("of an earlier run")
+    with open(out / "records.jsonl", "a") as file:
+        line = json.loads((out / "records.jsonl").read_text().splitlines()[0])
+        file.write(json.dumps({**line, "codec": "../plots/mine"}) + "\n")
+        file.write(json.dumps({**line, "codec": "../mine"}) + "\n")
+    keep.append(out / "mine.json")
+    keep[-1].write_text("a user's file")
+    files = {file for file in (out / "files").rglob("*") if file.is_file()}
+    assert len(files) == 4
+    again = ["--codecs", "jpeg", "--metrics", "psnr", "--qualities", "jpeg=60"]
+    assert main([*arguments, *again]) == 0
+    assert {file.relative_to(out).as_posix() for file in out.rglob("*") if file.is_file()} == {
+        *(file.relative_to(out).as_posix() for file in (*keep, *files)),
+        "records.jsonl", "results.json", "summary.csv", "bd.csv", "report.html",
+        "compressai/jpeg.json", "plots/psnr.png", "plots/psnr.svg",
+    }  # fmt: skip
+    assert {file.read_text() for file in keep} == {"a user's file"}
+
+
 def test_without_matplotlib_the_rest_is_written(tmp_path, monkeypatch, capsys):
     x = np.arange(40 * 40 * 3).reshape(40, 40, 3).astype(np.uint8)
     Image.fromarray(x).save(tmp_path / "x.png")

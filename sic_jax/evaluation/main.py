@@ -17,8 +17,8 @@ from typing import Any
 import jax
 
 from sic_jax.codec.codec import Codec
-from sic_jax.evaluation.codecs import SIC, ImageCodec, setting_text, sic_codec
-from sic_jax.evaluation.fid import FID_FILE, FidRow, fid_rows, inception_of
+from sic_jax.evaluation.codecs import SIC, ImageCodec, sic_codec
+from sic_jax.evaluation.fid import FidRow, fid_cells, fid_rows, inception_of
 from sic_jax.evaluation.measures import METRICS, Measurer
 from sic_jax.evaluation.peers import PEERS, external_codec, missing_peer, pillow_codec
 from sic_jax.evaluation.pictures import choose_images
@@ -28,10 +28,8 @@ from sic_jax.evaluation.tables import (
     formatted,
     summary_cells,
     summary_columns,
-    to_csv,
     to_markdown,
 )
-from sic_jax.image_io import write_bytes_atomic
 from sic_jax.progress import Progress
 
 
@@ -152,8 +150,16 @@ def _run(args: argparse.Namespace, progress: Progress) -> int:
         progress.say("eval.py: no plots: matplotlib is not installed (pip install sic_jax[eval])")
     published = {"auto": None, "yes": True, "no": False}[args.published]
     options = ReportOptions(plots, args.rate_axis == "log", published, show)
+    found_fid: list[FidRow] = []
+    fid_error = None
+    if features is not None:
+        progress.show("computing FID and KID")
+        try:
+            found_fid = fid_rows(measured.records, codecs, features, out)
+        except (ValueError, OSError) as error:  # The report is written without them.
+            fid_error = error
     progress.show("writing the report")
-    rows = write_report(measured, about, codecs, metrics, options, out)
+    rows = write_report(measured, about, codecs, metrics, options, out, found_fid)
     columns = summary_columns(metrics, samples=args.samples > 1)
     cells = [formatted(columns, summary_cells(row, columns), metrics) for row in rows]
     progress.say(
@@ -162,13 +168,10 @@ def _run(args: argparse.Namespace, progress: Progress) -> int:
         f"{out / 'report.html'}"
     )
     sys.stdout.write(to_markdown(columns, cells))
-    if features is not None:
-        found_fid = fid_rows(measured.records, codecs, features, out)
-        write_bytes_atomic(out / FID_FILE, to_csv(FidRow._fields, found_fid).encode())
-        lines = [[row.codec, setting_text(row.setting), str(row.num_patches)] for row in found_fid]
-        values = [[f"{row.fid:.3f}", f"{row.kid:.6f}"] for row in found_fid]
-        table = [a + b for a, b in zip(lines, values, strict=True)]
-        sys.stdout.write("\n" + to_markdown(FidRow._fields, table))
+    if found_fid:
+        sys.stdout.write("\n" + to_markdown(FidRow._fields, list(map(fid_cells, found_fid))))
+    if fid_error is not None:
+        raise fid_error
     return 1 if measured.failures or found.skipped else 0
 
 
