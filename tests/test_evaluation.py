@@ -6,10 +6,13 @@ import os
 import re
 import subprocess
 import sys
+from collections import namedtuple
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
 import numpy as np
+import PIL
 import pytest
 from conftest import quick_compilation
 from PIL import Image
@@ -19,6 +22,7 @@ from sic_jax.codec.bundle import export_bundle
 from sic_jax.codec.codec import Codec
 from sic_jax.evaluation.codecs import ImageCodec, sic_codec
 from sic_jax.evaluation.main import main
+from sic_jax.evaluation.means import mean_rows
 from sic_jax.evaluation.measures import METRICS, Measurer
 from sic_jax.evaluation.peers import PEERS, missing_peer, pillow_codec
 from sic_jax.evaluation.records import append_records, from_json, key_of, load_records, to_json
@@ -32,7 +36,8 @@ HEIGHT, WIDTH = 48, 64
 HERE = [name for name in PEERS if not missing_peer(name)]
 FIELDS = (
     "image", "image_id", "codec", "options", "setting", "file", "file_id", "height", "width",
-    "num_bytes", "bpp", "bpp_est", "samples", "encode_s", "decode_s", "psnr", "ms_ssim", "lpips",
+    "num_bytes", "bpp", "bpp_est", "samples", "encode_s", "decode_s", "timed_with",
+    "psnr", "ms_ssim", "lpips",
 )  # fmt: skip
 
 
@@ -249,6 +254,20 @@ def test_a_rerun_makes_only_what_is_missing(two, tmp_path):
     assert len((out / "records.jsonl").read_text().splitlines()) == 6
 
 
+def test_settings_that_are_nearly_the_same_have_files_of_their_own(two, tmp_path):
+    jpeg = pillow_codec("jpeg")
+    near = jpeg._replace(
+        settings=(50.2000001, 50.2000002),
+        encode=lambda image, setting: jpeg.encode(image, 50 if setting < 50.20000015 else 60),
+    )
+    out = tmp_path / "out"
+    first, second = measure(two[:1], [near], out, ("psnr",)).records
+    assert [Path(r.file).name for r in (first, second)] == ["50.2000001.jpeg", "50.2000002.jpeg"]
+    assert first.num_bytes < second.num_bytes
+    assert (out / first.file).stat().st_size == first.num_bytes
+    assert measure(two[:1], [near], out, ("psnr",)).num_reused == 2
+
+
 def test_what_changed_is_made_again(two, tmp_path):
     out = tmp_path / "out"
     codec, calls = counting(pillow_codec("jpeg", [10, 50]))
@@ -294,6 +313,68 @@ def test_more_metrics_are_computed_from_the_files_alone(two, tmp_path, monkeypat
     assert [r.metrics["psnr"] for r in more.records if r.setting != 30] == [
         r.metrics["psnr"] for r in first
     ]
+
+
+def test_times_are_those_of_the_coder_device_and_versions_of_the_run(two, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    codec = pillow_codec("jpeg", [10, 50])._replace(coder="native")
+    first = measure(two, [codec], out, ("psnr",)).records
+    assert {r.timed_with for r in first} == {
+        f"coder native, {jax.devices()[0].device_kind}, jax {jax.__version__}, "
+        f"pillow {PIL.__version__}"
+    }
+    stored = (out / "records.jsonl").read_text()
+
+    def without_times(records):
+        return [record._replace(encode_s=None, decode_s=None) for record in records]
+
+    # Of another coder, also where a metric is added, and with a setting that is new.
+    other = codec._replace(coder="tfc", settings=(10, 30, 50))
+    found = measure(two, [other], out, ("psnr", "ssim"))
+    old = [record for record in found.records if record.setting != 30]
+    assert [r._replace(metrics={}) for r in old] == [
+        r._replace(metrics={}) for r in without_times(first)
+    ]
+    assert all(r.encode_s and r.decode_s for r in found.records if r.setting == 30)
+    means = {row.setting: (row.encode_s, row.decode_s) for row in mean_rows(found.records)}
+    assert means[10] == means[50] == (None, None)
+    assert None not in means[30]
+    # Nothing is lost: the first coder's run has its times, those of the other are left out.
+    last = measure(two, [codec._replace(settings=(10, 30, 50))], out, ("psnr",))
+    assert last.num_reused == 6
+    assert [r for r in last.records if r.setting != 30] == first
+    assert {r.encode_s for r in last.records if r.setting == 30} == {None}
+    # Neither another version's times nor those of records that do not say it are published.
+    (out / "records.jsonl").write_text(stored)
+    with monkeypatch.context() as patch:
+        patch.setattr("importlib.metadata.version", lambda name: "0.1")
+        assert measure(two, [codec], out, ("psnr",)).records == without_times(first)
+    flat = [json.loads(line) for line in stored.splitlines()]
+    lines = [json.dumps({k: v for k, v in f.items() if k != "timed_with"}) for f in flat]
+    (out / "records.jsonl").write_text("\n".join(lines) + "\n")
+    again = measure(two, [codec], out, ("psnr",))
+    assert again.num_reused == 4
+    assert again.records == [r._replace(timed_with=None) for r in without_times(first)]
+
+
+def test_a_run_says_of_how_many_measurements_it_has_no_times(two, tmp_path, monkeypatch):
+    arguments = ["--images", *map(str, two), "--out", str(tmp_path / "out"), "--codecs", "jpeg"]
+    arguments += ["--metrics", "psnr", "--qualities", "jpeg=10,50", "--show"]
+    assert "no times" not in run(*arguments)[2]
+    kind = namedtuple("Device", "device_kind")("Another accelerator")
+    monkeypatch.setattr("sic_jax.evaluation.run.jax.devices", lambda: [kind])
+    code, stdout, stderr = run(*arguments)
+    assert code == 0
+    assert "no times of 4 measurements: made before with another coder" in stderr
+    assert stdout.splitlines()[2].endswith("| - | - |")
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["device"] == "Another accelerator"
+    assert {(r["encode_s"], r["decode_s"]) for r in results["records"]} == {(None, None)}
+    content = json.loads((tmp_path / "out" / "compressai" / "jpeg.json").read_text())
+    assert set(content["results"]) == {"bpp", "psnr-rgb"}
+    assert "- where some were measured with another coder" in (
+        (tmp_path / "out" / "report.html").read_text()
+    )
 
 
 def test_a_killed_run_goes_on_after_its_last_whole_line(two, tmp_path):
@@ -412,6 +493,11 @@ def test_a_run_without_errors_exits_with_0_and_prints_the_means(tmp_path):
         (["--images", "{tmp}"], "the folder holds no picture"),
         (["--codecs", "jpeg", "--qualities", "jpeg=a"], "need CODEC=Q,Q,..., got 'jpeg=a'"),
         (["--codecs", "jpeg", "--qualities", "webp=1"], "no codec 'webp' in this run"),
+        (["--codecs", "jpeg", "--qualities", "jpeg=9,inf"], "finite numbers, got 'jpeg=9,inf'"),
+        (["--codecs", "jpeg", "--qualities", "jpeg=50,50.2"], "of 0 to 100, got 50.2"),
+        (["--qualities", "sic=2,8"], "sic has levels, see --levels; got 'sic=2,8'"),
+        (["--qualities", "jpeg=1", "--qualities", "jpeg=2"], "codec 'jpeg' is given twice"),
+        (["--external", "x=a;;b", "--external", "x=c;;d"], "the name 'x' is given twice"),
         (["--codecs"], "no codec to measure"),
         (["--codecs", "jpeg", "--show", "z"], "--show: no image of this run is called 'z'"),
         (["--codecs", "jpeg", "--batch-size", "0"], "batch_size must be at least 1, got 0"),

@@ -51,6 +51,41 @@ def test_rows_compare_originals_with_what_the_files_decode_to(paths, tmp_path):
         fid_rows(records, [codec], colours, out)
 
 
+def test_the_page_has_the_rows_and_a_run_without_them_leaves_none(tmp_path, monkeypatch, capsys):
+    for seed, name in enumerate("ab"):
+        noise = np.random.default_rng(seed).integers(0, 256, (260, 270, 3))
+        Image.fromarray(noise.astype(np.uint8)).save(tmp_path / f"{name}.png")
+    Image.fromarray(np.zeros((60, 60, 3), np.uint8)).save(tmp_path / "small.png")
+    monkeypatch.setattr("sic_jax.evaluation.main.inception_of", lambda path: colours)
+    out = tmp_path / "out"
+    weights = ["--fid-weights", "w.npz"]
+
+    def evaluate(*arguments):
+        options = ["--codecs", "jpeg", "--metrics", "psnr", "--qualities", "jpeg=10,90", "--show"]
+        code = main([*options, "--out", str(out), "--images", *arguments])
+        return code, capsys.readouterr(), (out / "report.html").read_text()
+
+    large = [str(tmp_path / "a.png"), str(tmp_path / "b.png")]
+    code, said, page = evaluate(*large, *weights)
+    assert code == 0
+    rows = [line.split(",") for line in (out / "fid.csv").read_text().splitlines()]
+    assert rows[0] == ["codec", "setting", "num_patches", "fid", "kid"]
+    assert [row[:2] for row in rows[1:]] == [["jpeg", "10"], ["jpeg", "90"]]
+    assert '<a href="#fid">' in page
+    for row in rows[1:]:
+        cells = [*row[:3], f"{float(row[3]):.3f}", f"{float(row[4]):.6f}"]
+        assert "".join(f"<td>{cell}</td>" for cell in cells) in page
+        assert f"| {' | '.join(cells)} |" in said.out
+    code, _, page = evaluate(*large)
+    assert (code, "#fid" in page, (out / "fid.csv").exists()) == (0, False, False)
+    # Too few patches: an error, but the report is there.
+    (out / "fid.csv").write_text("of an earlier run")
+    code, said, page = evaluate(str(tmp_path / "small.png"), *weights)
+    assert (code, "#fid" in page, (out / "fid.csv").exists()) == (1, False, False)
+    assert "error: FID needs at least 2 patches of 256 pixels; the images have 0" in said.err
+    assert said.out.startswith("| codec | setting |")
+
+
 @pytest.mark.slow
 def test_batches_of_inception_give_the_features_of_single_patches(tmp_path):
     rng = np.random.default_rng(0)

@@ -10,6 +10,7 @@ from conftest import quick_compilation
 from PIL import Image, features
 
 from sic_jax.evaluation import peers
+from sic_jax.evaluation.codecs import setting_text
 from sic_jax.evaluation.measures import METRICS, Measurer
 from sic_jax.evaluation.peers import PEERS, external_codec, missing_peer, pillow_codec
 
@@ -59,6 +60,30 @@ def test_settings_go_from_low_to_high_rates():
         assert pillow_codec("jpeg2000", [30, 240]).settings == (240, 30)
 
 
+@pytest.mark.parametrize("name", [name for name in HERE if name != "jpeg2000"])
+@pytest.mark.parametrize("quality", [50.2, -1, 101, float("nan")])
+def test_qualities_that_the_codec_would_round_or_limit_are_refused(name, quality):
+    message = f"{name}: qualities are integers of 0 to 100, got {quality}"
+    with pytest.raises(ValueError, match=message):
+        pillow_codec(name, [50, quality])
+    assert pillow_codec(name, [50.0]).settings == (50,)
+
+
+@pytest.mark.skipif("jpeg2000" not in HERE, reason="this Pillow has no JPEG 2000")
+def test_ratios_of_jpeg2000_are_positive_and_may_be_fractions():
+    assert pillow_codec("jpeg2000", [60.5]).settings == (60.5,)
+    with pytest.raises(ValueError, match="jpeg2000: ratios are positive, got -2"):
+        pillow_codec("jpeg2000", [-2])
+
+
+@pytest.mark.parametrize(
+    ("setting", "text"),
+    [(50, "50"), (50.0, "50"), (0.1, "0.1"), (50.2000001, "50.2000001"), (1234567, "1234567")],
+)
+def test_settings_have_texts_that_tell_them_apart(setting, text):
+    assert setting_text(setting) == text
+
+
 @pytest.mark.skipif("jpeg2000" not in HERE, reason="this Pillow has no JPEG 2000")
 def test_jpeg2000_has_the_ratio_that_is_asked_for():
     rng = np.random.default_rng(0)
@@ -92,7 +117,7 @@ def program(tmp_path):
 def test_an_external_codec_runs_its_commands(program):
     encoder = f"{program} encode {{input}} {{output}} {{quality}}"
     template = f"{encoder} ;; {program} decode {{input}} {{output}}"
-    codec = external_codec("bits", template, [2, 8])
+    codec = external_codec("bits", template, [2, 8, 2])
     x = smooth(40, 56)
     assert np.array_equal(codec.decode(codec.encode(x, 8), 0), x)
     coarse = codec.decode(codec.encode(x, 2), 0)

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import re
+import warnings
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -31,10 +32,12 @@ from sic_jax.evaluation.report import ReportOptions, write_report
 from sic_jax.evaluation.run import Failure, Measured
 from sic_jax.evaluation.tables import (
     BD_COLUMNS,
+    bd_cells,
     bd_rows,
     formatted,
     summary_cells,
     summary_columns,
+    to_compressai,
     to_markdown,
 )
 
@@ -46,7 +49,7 @@ USUAL = tuple(metric for metric in METRICS if metric.default)
 def record(image: str, codec: str, setting: float, bpp: float, psnr: float | None, **other):
     fixed = {"height": 8, "width": 8, "num_bytes": 8, "bpp_est": None, "samples": 1}
     metrics = {"psnr": psnr, "ms_ssim": 0.5, "lpips": other.pop("lpips", 0.25)}
-    times = {"encode_s": 1.0, "decode_s": 2.0, "spread": {}}
+    times = {"encode_s": 1.0, "decode_s": 2.0, "timed_with": "", "spread": {}}
     names = {"image_id": image, "options": "", "file": f"{setting}.{codec}", "file_id": ""}
     return Record(image=image, codec=codec, setting=setting, bpp=bpp, metrics=metrics,
                   **{**fixed, **times, **names, **other})  # fmt: skip
@@ -136,6 +139,25 @@ def test_ms_ssim_is_compared_in_decibels():
     row = bd_rows(curves, [], [ms_ssim])[0]
     assert (row.rate.low, row.rate.high) == pytest.approx((10, 20))
     assert row.delta.value == pytest.approx(5)  # From 0 to 10 dB on a line.
+
+
+def test_a_similarity_of_1_is_in_no_delta_and_no_plot():
+    (ms_ssim,) = (metric for metric in METRICS if metric.name == "ms_ssim")
+    a = Curve("a", (0.1, 0.2, 4.0), {"ms_ssim": (0.9, 0.99, 1.0)})
+    b = Curve("b", (0.1, 0.2, 5.0), {"ms_ssim": (0.9, 0.999, 1.0)})
+    found = bd_rows([a, b], [], [ms_ssim])
+    cut = [Curve(c.name, c.bpp[:2], {"ms_ssim": c.metrics["ms_ssim"][:2]}) for c in (a, b)]
+    assert [bd_cells(row) for row in found] == [bd_cells(r) for r in bd_rows(cut, [], [ms_ssim])]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        plot, wanted = (
+            draw_plot(ms_ssim, curves, [], log_rate=True, title="") for curves in ([a, b], cut)
+        )
+    assert plot.png == wanted.png
+    same = Curve("same", (4.0, 5.0), {"ms_ssim": (1.0, 1.0)})
+    assert draw_plot(ms_ssim, [same], [a], log_rate=True, title="") is None
+    row = bd_rows([same, a], [], [ms_ssim])[0]
+    assert (row.rate.value, row.rate.reason) == (None, "fewer than 2 points")
 
 
 def test_published_curves_are_whole_and_have_sources():
@@ -318,6 +340,9 @@ def test_compressai_files_have_its_names(report):
     assert results["bpp"] == pytest.approx([0.1, 0.7])
     assert results["psnr-rgb"] == [25.0, 33.0]
     assert results["encoding_time"] == [1.0, 1.0]
+    rows = mean_rows([r._replace(encode_s=None) for r in EXAMPLE[:1]] + EXAMPLE[1:2])
+    untimed = json.loads(to_compressai("sic", rows, USUAL, ""))["results"]
+    assert (untimed["decoding_time"], "encoding_time" in untimed) == ([2.0, 2.0], False)
 
 
 def test_the_page_is_one_file_with_everything(report):
@@ -347,6 +372,36 @@ def test_the_page_is_one_file_with_everything(report):
     for metric in USUAL:
         assert (out / "plots" / f"{metric.name}.svg").stat().st_size > 5000
         assert (out / "plots" / f"{metric.name}.png").stat().st_size > 5000
+
+
+def test_results_of_earlier_runs_are_removed_and_nothing_else(tmp_path):
+    x = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+    Image.fromarray(x).save(tmp_path / "x.png")
+    out = tmp_path / "out"
+    keep = [out / "plots" / "mine.png", out / "compressai" / "mine.json", out / "fid.csv.old"]
+    for file in keep:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("a user's file")
+    arguments = ["--images", str(tmp_path / "x.png"), "--out", str(out), "--show"]
+    others = ["--codecs", "jpeg", "webp", "--metrics", "psnr", "ssim"]
+    assert main([*arguments, *others, "--qualities", "jpeg=10,60", "webp=10,60"]) == 0
+    (out / "fid.csv").write_text("of an earlier run")
+    with open(out / "records.jsonl", "a") as file:
+        line = json.loads((out / "records.jsonl").read_text().splitlines()[0])
+        file.write(json.dumps({**line, "codec": "../plots/mine"}) + "\n")
+        file.write(json.dumps({**line, "codec": "../mine"}) + "\n")
+    keep.append(out / "mine.json")
+    keep[-1].write_text("a user's file")
+    files = {file for file in (out / "files").rglob("*") if file.is_file()}
+    assert len(files) == 4
+    again = ["--codecs", "jpeg", "--metrics", "psnr", "--qualities", "jpeg=60"]
+    assert main([*arguments, *again]) == 0
+    assert {file.relative_to(out).as_posix() for file in out.rglob("*") if file.is_file()} == {
+        *(file.relative_to(out).as_posix() for file in (*keep, *files)),
+        "records.jsonl", "results.json", "summary.csv", "bd.csv", "report.html",
+        "compressai/jpeg.json", "plots/psnr.png", "plots/psnr.svg",
+    }  # fmt: skip
+    assert {file.read_text() for file in keep} == {"a user's file"}
 
 
 def test_without_matplotlib_the_rest_is_written(tmp_path, monkeypatch, capsys):

@@ -36,6 +36,13 @@ class ImageCodec(NamedTuple):
     setting_name: str = "quality"
     compiles: bool = False
     """The first call for an image size takes longer, and is not timed."""
+    coder: str | None = None
+    """What its times depend on, but not its files: the range coder of `sic`."""
+
+
+def setting_text(setting: float) -> str:
+    """A level or quality as text, for file names too: other numbers have other texts."""
+    return repr(float(setting)).removesuffix(".0")
 
 
 def sic_codec(
@@ -96,4 +103,5 @@ def sic_codec(
         estimate=estimate,
         setting_name="level",
         compiles=True,
+        coder=codec.coder,
     )

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from numpy.typing import NDArray
 
-from sic_jax.evaluation.codecs import ImageCodec, Pixels
+from sic_jax.evaluation.codecs import ImageCodec, Pixels, setting_text
 from sic_jax.evaluation.records import Record
 from sic_jax.frechet import fid, kid, patches
 from sic_jax.image_io import read_image
@@ -55,6 +55,12 @@ def inception_of(path: Path) -> Features:
         return np.concatenate(out)
 
     return features
+
+
+def fid_cells(row: FidRow) -> list[str]:
+    """A row as text, for tables."""
+    setting = setting_text(row.setting)
+    return [row.codec, setting, str(row.num_patches), f"{row.fid:.3f}", f"{row.kid:.6f}"]
 
 
 def fid_rows(

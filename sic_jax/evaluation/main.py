@@ -6,8 +6,8 @@ colour profiles nor EXIF. `sic_jax.evaluation.report` says what ``--out DIR`` re
 """
 
 import argparse
-import importlib.metadata
 import importlib.util
+import math
 import sys
 import time
 from collections.abc import Sequence
@@ -18,20 +18,18 @@ import jax
 
 from sic_jax.codec.codec import Codec
 from sic_jax.evaluation.codecs import SIC, ImageCodec, sic_codec
-from sic_jax.evaluation.fid import FID_FILE, FidRow, fid_rows, inception_of
+from sic_jax.evaluation.fid import FidRow, fid_cells, fid_rows, inception_of
 from sic_jax.evaluation.measures import METRICS, Measurer
 from sic_jax.evaluation.peers import PEERS, external_codec, missing_peer, pillow_codec
 from sic_jax.evaluation.pictures import choose_images
 from sic_jax.evaluation.report import ReportOptions, write_report
-from sic_jax.evaluation.run import find_images, measure_images, one_line
+from sic_jax.evaluation.run import find_images, measure_images, one_line, setup
 from sic_jax.evaluation.tables import (
     formatted,
     summary_cells,
     summary_columns,
-    to_csv,
     to_markdown,
 )
-from sic_jax.image_io import write_bytes_atomic
 from sic_jax.progress import Progress
 
 
@@ -51,7 +49,14 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     names = [metric.name for metric in METRICS]
     usual = [metric.name for metric in METRICS if metric.default]
     add("--metrics", nargs="+", choices=names, default=usual, help="default: " + " ".join(usual))
-    add("--qualities", nargs="+", default=[], metavar="CODEC=Q,Q,...", help="other than usual")
+    add(
+        "--qualities",
+        action="extend",
+        nargs="+",
+        default=[],
+        metavar="CODEC=Q,Q,...",
+        help="other than usual",
+    )
     add(
         "--external",
         action="append",
@@ -126,12 +131,16 @@ def _run(args: argparse.Namespace, progress: Progress) -> int:
     features = None if args.fid_weights is None else inception_of(args.fid_weights)
     measured = measure_images(found.images, codecs, Measurer(metrics, batch_size), out, progress)
     seconds = time.perf_counter() - start
+    if untimed := sum(record.encode_s is None for record in measured.records):
+        progress.say(
+            f"eval.py: no times of {untimed} measurements: made before with another coder, device "
+            f"or version; without {out / 'files'} they are made again"
+        )
     about: dict[str, Any] = {
         "bundle": args.bundle if sic else None,
         "model_id": sic.bundle.model_id.hex() if sic else None,
         "coder": sic.coder if sic else None,
-        "device": jax.devices()[0].device_kind,
-        "versions": {name: importlib.metadata.version(name) for name in ("jax", "pillow")},
+        **setup(),
         "metrics": [metric.name for metric in metrics],
         "seconds": round(seconds, 1),
         "skipped": [str(path) for path in found.skipped],
@@ -141,8 +150,16 @@ def _run(args: argparse.Namespace, progress: Progress) -> int:
         progress.say("eval.py: no plots: matplotlib is not installed (pip install sic_jax[eval])")
     published = {"auto": None, "yes": True, "no": False}[args.published]
     options = ReportOptions(plots, args.rate_axis == "log", published, show)
+    found_fid: list[FidRow] = []
+    fid_error = None
+    if features is not None:
+        progress.show("computing FID and KID")
+        try:
+            found_fid = fid_rows(measured.records, codecs, features, out)
+        except (ValueError, OSError) as error:  # The report is written without them.
+            fid_error = error
     progress.show("writing the report")
-    rows = write_report(measured, about, codecs, metrics, options, out)
+    rows = write_report(measured, about, codecs, metrics, options, out, found_fid)
     columns = summary_columns(metrics, samples=args.samples > 1)
     cells = [formatted(columns, summary_cells(row, columns), metrics) for row in rows]
     progress.say(
@@ -151,13 +168,10 @@ def _run(args: argparse.Namespace, progress: Progress) -> int:
         f"{out / 'report.html'}"
     )
     sys.stdout.write(to_markdown(columns, cells))
-    if features is not None:
-        found_fid = fid_rows(measured.records, codecs, features, out)
-        write_bytes_atomic(out / FID_FILE, to_csv(FidRow._fields, found_fid).encode())
-        lines = [[row.codec, f"{row.setting:g}", str(row.num_patches)] for row in found_fid]
-        values = [[f"{row.fid:.3f}", f"{row.kid:.6f}"] for row in found_fid]
-        table = [a + b for a, b in zip(lines, values, strict=True)]
-        sys.stdout.write("\n" + to_markdown(FidRow._fields, table))
+    if found_fid:
+        sys.stdout.write("\n" + to_markdown(FidRow._fields, list(map(fid_cells, found_fid))))
+    if fid_error is not None:
+        raise fid_error
     return 1 if measured.failures or found.skipped else 0
 
 
@@ -169,14 +183,7 @@ def _make_codecs(
     Raises:
         ValueError: If one is not there or the options contradict each other.
     """
-    qualities: dict[str, list[float]] = {}
-    for text in args.qualities:
-        name, _, values = text.partition("=")
-        try:
-            numbers = [float(value) for value in values.split(",")]
-        except ValueError as error:
-            raise ValueError(f"--qualities: need CODEC=Q,Q,..., got {text!r}") from error
-        qualities[name] = [int(q) if q.is_integer() else q for q in numbers]
+    qualities = _parse_qualities(args.qualities)
     names = args.codecs
     if names is None:
         missing = {name: missing_peer(name) for name in PEERS}
@@ -186,6 +193,8 @@ def _make_codecs(
     externals = {}
     for text in args.external:
         name, _, template = text.partition("=")
+        if name in externals:
+            raise ValueError(f"--external: the name {name!r} is given twice")
         externals[name] = template
     if unknown := [name for name in qualities if name not in (*names, *externals)]:
         raise ValueError(f"--qualities: no codec {unknown[0]!r} in this run")
@@ -210,3 +219,26 @@ def _make_codecs(
     if not codecs:
         raise ValueError("no codec to measure: give --codecs or --external")
     return sic, codecs
+
+
+def _parse_qualities(texts: Sequence[str]) -> dict[str, list[float]]:
+    """The numbers of each codec.
+
+    Raises:
+        ValueError: If a text is of another form, or a codec has no qualities or is there twice.
+    """
+    qualities: dict[str, list[float]] = {}
+    for text in texts:
+        name, _, values = text.partition("=")
+        if name == SIC:
+            raise ValueError(f"--qualities: {SIC} has levels, see --levels; got {text!r}")
+        if name in qualities:
+            raise ValueError(f"--qualities: the codec {name!r} is given twice")
+        try:
+            numbers = [float(value) for value in values.split(",")]
+        except ValueError as error:
+            raise ValueError(f"--qualities: need CODEC=Q,Q,..., got {text!r}") from error
+        if not all(map(math.isfinite, numbers)):
+            raise ValueError(f"--qualities: need finite numbers, got {text!r}")
+        qualities[name] = [int(q) if q.is_integer() else q for q in numbers]
+    return qualities

@@ -1,11 +1,13 @@
 """Means over images, and codecs compared at equal rate."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from sic_jax.evaluation.codecs import SIC
+from sic_jax.evaluation.measures import Metric
 from sic_jax.evaluation.records import Record
 
 
@@ -41,6 +43,11 @@ class Curve(NamedTuple):
         """The pairs of bpp and value that there are."""
         values = self.metrics.get(metric, ())
         return [(b, v) for b, v in zip(self.bpp, values, strict=False) if v is not None]
+
+    def scaled_points(self, metric: Metric) -> list[tuple[float, float]]:
+        """The pairs of bpp and value in the metric's unit; without infinite ones (SSIM of 1)."""
+        scaled = [(bpp, metric.scale(value)) for bpp, value in self.points(metric.name)]
+        return [(bpp, value) for bpp, value in scaled if math.isfinite(value)]
 
 
 def mean_rows(records: Sequence[Record]) -> list[Row]:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from sic_jax.evaluation.bd import BdResult
 from sic_jax.evaluation.codecs import SIC
+from sic_jax.evaluation.fid import FidRow, fid_cells
 from sic_jax.evaluation.means import Curve, Row
 from sic_jax.evaluation.measures import Metric
 from sic_jax.evaluation.pictures import MATCH_FACTOR, WEBP_QUALITY, Comparison, Shown
@@ -25,6 +26,7 @@ class Content(NamedTuple):
     means: Sequence[Row]
     equal_rate: Sequence[Row]
     bd: Sequence[BdRow]
+    fid: Sequence[FidRow]
     plots: Sequence[str]
     """SVG elements."""
     pictures: Sequence[Comparison]
@@ -43,6 +45,7 @@ def make_page(content: Content) -> str:
         ("equal", "At the rates of sic", _equal_rate(content)),
         ("bd", "Bjøntegaard deltas", _bd(content)),
         ("means", "Means over images", _means(content)),
+        ("fid", "FID and KID", _fid(content)),
         ("about", "About this run", _about(content)),
     ]
     sections = [section for section in sections if section[2]]
@@ -143,6 +146,8 @@ def _means(content: Content) -> str:
     samples = any(row.spread for row in content.means)
     columns = [c for c in summary_columns(content.metrics, samples=samples) if c != "level"]
     note = "Times are seconds an image, in memory, compilation excluded; external commands start."
+    if any(row.encode_s is None for row in content.means):
+        note += " - where some were measured with another coder, device or version."
     if samples:
         note += " Spread: standard deviation over the samples of an image, mean over images."
     return f'<p class="soft">{note}</p>' + _summary_table(content.means, columns, content)
@@ -192,6 +197,18 @@ def _bd(content: Content) -> str:
         title = f"Differences of {label}{' in ' + metric.unit if metric.unit else ''}"
         parts.append(f"<details><summary>{title}</summary>{_grid(head, deltas)}</details>")
     return "".join(parts) if len(parts) > 1 else ""
+
+
+def _fid(content: Content) -> str:
+    if not content.fid:
+        return ""
+    note = (
+        "Over patches of all images; the values depend on the number of patches: compare only those"
+        " of the same images."
+    )
+    head = "".join(f"<th>{title}</th>" for title in ("codec", "setting", "patches", "FID", "KID"))
+    lines = ["".join(f"<td>{escape(cell)}</td>" for cell in fid_cells(row)) for row in content.fid]
+    return f'<p class="soft">{note}</p>{_grid(head, lines)}'
 
 
 def _grid(head: str, lines: Sequence[str]) -> str:

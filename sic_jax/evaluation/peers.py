@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, features
 
-from sic_jax.evaluation.codecs import ImageCodec, Pixels
+from sic_jax.evaluation.codecs import ImageCodec, Pixels, setting_text
 from sic_jax.image_io import encode_image, read_image
 
 PEERS = ("jpeg", "webp", "avif", "jpeg2000", "jxl")
@@ -53,18 +53,25 @@ def missing_peer(name: str) -> str | None:
 def pillow_codec(name: str, qualities: Sequence[float] | None = None) -> ImageCodec:
     """A codec of `PEERS` with Pillow's defaults, WebP at method 6 and AVIF at speed 4.
 
-    The setting is Pillow's quality; for JPEG 2000 (9/7 wavelet) it is the ratio of 8-bit samples to
-    bytes of the file, so that lower is better.
+    The setting is Pillow's quality, an integer of 0 to 100; for JPEG 2000 (9/7 wavelet) it is the
+    ratio of 8-bit samples to bytes of the file, so that lower is better.
 
     Args:
         name: One of `PEERS`.
         qualities: Default: six to eight that span low rates.
 
     Raises:
-        ValueError: If the codec is not there.
+        ValueError: If the codec is not there or cannot have one of the qualities.
     """
     if reason := missing_peer(name):
         raise ValueError(f"{reason}; leave {name} out of --codecs")
+    for quality in qualities or ():
+        if name == "jpeg2000" and not quality > 0:
+            raise ValueError(f"{name}: ratios are positive, got {setting_text(quality)}")
+        if name != "jpeg2000" and quality not in range(101):
+            raise ValueError(
+                f"{name}: qualities are integers of 0 to 100, got {setting_text(quality)}"
+            )
 
     def encode(image: Pixels, quality: float) -> bytes:
         options = dict(_OPTIONS[name])
@@ -128,7 +135,7 @@ def external_codec(name: str, template: str, qualities: Sequence[float]) -> Imag
         with tempfile.TemporaryDirectory() as folder:
             source, target = Path(folder) / "image.png", Path(folder) / f"image.{name}"
             source.write_bytes(encode_image(image))
-            _run(encoder, input=str(source), output=str(target), quality=f"{quality:g}")
+            _run(encoder, input=str(source), output=str(target), quality=setting_text(quality))
             return target.read_bytes()
 
     def decode(data: bytes, _: int) -> Pixels:
@@ -147,7 +154,7 @@ def external_codec(name: str, template: str, qualities: Sequence[float]) -> Imag
         raise ValueError(f"{name}: a 64x64 image was decoded to {shape[0]}x{shape[1]}")
     return ImageCodec(
         name=name,
-        settings=tuple(qualities),
+        settings=tuple(dict.fromkeys(qualities)),
         options=f"{shlex.join(encoder)} ;; {shlex.join(decoder)}",
         encode=encode,
         decode=decode,

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, features
 
-from sic_jax.evaluation.codecs import ImageCodec, Pixels
+from sic_jax.evaluation.codecs import ImageCodec, Pixels, setting_text
 from sic_jax.evaluation.measures import Metric
 from sic_jax.evaluation.records import Record
 from sic_jax.image_io import read_image
@@ -102,7 +102,7 @@ def compare_pictures(
         codec = codecs[record.codec]
         decoded = codec.decode((out / record.file).read_bytes(), 0)
         return Shown(
-            f"{record.codec}, {codec.setting_name} {record.setting:g}",
+            f"{record.codec}, {codec.setting_name} {setting_text(record.setting)}",
             f"{record.bpp:.3f} bpp",
             _facts(record, metrics),
             to_data_uri(decoded, crop),

@@ -55,7 +55,7 @@ def draw_plot(
     Returns:
         The plot; None if no codec of the run has the metric.
     """
-    shown = [(curve, _points(curve, metric)) for curve in measured]
+    shown = [(curve, curve.scaled_points(metric)) for curve in measured]
     shown = [(curve, points) for curve, points in shown if points]
     if not shown:
         return None
@@ -99,15 +99,11 @@ def _draw_measured(axes: Axes, shown: Sequence[tuple[Curve, list[tuple[float, fl
         )
 
 
-def _points(curve: Curve, metric: Metric) -> list[tuple[float, float]]:
-    return [(bpp, metric.scale(value)) for bpp, value in curve.points(metric.name)]
-
-
 def _draw_published(
     axes: Axes, metric: Metric, published: Sequence[Curve], low: float, high: float
 ) -> None:
     for k, curve in enumerate(published):
-        points = [point for point in _points(curve, metric) if low <= point[0] <= high]
+        points = [point for point in curve.scaled_points(metric) if low <= point[0] <= high]
         if not points:
             continue
         axes.plot(

@@ -14,7 +14,10 @@ A record in results.json and records.jsonl is an object with these keys:
     num_bytes, bpp          size of the file; 8 num_bytes / (height width)
     bpp_est                 bpp by the model's probabilities; null for other codecs
     samples                 decodings that were measured: members of the synset
-    encode_s, decode_s      seconds of one call, compilation excluded; mean over samples
+    encode_s, decode_s      seconds of one call, compilation excluded; mean over samples; in
+                            results.json null if they were measured with something else than the run
+    timed_with              what they were measured with: range coder, device and versions; null in
+                            records of versions that did not keep it
     METRIC                  mean over samples; null where it is not finite (PSNR of equal images)
                             or the image is smaller than the metric allows
     METRIC_spread           standard deviation over samples (divisor samples - 1); only where there
@@ -46,8 +49,9 @@ class Record(NamedTuple):
     bpp: float
     bpp_est: float | None
     samples: int
-    encode_s: float
-    decode_s: float
+    encode_s: float | None
+    decode_s: float | None
+    timed_with: str | None
     metrics: Mapping[str, float | None]
     spread: Mapping[str, float | None]
 
@@ -85,6 +89,7 @@ def from_json(flat: Mapping[str, Any]) -> Record:
         ValueError: If it is not the object of a record.
     """
     fields = Record._fields[:-2]
+    flat = {"timed_with": None, **flat}
     if missing := [name for name in fields if name not in flat]:
         raise ValueError(f"a record without {missing[0]!r}")
     others = {name: value for name, value in flat.items() if name not in fields}

@@ -10,10 +10,13 @@
     plots/             one PNG and one SVG a metric
     report.html        all of it, with pictures
 
+Those of earlier runs that a run does not write again are removed, except compressed files and
+records.jsonl, from which runs are resumed.
+
 results.json is an object:
 
     bundle, model_id, coder   of `sic`; null where it was not measured
-    device, versions          what the numbers were measured on and with
+    device, versions          what the times were measured on and with
     metrics                   names of the metrics
     seconds                   that the run took, without the report
     skipped                   files in folders that are not named like pictures
@@ -23,19 +26,20 @@ results.json is an object:
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from sic_jax.evaluation import records as records_module
 from sic_jax.evaluation.codecs import SIC, ImageCodec
+from sic_jax.evaluation.fid import FID_FILE, FidRow
 from sic_jax.evaluation.means import Curve, Row, curves_of, mean_rows, rows_at_equal_rate
-from sic_jax.evaluation.measures import Metric
+from sic_jax.evaluation.measures import METRICS, Metric
 from sic_jax.evaluation.page import Content, make_page
 from sic_jax.evaluation.pictures import Comparison, choose_images, compare_pictures
 from sic_jax.evaluation.published import Published, load_published
-from sic_jax.evaluation.records import Record, to_json
-from sic_jax.evaluation.run import Measured
+from sic_jax.evaluation.records import Record, load_records, to_json
+from sic_jax.evaluation.run import RECORDS_FILE, Measured
 from sic_jax.evaluation.tables import (
     BD_COLUMNS,
     bd_cells,
@@ -67,8 +71,11 @@ def write_report(
     metrics: Sequence[Metric],
     options: ReportOptions,
     out: Path,
+    fid: Sequence[FidRow] = (),
 ) -> list[Row]:
     """Write everything but records and compressed files, which are there already.
+
+    What earlier runs wrote and this one does not is removed.
 
     Args:
         measured: What the run measured.
@@ -77,6 +84,7 @@ def write_report(
         metrics: Of the run.
         options: What to show.
         out: Output folder.
+        fid: FID and KID, where they were computed.
 
     Returns:
         The rows for the terminal: codecs at equal rate, or else the means.
@@ -99,13 +107,16 @@ def write_report(
     same = published is not None and published.num_images == num_images
     bd = bd_rows(curves, published.curves if published and same else [], metrics)
     _write(out / "bd.csv", to_csv(BD_COLUMNS, [bd_cells(row) for row in bd]))
+    if fid:
+        _write(out / FID_FILE, to_csv(FidRow._fields, fid))
     title = f"{num_images} images" if num_images != 1 else "1 image"
+    plotted = _plot_all(curves, published, metrics, options, title, out) if options.plots else {}
+    _remove_old(out, {row.codec for row in means}, set(plotted), fid=bool(fid))
     for codec in codecs:
         rows = [row for row in means if row.codec == codec.name]
         if rows:
             text = to_compressai(codec.name, rows, metrics, f"{title}; {codec.options}")
             _write(out / "compressai" / f"{codec.name}.json", text)
-    plots = _plot_all(curves, published, metrics, options, title, out) if options.plots else []
     pictures = _show(measured.records, codecs, metrics, options.show, out)
     facts = {name: _plain(value) for name, value in about.items()}
     facts |= {codec.name: codec.options for codec in codecs}
@@ -116,7 +127,8 @@ def write_report(
         means=means,
         equal_rate=compared,
         bd=bd,
-        plots=plots,
+        fid=fid,
+        plots=list(plotted.values()),
         pictures=pictures,
         published=published,
         failures=measured.failures,
@@ -143,22 +155,37 @@ def _plot_all(
     options: ReportOptions,
     title: str,
     out: Path,
-) -> list[str]:
-    """Draws and writes the plots; returns them for the page."""
+) -> dict[str, str]:
+    """Draws and writes the plots; returns them for the page, by the metric's name."""
     from sic_jax.evaluation.plots import draw_plot  # Needs matplotlib.
 
     title = f"Means over {title}"
     if published:
         title += f"; dashed: published means over {published.num_images} of {published.dataset}"
-    inline = []
+    inline = {}
     for metric in metrics:
         others = published.curves if published else []
         plot = draw_plot(metric, curves, others, log_rate=options.log_rate, title=title)
         if plot is not None:
             _write(out / "plots" / f"{metric.name}.svg", plot.svg)
             write_bytes_atomic(out / "plots" / f"{metric.name}.png", plot.png)
-            inline.append(plot.inline_svg)
+            inline[metric.name] = plot.inline_svg
     return inline
+
+
+def _remove_old(out: Path, codecs: Set[str], plotted: Set[str], *, fid: bool) -> None:
+    """Removes what earlier runs wrote of other codecs and metrics; no file that is not theirs."""
+    known = {key.codec for key in load_records(out / RECORDS_FILE)} - codecs
+    # Found in the folder, not made of the names, which a records file from elsewhere may hold.
+    old = [file for file in (out / "compressai").glob("*.json") if file.stem in known]
+    for metric in METRICS:
+        if metric.name not in plotted:
+            old += [out / "plots" / f"{metric.name}.{kind}" for kind in ("png", "svg")]
+    if not fid:
+        old.append(out / FID_FILE)
+    for file in old:
+        if file.is_file():
+            file.unlink()
 
 
 def _show(

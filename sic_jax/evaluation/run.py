@@ -1,13 +1,16 @@
 """The measurements of a run, image by image, kept as they are made."""
 
+import importlib.metadata
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import jax
 
 from sic_jax import metrics
 from sic_jax.cli_paths import PICTURES
-from sic_jax.evaluation.codecs import ImageCodec, Pixels
+from sic_jax.evaluation.codecs import ImageCodec, Pixels, setting_text
 from sic_jax.evaluation.measures import Measurer
 from sic_jax.evaluation.records import Key, Record, append_records, digest, key_of, load_records
 from sic_jax.image_io import read_image
@@ -42,6 +45,22 @@ class Measured(NamedTuple):
     """Records that an earlier run had made."""
 
 
+def setup() -> dict[str, Any]:
+    """The device and the versions, as in results.json."""
+    return {
+        "device": jax.devices()[0].device_kind,
+        "versions": {name: importlib.metadata.version(name) for name in ("jax", "pillow")},
+    }
+
+
+def timed_with(codec: ImageCodec) -> str:
+    """What times of a codec are measured with in this process."""
+    here = setup()
+    versions = [f"{name} {version}" for name, version in here["versions"].items()]
+    coder = [] if codec.coder is None else [f"coder {codec.coder}"]
+    return ", ".join([*coder, here["device"], *versions])
+
+
 def find_images(paths: Sequence[str]) -> Found:
     """The files, and the pictures that lie directly in the folders; each once.
 
@@ -74,7 +93,8 @@ def measure_images(
 
     Whatever is wrong with one image, the others are measured. Records go to `RECORDS_FILE` in `out`
     as they are made; those that are there already, with their files, are not made again, and where
-    they lack metrics of this run, only those are computed, from the files.
+    they lack metrics of this run, only those are computed, from the files. Their times are left out
+    of what is returned if they were measured with another coder, device or version.
 
     Args:
         paths: Images.
@@ -135,6 +155,7 @@ class _Work:
         self._known = known
         self._progress = progress
         self._num_images = num_images
+        self._timed_with = {codec.name: timed_with(codec) for codec in codecs}
         self._warm: set[tuple[str, tuple[int, ...]]] = set()
         self._started = time.perf_counter()
         self.num_made = 0
@@ -160,7 +181,8 @@ class _Work:
                     missing.setdefault(lacking, []).append(_Step(key, codec, record))
         for lacking, steps in missing.items():
             self._make(path, number, image, lacking, steps, done)
-        return [_only(done[key]._replace(image=str(path)), names) for key in wanted]
+        records = [_only(done[key]._replace(image=str(path)), names) for key in wanted]
+        return [self._without_foreign_times(record) for record in records]
 
     def _intact(self, key: Key) -> Record | None:
         """What an earlier run found, if its file is still there."""
@@ -170,6 +192,12 @@ class _Work:
         file = self._out / record.file
         there = file.is_file() and digest(file.read_bytes()) == record.file_id
         return record if there else None
+
+    def _without_foreign_times(self, record: Record) -> Record:
+        """The record; without times if they are those of another setup than the report states."""
+        if record.timed_with == self._timed_with[record.codec]:
+            return record
+        return record._replace(encode_s=None, decode_s=None)
 
     def _make(
         self,
@@ -192,11 +220,12 @@ class _Work:
         pending: list[tuple[Key, Record]] = []
         pictures: list[Pixels] = []
         for step, (key, codec, known) in enumerate(steps):
+            setting = setting_text(key.setting)
             self._progress.show(
-                f"[{number}/{self._num_images}] {path.name}  {key.codec} {key.setting:g}"
+                f"[{number}/{self._num_images}] {path.name}  {key.codec} {setting}"
                 f"  {self._remaining(number, step, len(steps))}"
             )
-            file = f"{folder}/{key.setting:g}.{codec.name}"
+            file = f"{folder}/{setting}.{codec.name}"
             try:
                 if known is None:
                     record, found = self._code(path, image, key, codec, file)
@@ -204,7 +233,7 @@ class _Work:
                     data = (self._out / known.file).read_bytes()
                     record, found = known, _decoded(image, codec, data)
             except Exception as error:
-                raise ValueError(f"{codec.name} at {key.setting:g}: {one_line(error)}") from error
+                raise ValueError(f"{codec.name} at {setting}: {one_line(error)}") from error
             if known is None and codec.name in estimates:
                 record = record._replace(bpp_est=estimates[codec.name](key.setting))
             pending.append((key, record))
@@ -250,6 +279,7 @@ class _Work:
             samples=codec.samples,
             encode_s=encode_s,
             decode_s=decode_s,
+            timed_with=self._timed_with[codec.name],
             metrics={},
             spread={},
         )

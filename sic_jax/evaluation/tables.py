@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from sic_jax.evaluation.bd import BdResult, bd_metric, bd_rate
+from sic_jax.evaluation.codecs import setting_text
 from sic_jax.evaluation.means import Curve, Row
 from sic_jax.evaluation.measures import Metric
 
@@ -69,7 +70,7 @@ def formatted(columns: Sequence[str], cells: Sequence[Any], metrics: Sequence[Me
         elif column in decimals:
             out.append(f"{value:.{decimals[column]}f}")
         else:
-            out.append(value if isinstance(value, str) else f"{value:g}")
+            out.append(value if isinstance(value, str) else setting_text(value))
     return out
 
 
@@ -83,10 +84,7 @@ def bd_rows(
             for test in measured:
                 if test is reference or not reference.points(metric.name):
                     continue
-                a, b = (
-                    [(bpp, metric.scale(value)) for bpp, value in curve.points(metric.name)]
-                    for curve in (reference, test)
-                )
+                a, b = reference.scaled_points(metric), test.scaled_points(metric)
                 up = metric.higher_is_better
                 rate, delta = (
                     bd_rate(a, b, higher_is_better=up),
@@ -140,7 +138,7 @@ def to_compressai(
     """Means of one codec in the JSON format of CompressAI's results and plotting tool.
 
     Its names: psnr-rgb and ms-ssim-rgb; bpp, encoding_time and decoding_time (seconds an image).
-    Metrics that some setting lacks are left out.
+    Metrics and times that some setting lacks are left out.
 
     Args:
         codec: Name of the codec.
@@ -150,12 +148,15 @@ def to_compressai(
     """
     rows = sorted(rows, key=lambda row: row.bpp)
     results: dict[str, list[float]] = {"bpp": [row.bpp for row in rows]}
-    for metric in metrics:
-        values = [row.metrics[metric.name] for row in rows]
+    lists = {
+        _COMPRESSAI_NAMES.get(metric.name, metric.name): [row.metrics[metric.name] for row in rows]
+        for metric in metrics
+    }
+    lists["encoding_time"] = [row.encode_s for row in rows]
+    lists["decoding_time"] = [row.decode_s for row in rows]
+    for name, values in lists.items():
         known = [value for value in values if value is not None]
         if len(known) == len(rows):
-            results[_COMPRESSAI_NAMES.get(metric.name, metric.name)] = known
-    results["encoding_time"] = [row.encode_s or 0.0 for row in rows]
-    results["decoding_time"] = [row.decode_s or 0.0 for row in rows]
+            results[name] = known
     content = {"name": codec, "description": description, "results": results}
     return json.dumps(content, indent=2, allow_nan=False) + "\n"
