@@ -342,6 +342,23 @@ def test_no_state_dict(tmp_path: Path, value: Any, message: str) -> None:
         read_state_dict(torch_zip(tmp_path / "x", torch_pickle(value)))
 
 
+def test_wrappers_without_end(tmp_path: Path) -> None:
+    """A dict that is its own state dict, and two that are each other's; eight are read."""
+    itself: dict[str, Any] = {}
+    itself["state_dict"] = itself
+    first: dict[str, Any] = {}
+    first["model"] = {"net": first}
+    for value in (itself, first):
+        path = torch_zip(tmp_path / "x", torch_pickle(value))
+        with pytest.raises(ValueError, match="wrapped in more than 8 dicts"):
+            read_state_dict(path)
+    value = {"a": tensor((1,))}
+    for _ in range(8):
+        value = {"module": value}
+    path = torch_zip(tmp_path / "y", torch_pickle(value), data_0=bytes(16))
+    assert_arrays(read_state_dict(path), {"a": np.float32([0])})
+
+
 @pytest.mark.parametrize("name", ["plain.pt", "legacy.pt"])
 def test_every_truncation_is_refused(tmp_path: Path, name: str) -> None:
     data = (DATA / name).read_bytes()

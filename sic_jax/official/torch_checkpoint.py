@@ -41,6 +41,7 @@ _SAFETENSORS_TYPES = {
 }
 _MAX_NPZ_BYTES = 2**32
 _MAX_AXES = 16
+_MAX_WRAPPERS = 8
 
 
 def read_state_dict(path: str | os.PathLike[str]) -> Arrays:
@@ -48,7 +49,7 @@ def read_state_dict(path: str | os.PathLike[str]) -> Arrays:
 
     PyTorch checkpoints often wrap the state dict: of a dict, the entry `state_dict`,
     `model_state_dict`, `model`, `net`, `module` or `params`, the first that is a dict, takes its
-    place, again and again. Entries that are not tensors are left out. A prefix `module.` or
+    place, up to 8 times. Entries that are not tensors are left out. A prefix `module.` or
     `_orig_mod.` that all names share is removed.
 
     Args:
@@ -171,13 +172,16 @@ def _read_legacy(data: bytes) -> Arrays:
 
 def _tensors(root: Any) -> dict[str, Tensor]:
     """The tensors of the state dict in what a checkpoint holds."""
-    while isinstance(root, dict):
+    # A pickle can put a dict into itself.
+    for _ in range(_MAX_WRAPPERS + 1):
+        if not isinstance(root, dict):
+            raise ValueError(f"it holds a {type(root).__name__}, not a state dict")
         inner = [root[name] for name in _WRAPPERS if isinstance(root.get(name), dict)]
         if not inner:
             break
         root = inner[0]
-    if not isinstance(root, dict):
-        raise ValueError(f"it holds a {type(root).__name__}, not a state dict")
+    else:
+        raise ValueError(f"its state dict is wrapped in more than {_MAX_WRAPPERS} dicts")
     tensors = {k: v for k, v in root.items() if isinstance(k, str) and isinstance(v, Tensor)}
     if not tensors:
         names = ", ".join(str(key)[:40] for key in list(root)[:8])
