@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sic_jax.official import restricted_pickle
-from sic_jax.official.restricted_pickle import Storage, Tensor
+from sic_jax.official.restricted_pickle import MAX_AXES, Storage, Tensor
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -40,7 +40,6 @@ _SAFETENSORS_TYPES = {
     "BOOL": "|b1",
 }
 _MAX_NPZ_BYTES = 2**32
-_MAX_AXES = 16
 _MAX_WRAPPERS = 8
 
 
@@ -145,7 +144,7 @@ def _read_legacy(data: bytes) -> Arrays:
         raise ValueError("it is a pickle, but not one of torch.save")
     protocol, system = restricted_pickle.load(file), restricted_pickle.load(file)
     if protocol != _LEGACY_PROTOCOL or not isinstance(system, dict):
-        raise ValueError(f"it has the protocol {protocol!r}, not {_LEGACY_PROTOCOL}")
+        raise ValueError(f"it has the protocol {_shown(protocol)}, not {_LEGACY_PROTOCOL}")
     if system.get("little_endian") is not True:
         raise ValueError("its values are not little-endian")
     storages: dict[str, Storage] = {}
@@ -156,7 +155,7 @@ def _read_legacy(data: bytes) -> Arrays:
         raise ValueError("the list of storages is damaged")
     for key in keys:
         if not isinstance(key, str) or key not in storages or key in blocks:
-            raise ValueError(f"the list of storages is damaged at {str(key)[:40]!r}")
+            raise ValueError(f"the list of storages is damaged at {_shown(key)}")
         count, head = storages[key].count, file.read(8)
         if len(head) < 8 or int.from_bytes(head, "little") != count:
             raise ValueError(f"storage {key!r} is cut off or damaged")
@@ -168,6 +167,15 @@ def _read_legacy(data: bytes) -> Arrays:
         return blocks[storage.key]
 
     return _resolve(tensors, block)
+
+
+def _shown(value: Any) -> str:
+    """A value for a message: tuples in tuples can be endless in print, or too deep for it."""
+    if isinstance(value, str):
+        return repr(value[:40])
+    if isinstance(value, int) and value.bit_length() <= 64:
+        return repr(value)
+    return f"a value of type {type(value).__name__}"
 
 
 def _tensors(root: Any) -> dict[str, Tensor]:
@@ -184,7 +192,7 @@ def _tensors(root: Any) -> dict[str, Tensor]:
         raise ValueError(f"its state dict is wrapped in more than {_MAX_WRAPPERS} dicts")
     tensors = {k: v for k, v in root.items() if isinstance(k, str) and isinstance(v, Tensor)}
     if not tensors:
-        names = ", ".join(str(key)[:40] for key in list(root)[:8])
+        names = ", ".join(key[:40] for key in list(root)[:8])
         raise ValueError(f"no tensors are where a state dict would be; there are: {names}")
     return tensors
 
@@ -212,7 +220,7 @@ def _values(storage: Storage, data: bytes) -> NDArray[Any]:
 
 def _view(name: str, tensor: Tensor, values: NDArray[Any]) -> NDArray[Any]:
     shape, strides, offset = tensor.shape, tensor.strides, tensor.offset
-    if len(shape) != len(strides) or len(shape) > _MAX_AXES or min((offset, *shape, *strides)) < 0:
+    if len(shape) != len(strides) or len(shape) > MAX_AXES or min((offset, *shape, *strides)) < 0:
         raise ValueError(f"tensor {name} has shape {shape}, strides {strides}, offset {offset}")
     count = math.prod(shape)
     last = offset + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
@@ -250,7 +258,7 @@ def _safetensor(name: str, entry: Any, data: memoryview) -> NDArray[Any]:
         ok = all(type(n) is int and n >= 0 for n in (*shape, begin, end))
     except (KeyError, TypeError, ValueError) as e:
         raise ValueError(f"tensor {name} is not described as it must be: {e!r}") from e
-    if not ok or len(shape) > _MAX_AXES or end > len(data):
+    if not ok or len(shape) > MAX_AXES or end > len(data):
         raise ValueError(f"tensor {name} has shape {shape} and bytes {begin} to {end}")
     if end - begin != math.prod(shape) * _item_size(dtype):
         raise ValueError(f"tensor {name} of shape {shape} and type {dtype} has {end - begin} bytes")
