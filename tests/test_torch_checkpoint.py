@@ -98,6 +98,7 @@ def test_safetensors(tmp_path: Path) -> None:
         (entry("F32", [-1], 0, 0), r"shape \(-1,\)"),
         (entry("F32", [2**40, 2**40], 0, 8), "has 8 bytes"),
         (entry("F32", [0] * 40, 0, 0), "shape"),
+        (entry("F32", [[2], 1], 0, 8), "no integers"),
         (entry("Q4", [2], 0, 8), "KeyError"),
         ({"dtype": "F32", "shape": 2}, "not described"),
         (7, "not described"),
@@ -106,6 +107,14 @@ def test_safetensors(tmp_path: Path) -> None:
 def test_safetensors_with_a_wrong_entry(tmp_path: Path, bad: Any, message: str) -> None:
     (tmp_path / "x").write_bytes(safetensors({"a": bad}, bytes(8)))
     with pytest.raises(ValueError, match=f"tensor a.*{message}"):
+        read_state_dict(tmp_path / "x")
+
+
+def test_safetensors_that_share_bytes(tmp_path: Path) -> None:
+    """A thousand tensors of the same megabyte would be a gigabyte of copies."""
+    header = {f"a{k}": entry("BF16", [2**19], 0, 2**20) for k in range(1000)}
+    (tmp_path / "x").write_bytes(safetensors(header, bytes(2**20)))
+    with pytest.raises(ValueError, match="tensors are larger than the file"):
         read_state_dict(tmp_path / "x")
 
 

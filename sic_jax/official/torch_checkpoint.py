@@ -244,25 +244,35 @@ def _read_safetensors(data: bytes) -> Arrays:
         header = json.loads(data[8:start])
     except (ValueError, RecursionError) as e:
         raise ValueError(f"its header is damaged: {e}") from e
+    values = memoryview(data)[start:]
+    left = len(values)
     arrays: Arrays = {}
     for name, entry in header.items():
         if name != "__metadata__":
-            arrays[name] = _safetensor(name, entry, memoryview(data)[start:])
+            dtype, shape, begin, end = _described(name, entry, len(values))
+            # Tensors do not share bytes; those of 16 bits become copies.
+            left -= end - begin
+            if left < 0:
+                raise ValueError("its tensors are larger than the file")
+            arrays[name] = _from_bytes(dtype, values[begin:end]).reshape(shape)
     return arrays
 
 
-def _safetensor(name: str, entry: Any, data: memoryview) -> NDArray[Any]:
+def _described(name: str, entry: Any, size: int) -> tuple[str, tuple[int, ...], int, int]:
+    """Type, shape, first byte and end of a tensor in `size` bytes."""
     try:
         dtype = _SAFETENSORS_TYPES[entry["dtype"]]
         shape, (begin, end) = tuple(entry["shape"]), entry["data_offsets"]
-        ok = all(type(n) is int and n >= 0 for n in (*shape, begin, end))
+        ok = all(type(n) is int for n in (*shape, begin, end))
     except (KeyError, TypeError, ValueError) as e:
         raise ValueError(f"tensor {name} is not described as it must be: {e!r}") from e
-    if not ok or len(shape) > MAX_AXES or end > len(data):
+    if not ok:
+        raise ValueError(f"tensor {name} is described by what are no integers")
+    if len(shape) > MAX_AXES or min((*shape, begin)) < 0 or end > size:
         raise ValueError(f"tensor {name} has shape {shape} and bytes {begin} to {end}")
     if end - begin != math.prod(shape) * _item_size(dtype):
         raise ValueError(f"tensor {name} of shape {shape} and type {dtype} has {end - begin} bytes")
-    return _from_bytes(dtype, data[begin:end]).reshape(shape)
+    return dtype, shape, begin, end
 
 
 def _item_size(dtype: str) -> int:
