@@ -275,9 +275,15 @@ def tensor(
 def test_handmade_checkpoint(tmp_path: Path) -> None:
     """The helper below makes what PyTorch would read; so its damaged variants are to the point."""
     values = np.arange(4, dtype="<f4")
-    program = torch_pickle({"a": tensor(), "b": tensor((2, 2), (1, 2))})
+    tensors = {
+        "a": tensor(),
+        "b": tensor((2, 2), (1, 2)),
+        "any_stride": tensor((1, 2), (2**62, 1)),
+    }
+    program = torch_pickle(tensors)
     path = torch_zip(tmp_path / "x", program, data_0=values.tobytes(), byteorder=b"little")
-    assert_arrays(read_state_dict(path), {"a": values[:2], "b": values.reshape(2, 2).T})
+    expected = {"a": values[:2], "b": values.reshape(2, 2).T, "any_stride": values[None, :2]}
+    assert_arrays(read_state_dict(path), expected)
 
 
 @pytest.mark.parametrize(
@@ -296,6 +302,7 @@ def test_handmade_checkpoint(tmp_path: Path) -> None:
         (tensor([2]), "no tuple"),
         (tensor((2.0,)), "wrong types"),
         (tensor((True,)), "wrong types"),
+        (tensor((1,), (2**70,)), "more than 63 bits"),
         (tensor(offset="0"), "wrong types"),
         (tensor(count=5), "truncated or damaged"),
         (tensor(count=-1), "truncated or damaged"),

@@ -218,6 +218,8 @@ def _tensor(
         integers += numbers
     if type(storage) is not Storage or any(type(n) is not int for n in integers):
         raise ValueError("the pickle is damaged: a tensor's storage or numbers have wrong types")
+    if any(n.bit_length() > 63 for n in integers):
+        raise ValueError("the pickle is damaged: a tensor's numbers have more than 63 bits")
     return Tensor(storage, offset, shape, strides)
 
 

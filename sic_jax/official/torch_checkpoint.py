@@ -232,7 +232,10 @@ def _view(name: str, tensor: Tensor, values: NDArray[Any]) -> NDArray[Any]:
         )
     if not count:
         return np.zeros(shape, values.dtype)
-    steps = tuple(stride * values.itemsize for stride in strides)
+    # The stride of an axis of one position means nothing, and may be any number.
+    steps = tuple(
+        stride * values.itemsize if n > 1 else 0 for n, stride in zip(shape, strides, strict=True)
+    )
     return np.lib.stride_tricks.as_strided(values[offset:], shape, steps, writeable=False)
 
 
