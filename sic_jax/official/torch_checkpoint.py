@@ -272,7 +272,7 @@ def _described(name: str, entry: Any, size: int) -> tuple[str, tuple[int, ...], 
     if not ok:
         raise ValueError(f"tensor {name} is described by what are no integers")
     if len(shape) > MAX_AXES or min((*shape, begin)) < 0 or end > size:
-        raise ValueError(f"tensor {name} has shape {shape} and bytes {begin} to {end}")
+        raise ValueError(f"tensor {name} has shape {shape} and bytes {begin} to {end} of {size}")
     if end - begin != math.prod(shape) * _item_size(dtype):
         raise ValueError(f"tensor {name} of shape {shape} and type {dtype} has {end - begin} bytes")
     return dtype, shape, begin, end
