@@ -11,6 +11,10 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
+_MAX_WIDTH = 2**14
+"""Far above any use; a forged config would make the reader allocate what it claims."""
+_POSITIVE = f"positive, at most {_MAX_WIDTH}"
+
 
 def _require(ok: bool, cls: object, name: str, value: object, allowed: str) -> None:
     if not ok:
@@ -40,11 +44,12 @@ class SwinConfig:
 
     def __post_init__(self) -> None:
         """Check the fields."""
-        _require(self.num_heads > 0, self, "num_heads", self.num_heads, "positive")
+        heads = self.num_heads
+        _require(0 < heads <= _MAX_WIDTH, self, "num_heads", heads, _POSITIVE)
         for name in ("analysis_widths", "synthesis_widths"):
             widths = getattr(self, name)
-            ok = all(w > 0 and w % self.num_heads == 0 for w in widths)
-            allowed = f"positive multiples of num_heads = {self.num_heads}"
+            ok = all(0 < w <= _MAX_WIDTH and w % heads == 0 for w in widths)
+            allowed = f"positive multiples of num_heads = {heads}, at most {_MAX_WIDTH}"
             _require(ok, self, name, widths, allowed)
         widths = self.synthesis_widths
         _require(
@@ -55,7 +60,9 @@ class SwinConfig:
             _require(all(0 <= d <= 64 for d in depths), self, name, depths, "0 to 64 each")
         ok = 2 <= self.window <= 64 and self.window % 2 == 0
         _require(ok, self, "window", self.window, "even, 2 to 64")
-        _require(self.mlp_ratio > 0, self, "mlp_ratio", self.mlp_ratio, "positive")
+        _require(
+            0 < self.mlp_ratio <= 64, self, "mlp_ratio", self.mlp_ratio, "positive, at most 64"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,9 +79,11 @@ class RasterConfig:
     def __post_init__(self) -> None:
         """Check the fields."""
         for name in ("analysis_width", "head_width"):
-            _require(getattr(self, name) > 0, self, name, getattr(self, name), "positive")
+            width = getattr(self, name)
+            _require(0 < width <= _MAX_WIDTH, self, name, width, _POSITIVE)
         widths = self.synthesis_widths
-        _require(min(widths) > 0, self, "synthesis_widths", widths, "positive")
+        ok = all(0 < w <= _MAX_WIDTH for w in widths)
+        _require(ok, self, "synthesis_widths", widths, _POSITIVE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +146,9 @@ class ModelConfig:
         """Check the fields."""
         lc, lr = self.level_channels, self.level_refinements
         _require(0 < len(lc) <= 64, self, "level_channels", lc, "a tuple of 1 to 64 channel counts")
-        _require(all(c > 0 for c in lc), self, "level_channels", lc, "positive everywhere")
+        ok = all(c > 0 for c in lc) and sum(lc) <= _MAX_WIDTH
+        allowed = f"positive everywhere, {_MAX_WIDTH} in all at most"
+        _require(ok, self, "level_channels", lc, allowed)
         ok = len(lr) == len(lc) and all(0 <= r <= c for r, c in zip(lr, lc, strict=True))
         _require(ok, self, "level_refinements", lr, f"{len(lc)} counts, each at most its level's")
         base = 0
@@ -162,13 +173,17 @@ class ModelConfig:
         for name in ("analysis_blocks", "synthesis_blocks"):
             blocks = getattr(self, name)
             _require(all(0 <= b <= 64 for b in blocks), self, name, blocks, "0 to 64 each")
-        for name in ("width_8", "width_16", "hyper_channels", "hyper_width", "context_width"):
-            _require(getattr(self, name) > 0, self, name, getattr(self, name), "positive")
-        for name in ("anchor_width", "head_width", "step", "coarse_step"):
+        names = ("width_8", "width_16", "hyper_channels", "hyper_width", "context_width")
+        for name in (*names, "anchor_width", "head_width"):
+            width = getattr(self, name)
+            _require(0 < width <= _MAX_WIDTH, self, name, width, _POSITIVE)
+        for name in ("step", "coarse_step"):
             _require(getattr(self, name) > 0, self, name, getattr(self, name), "positive")
         self._check_choices()
-        _require(self.num_sigmas >= 2, self, "num_sigmas", self.num_sigmas, "at least 2")
-        _require(self.refine_factor >= 2, self, "refine_factor", self.refine_factor, "at least 2")
+        for name in ("num_sigmas", "refine_factor"):
+            value = getattr(self, name)
+            allowed = f"at least 2, at most {_MAX_WIDTH}"
+            _require(2 <= value <= _MAX_WIDTH, self, name, value, allowed)
         _require(0 <= self.temperature <= 16, self, "temperature", self.temperature, "0 to 16")
 
     def _check_choices(self) -> None:

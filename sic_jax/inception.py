@@ -12,8 +12,6 @@ of these features equals published FID values was not verified.
 from __future__ import annotations
 
 import functools
-import json
-import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +23,7 @@ from jax import lax
 from numpy.typing import NDArray
 
 from sic_jax.convnet import Array, Weights, check_images
+from sic_jax.official.torch_checkpoint import read_state_dict
 
 __all__ = [
     "INPUT_SIDE",
@@ -41,7 +40,6 @@ INPUT_SIDE = 299
 NUM_FEATURES = 2048
 
 _BN_EPS = 1e-3
-_FLOATS = {"F64": np.float64, "F32": np.float32, "F16": np.float16}
 _Conv = Callable[..., Any]
 """(input, name, output channels, kernel size, stride=1, padding=(0, 0)) to output."""
 
@@ -97,23 +95,19 @@ def load_inception_weights(path: Path) -> dict[str, NDArray[np.float32]]:
     state_dict.items()})``.
 
     Args:
-        path: .npz, or .safetensors with arrays of 16, 32 or 64-bit floats.
+        path: .npz or .safetensors, with arrays of 16, 32 or 64-bit floats.
 
     Returns:
         ``NAME_kernel`` (HWIO) and ``NAME_bias``, with batch normalisation folded in.
 
     Raises:
         OSError: The file cannot be read.
-        ValueError: It is neither, or an array is missing, has the wrong shape or is not finite.
+        ValueError: It is neither, or damaged, or an array is missing, has the wrong shape or type
+            or is not finite.
     """
-    if path.suffix == ".npz":
-        with np.load(path, allow_pickle=False) as file:
-            stored = {name: file[name] for name in stored_shapes() if name in file.files}
-    elif path.suffix == ".safetensors":
-        stored = _read_safetensors(path)
-    else:
+    if path.suffix not in (".npz", ".safetensors"):
         raise ValueError(f"{path}: Inception weights are a .npz or .safetensors file")
-    return fold_weights(stored, source=str(path))
+    return fold_weights(read_state_dict(path), source=str(path))
 
 
 def fold_weights(stored: Mapping[str, Any], *, source: str) -> dict[str, NDArray[np.float32]]:
@@ -124,8 +118,8 @@ def fold_weights(stored: Mapping[str, Any], *, source: str) -> dict[str, NDArray
         source: Where they are from, for messages.
 
     Raises:
-        ValueError: An array is missing, has the wrong shape or is not finite, or a variance is
-            negative.
+        ValueError: An array is missing, has the wrong shape, holds no floats or is not finite, or a
+            variance is negative.
     """
     for name, shape in stored_shapes().items():
         if name not in stored:
@@ -133,6 +127,9 @@ def fold_weights(stored: Mapping[str, Any], *, source: str) -> dict[str, NDArray
         found = np.shape(stored[name])
         if found != shape:
             raise ValueError(f"{name} in {source} has shape {found}, not {shape}")
+        dtype = np.asarray(stored[name]).dtype
+        if not jnp.issubdtype(dtype, np.floating):
+            raise ValueError(f"{name} in {source} is of type {dtype}, not of floats")
         if not np.isfinite(stored[name]).all():
             raise ValueError(f"{name} in {source} is not finite")
         if name.endswith("running_var") and np.min(stored[name]) < 0:
@@ -275,24 +272,3 @@ def stored_shapes() -> Mapping[str, tuple[int, ...]]:
 
     jax.eval_shape(lambda h: _network(h, conv), jnp.zeros((1, INPUT_SIDE, INPUT_SIDE, 3)))
     return shapes
-
-
-def _read_safetensors(path: Path) -> dict[str, NDArray[Any]]:
-    """The arrays of `stored_shapes` in a file: a length, a JSON header, and the values."""
-    data = path.read_bytes()
-    end = 8 + int.from_bytes(data[:8], "little")
-    try:
-        header = json.loads(data[8:end])
-        out = {}
-        for name in stored_shapes():
-            if name in header:
-                entry = header[name]
-                first, last = entry["data_offsets"]
-                dtype, shape = np.dtype(_FLOATS[entry["dtype"]]), tuple(entry["shape"])
-                values = np.frombuffer(data[end + first : end + last], dtype.newbyteorder("<"))
-                if values.size != math.prod(shape):
-                    raise ValueError(f"{name} is cut off")
-                out[name] = values.reshape(shape)
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not a safetensors file of float arrays: {error!r}") from error
-    return out

@@ -5,7 +5,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sic_jax.config import LossConfig, ModelConfig, TrainConfig, from_dict, to_dict
+from sic_jax.config import (
+    LossConfig,
+    ModelConfig,
+    RasterConfig,
+    SwinConfig,
+    TrainConfig,
+    from_dict,
+    to_dict,
+)
 from sic_jax.presets import PRESETS, paper_loss, paper_model, preset
 
 
@@ -133,6 +141,23 @@ def test_not_an_object_and_missing_fields() -> None:
 
 
 @pytest.mark.parametrize(
+    ("cls", "changes"),
+    [
+        (SwinConfig, {"num_heads": 2**15}),
+        (SwinConfig, {"analysis_widths": (2**15, 256, 256)}),
+        (SwinConfig, {"synthesis_widths": (256, 256, 2**15)}),
+        (SwinConfig, {"mlp_ratio": 65}),
+        (RasterConfig, {"analysis_width": 2**15}),
+        (RasterConfig, {"synthesis_widths": (2**15, 8)}),
+        (RasterConfig, {"head_width": 2**15}),
+    ],
+)
+def test_widths_are_bounded(cls: type, changes: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=rf"{next(iter(changes))} is .* at most (16384|64)$"):
+        cls(**changes)
+
+
+@pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"level_channels": ()}, r"level_channels is \(\); it must be a tuple of 1 to 64"),
@@ -157,6 +182,14 @@ def test_not_an_object_and_missing_fields() -> None:
         ({"synthesis_blocks": (-1, 3)}, r"synthesis_blocks is \(-1, 3\); it must be 0 to 64 each"),
         ({"refine_factor": 1}, r"ModelConfig\.refine_factor is 1; it must be at least 2"),
         ({"temperature": -0.5}, r"ModelConfig\.temperature is -0\.5; it must be 0 to 16"),
+        ({"level_channels": (2_000_000_000,)}, r"\(2000000000,\).*16384 in all at most"),
+        ({"level_channels": (2**13 + 1,) * 2}, "16384 in all at most"),
+        (
+            {"hyper_channels": 2**14 + 1},
+            r"hyper_channels is 16385; it must be positive, at most 16",
+        ),
+        ({"width_16": 2**40}, r"width_16 is 1099511627776; it must be positive, at most 16384"),
+        ({"num_sigmas": 10**9}, r"num_sigmas is 1000000000; it must be at least 2, at most 16384"),
         ({"temperature": 17.0}, r"ModelConfig\.temperature is 17\.0; it must be 0 to 16"),
     ],
 )

@@ -212,6 +212,26 @@ def replaced(name: str, array: Any) -> Callable[[Arrays], Any]:
             r"SwinConfig\.window is 7; it must be even",
         ),
         (replaced("ga.norm.bias", np.full(64, np.nan)), r"parameter ga\.norm\.bias is not finite"),
+        (replaced("ga.norm.bias", np.full(64, "a")), r"ga\.norm\.bias is of type <U1, not of numb"),
+        (
+            replaced("entropy_parameters.layer.0.weight", np.zeros((0, 2**40, 1, 1))),
+            r"entropy_parameters\.layer\.0\.weight has shape \(0, .*: it is empty",
+        ),
+        (
+            replaced("ga.layers.3.downsample.reduction.weight", np.zeros((0, 128))),
+            r"ga\.layers\.3\.downsample\.reduction\.weight has shape \(0, 128\): it is empty",
+        ),
+        (
+            replaced("ga.layers.3.downsample.reduction.weight", np.zeros((2**40, 0))),
+            r"ga\.layers\.3\.downsample\.reduction\.weight has shape .* it is empty",
+        ),
+        (
+            replaced("ga.layers.3.downsample.reduction.weight", np.zeros((65 * 4, 128))),
+            "tells 65 levels, not 1 to 64",
+        ),
+        (replaced("ga.layers.0.blocks", np.zeros(3)), r"ga\.layers\.0\.blocks is not one of"),
+        (replaced("ga.layers.0.blocks.x.a", np.zeros(3)), r"blocks\.x\.a is not one of"),
+        (replaced("ga.layers.0.blocks.99.a", np.zeros(3)), r"analysis_depths is \(100, "),
     ],
 )
 def test_what_does_not_fit_is_named(

@@ -127,6 +127,16 @@ def test_round_trip_of_all_levels(codec: Codec) -> None:
         assert codec._pass._step._cache_size() == len(SIZES)
 
 
+@pytest.mark.parametrize("size", [(400, 20), (30, 390)])
+def test_tall_and_wide_pictures(codec: Codec, size: tuple[int, int]) -> None:
+    with quick_compilation():
+        image = picture(*size)
+        y, z, _ = codec.encode_latents(image)
+        latents = codec.decode_latents(container.unpack(codec.compress(image)))
+    np.testing.assert_array_equal(latents.z_hat, z)
+    np.testing.assert_array_equal(latents.y_s, y)
+
+
 def test_command_line(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     image = picture(20, 30)
     source, file, small = (tmp_path / name for name in ("x.png", "x.sic", "y.sic"))

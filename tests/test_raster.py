@@ -160,8 +160,9 @@ def test_no_parameter_depends_on_a_later_symbol(params: Arrays) -> None:
     assert allowed[2, 3].sum((1, 2, 3)).tolist() == [48] * 4 + [148] * 4 + [248] * 4
 
 
-def test_walk_equals_parallel_evaluation(params: Arrays) -> None:
-    h, w, c = 4, 7, CFG.num_channels
+@pytest.mark.parametrize("shape", [(4, 7), (12, 2), (2, 12), (8, 8)])
+def test_walk_equals_parallel_evaluation(params: Arrays, shape: tuple[int, int]) -> None:
+    h, w, c = *shape, CFG.num_channels
     rng = np.random.default_rng(3)
     hyper = rng.standard_normal((1, h, w, 2 * c)).astype(np.float32)
     y_hat = np.round(3 * rng.standard_normal((1, h, w, c))).astype(np.float32)
@@ -172,14 +173,15 @@ def test_walk_equals_parallel_evaluation(params: Arrays) -> None:
     layers = step_layers(params, CFG)
 
     def walk_on(board: Any, symbols: Any, *numbers: Any) -> Any:
-        board = write_symbols(board, symbols, numbers[0] - 1, w)
+        board = write_symbols(board, symbols, numbers[0] - 1)
         return board, *step_parameters(layers, CFG, board, features, *numbers, w)
 
     step = jax.jit(walk_on, compiler_options=QUICK)
     # What is not decoded yet holds nonsense.
     board = np.array(empty_board(order, c))
     i, j = np.mgrid[:h, :w]
-    board[REACH + i, MARGIN + j + 3 * i] = 1e3
+    diagonal = j + 3 * i
+    board[MARGIN + diagonal, REACH + i - order.rows[diagonal, 0]] = 1e3
     time = steps(h, w)[..., ::4]
     symbols = np.zeros((3, order.rows.shape[1], 4), np.float32)
     seen = 0
@@ -195,12 +197,24 @@ def test_walk_equals_parallel_evaluation(params: Arrays) -> None:
             symbols[g, : len(i)] = y_hat[0, i, j, channels]
             seen += len(i)
     assert seen == h * w * 3
+    if shape != (4, 7):
+        return
     # The first groups alone, as a file of a low level needs them.
     t = int(time[1, 3, 1])
     for few, all_groups in zip(
         step(board, 0 * symbols, t, 2), step(board, 0 * symbols, t, 3), strict=True
     ):
         np.testing.assert_array_equal(few[:2], all_groups[:2])
+
+
+@pytest.mark.parametrize("shape", [(4096, 1), (1, 4096), (4096, 8), (256, 256), (256, 768)])
+def test_board_grows_with_the_latents(shape: tuple[int, int]) -> None:
+    """Also for pictures of 65536 x 16 pixels; the rest are margins of 4 places and 16 diagonals."""
+    order = schedule(*shape)
+    diagonals, positions = order.rows.shape
+    assert diagonals * positions <= 3 * shape[0] * shape[1]
+    board = jax.eval_shape(lambda: empty_board(order, 12))
+    assert board.shape == (diagonals + 16, positions + 4, 12)
 
 
 def test_uniform_details() -> None:

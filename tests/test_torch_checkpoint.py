@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import struct
+import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 
 from sic_jax.official import restricted_pickle
-from sic_jax.official.torch_checkpoint import read_state_dict
+from sic_jax.official.torch_checkpoint import _LEGACY_MAGIC, _LEGACY_PROTOCOL, read_state_dict
 
 DATA = Path(__file__).parent / "data" / "torch"
 BASE = np.arange(24, dtype=np.float32) / 8
@@ -97,6 +98,7 @@ def test_safetensors(tmp_path: Path) -> None:
         (entry("F32", [-1], 0, 0), r"shape \(-1,\)"),
         (entry("F32", [2**40, 2**40], 0, 8), "has 8 bytes"),
         (entry("F32", [0] * 40, 0, 0), "shape"),
+        (entry("F32", [[2], 1], 0, 8), "no integers"),
         (entry("Q4", [2], 0, 8), "KeyError"),
         ({"dtype": "F32", "shape": 2}, "not described"),
         (7, "not described"),
@@ -105,6 +107,14 @@ def test_safetensors(tmp_path: Path) -> None:
 def test_safetensors_with_a_wrong_entry(tmp_path: Path, bad: Any, message: str) -> None:
     (tmp_path / "x").write_bytes(safetensors({"a": bad}, bytes(8)))
     with pytest.raises(ValueError, match=f"tensor a.*{message}"):
+        read_state_dict(tmp_path / "x")
+
+
+def test_safetensors_that_share_bytes(tmp_path: Path) -> None:
+    """A thousand tensors of the same megabyte would be a gigabyte of copies."""
+    header = {f"a{k}": entry("BF16", [2**19], 0, 2**20) for k in range(1000)}
+    (tmp_path / "x").write_bytes(safetensors(header, bytes(2**20)))
+    with pytest.raises(ValueError, match="tensors are larger than the file"):
         read_state_dict(tmp_path / "x")
 
 
@@ -265,9 +275,15 @@ def tensor(
 def test_handmade_checkpoint(tmp_path: Path) -> None:
     """The helper below makes what PyTorch would read; so its damaged variants are to the point."""
     values = np.arange(4, dtype="<f4")
-    program = torch_pickle({"a": tensor(), "b": tensor((2, 2), (1, 2))})
+    tensors = {
+        "a": tensor(),
+        "b": tensor((2, 2), (1, 2)),
+        "any_stride": tensor((1, 2), (2**62, 1)),
+    }
+    program = torch_pickle(tensors)
     path = torch_zip(tmp_path / "x", program, data_0=values.tobytes(), byteorder=b"little")
-    assert_arrays(read_state_dict(path), {"a": values[:2], "b": values.reshape(2, 2).T})
+    expected = {"a": values[:2], "b": values.reshape(2, 2).T, "any_stride": values[None, :2]}
+    assert_arrays(read_state_dict(path), expected)
 
 
 @pytest.mark.parametrize(
@@ -282,10 +298,11 @@ def test_handmade_checkpoint(tmp_path: Path) -> None:
         (tensor((2, 2)), "strides"),
         (tensor((2**62, 2**62), (0, 0)), "does not fit"),
         (tensor((10**6, 1), (0, 1)), "does not fit"),
-        (tensor((1,) * 40, (1,) * 40), "shape"),
+        (tensor((1,) * 40, (1,) * 40), "no tuple of 16"),
         (tensor([2]), "no tuple"),
         (tensor((2.0,)), "wrong types"),
         (tensor((True,)), "wrong types"),
+        (tensor((1,), (2**70,)), "more than 63 bits"),
         (tensor(offset="0"), "wrong types"),
         (tensor(count=5), "truncated or damaged"),
         (tensor(count=-1), "truncated or damaged"),
@@ -340,6 +357,70 @@ def test_compressed_archives_are_refused(tmp_path: Path) -> None:
 def test_no_state_dict(tmp_path: Path, value: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         read_state_dict(torch_zip(tmp_path / "x", torch_pickle(value)))
+
+
+def shared_twice(depth: int) -> Any:
+    """Tuples that are small in memory and in a file, and print as 2^depth values."""
+    value: Any = ()
+    for _ in range(depth):
+        value = (value, value)
+    return value
+
+
+@pytest.mark.parametrize(
+    "value",
+    [pickle.dumps(shared_twice(60), 2), b"\x80\x02)" + b"\x85" * 100_000 + b"."],
+    ids=["shared", "deep"],
+)
+def test_values_that_cannot_be_printed(tmp_path: Path, value: bytes) -> None:
+    """As the protocol, in the list of storages, and as a key: refused by their type."""
+    magic, system = (pickle.dumps(part, 2) for part in (_LEGACY_MAGIC, {"little_endian": True}))
+    path = tmp_path / "x"
+    path.write_bytes(magic + value + system)
+    with pytest.raises(ValueError, match="protocol a value of type tuple, not 1001"):
+        read_state_dict(path)
+    head = magic + pickle.dumps(_LEGACY_PROTOCOL, 2) + system + torch_pickle({"a": tensor()})
+    path.write_bytes(head + b"\x80\x02]" + value[2:-1] + b"a.")
+    with pytest.raises(ValueError, match="storages is damaged at a value of type tuple"):
+        read_state_dict(path)
+    with pytest.raises(ValueError, match="key of type tuple"):
+        restricted_pickle.load(io.BytesIO(b"\x80\x02}" + value[2:-1] + b"Ns."))
+
+
+def test_keys_of_equal_hashes() -> None:
+    """Numbers can be chosen so that a dict of n takes n^2 steps; they are left out."""
+    keys = [k * (2**61 - 1) for k in range(30_000)]
+    assert len({hash(key) for key in keys}) == 1
+    items = b"".join(b"\x8a\x0a" + key.to_bytes(10, "little") + b"N" for key in keys)
+    begin = time.process_time()
+    value = restricted_pickle.load(io.BytesIO(b"\x80\x02}(" + items + b"X\x01\0\0\0aK\x05u."))
+    assert value == {"a": 5}
+    assert time.process_time() - begin < 4
+
+
+def test_long_shapes() -> None:
+    """One tuple for all tensors of a file would be looked at for each."""
+    shape = tuple(range(17))
+    program = torch_pickle({"a": tensor(shape, shape)})
+    with pytest.raises(ValueError, match="no tuple of 16 numbers at most"):
+        restricted_pickle.load(io.BytesIO(program))
+
+
+def test_wrappers_without_end(tmp_path: Path) -> None:
+    """A dict that is its own state dict, and two that are each other's; eight are read."""
+    itself: dict[str, Any] = {}
+    itself["state_dict"] = itself
+    first: dict[str, Any] = {}
+    first["model"] = {"net": first}
+    for value in (itself, first):
+        path = torch_zip(tmp_path / "x", torch_pickle(value))
+        with pytest.raises(ValueError, match="wrapped in more than 8 dicts"):
+            read_state_dict(path)
+    value = {"a": tensor((1,))}
+    for _ in range(8):
+        value = {"module": value}
+    path = torch_zip(tmp_path / "y", torch_pickle(value), data_0=bytes(16))
+    assert_arrays(read_state_dict(path), {"a": np.float32([0])})
 
 
 @pytest.mark.parametrize("name", ["plain.pt", "legacy.pt"])

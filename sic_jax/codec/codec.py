@@ -75,8 +75,10 @@ class Codec:
           bundle: The model.
           coder: Range-coder backend, `native` or `tfc`; both write the same bytes. Default: the
             one that starts faster.
-          window: Pixels of a side that the transforms see at once; larger pictures are processed
-            in overlapping windows, which bounds memory and changes nothing but float rounding.
+          window: Pixels of a side that the transforms `conv` see at once; larger pictures are
+            processed in overlapping windows, which bounds the transforms' memory and changes
+            nothing but float rounding. The transforms `swin` see pictures whole, whatever the
+            window: their memory grows with the picture.
 
         Raises:
           ValueError: If the backend is not known or not installed, or the window too small.

@@ -124,7 +124,7 @@ class FloatCodingPass:
         width: int,
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """The board with the symbols of the step before, and the tables and means of this one."""
-        board = write_symbols(board, symbols.astype(jnp.float32), step - 1, width)
+        board = write_symbols(board, symbols.astype(jnp.float32), step - 1)
         mu, sigma = step_parameters(layers, self.cfg, board, hyper, step, level, width)
         return board, *table_indices(*quantise_parameters(mu, sigma, self.cfg))
 
@@ -144,7 +144,7 @@ class FloatCodingPass:
         cfg, (h, w) = self.cfg, hyper.shape[1:3]
         size, order = cfg.level_channels[0], schedule(h, w)
         features = self._by_diagonal(hyper, order.rows, order.columns)
-        board = jax.device_put(empty_board(order, cfg.num_channels), jax.devices("cpu")[0])
+        board = empty_board(order, cfg.num_channels, device=jax.devices("cpu")[0])
         y = np.zeros((h, w, cfg.num_channels), np.int32)
         shape = (cfg.num_levels, order.rows.shape[1], size)
         symbols = np.zeros(shape, np.int32)

@@ -7,9 +7,11 @@ of h w L: 276 instead of 24 576 for 512 x 768 pixels and 16 levels.
 A group meets in one step the positions of one diagonal, column + 3 row = d. Latents are kept by
 diagonal, so that these positions and their neighbours are slices, not scattered:
 
-    board[REACH + row, MARGIN + d, channel]
+    board[MARGIN + d, REACH + row - first row of d, channel]
 
-with zeros where a row has no column on the diagonal, which are the zeros around the picture too.
+with zeros where a row has no column on the diagonal, which are the zeros around the picture too. A
+diagonal has at most min(h, ceil(w / 3)) positions: the board grows with the latents, not with the
+square of their height.
 """
 
 from collections.abc import Mapping
@@ -32,6 +34,8 @@ GROUP_STEP = 9
 """Steps between a symbol and the one of the next group at its place."""
 MARGIN = (ROW_STEP + 1) * REACH
 """Diagonals that the context model sees in each direction."""
+_TAP_ROWS, _TAP_COLUMNS = np.indices((SIDE, SIDE), np.int32).reshape(2, -1)
+_TAP_DIAGONALS = ROW_STEP * (_TAP_ROWS - REACH) + _TAP_COLUMNS - REACH
 
 
 class Schedule(NamedTuple):
@@ -43,8 +47,6 @@ class Schedule(NamedTuple):
     """Column of each position, [D, n]."""
     counts: NDArray[np.int32]
     """Positions of a diagonal, [D]; n at most."""
-    height: int
-    """Of the latents."""
 
     def num_steps(self, level: int) -> int:
         """Steps of coding the levels 1 to `level`."""
@@ -64,7 +66,7 @@ def schedule(height: int, width: int) -> Schedule:
     rows = np.add.outer(first, np.arange(size, dtype=np.int32))
     columns = diagonals[:, None] - ROW_STEP * rows
     counts = ((rows < height) & (columns >= 0)).sum(1, dtype=np.int32)
-    return Schedule(rows, columns, counts, height)
+    return Schedule(rows, columns, counts)
 
 
 class StepLayers(NamedTuple):
@@ -88,10 +90,19 @@ def step_layers(params: Params, cfg: ModelConfig) -> StepLayers:
     )
 
 
-def empty_board(order: Schedule, num_channels: int) -> jax.Array:
-    """No symbols yet: zeros [h + n + 2 REACH, D + 2 MARGIN, C]."""
+def empty_board(
+    order: Schedule, num_channels: int, *, device: jax.Device | None = None
+) -> jax.Array:
+    """No symbols yet: zeros [D + 2 MARGIN, n + 2 REACH, C].
+
+    Args:
+      order: Of the latents.
+      num_channels: C.
+      device: Where the board is made. None: where JAX makes arrays.
+    """
     diagonals, size = order.rows.shape
-    return jnp.zeros((order.height + size + 2 * REACH, diagonals + 2 * MARGIN, num_channels))
+    shape = (diagonals + 2 * MARGIN, size + 2 * REACH, num_channels)
+    return jnp.zeros(shape, device=device)
 
 
 def by_diagonal(features: jax.Array, rows: ArrayLike, columns: ArrayLike) -> jax.Array:
@@ -102,17 +113,15 @@ def by_diagonal(features: jax.Array, rows: ArrayLike, columns: ArrayLike) -> jax
     return features[jnp.minimum(rows, features.shape[0] - 1), jnp.maximum(columns, 0)]
 
 
-def write_symbols(
-    board: jax.Array, symbols: jax.Array, step: jax.Array, width: jax.Array | int
-) -> jax.Array:
+def write_symbols(board: jax.Array, symbols: jax.Array, step: jax.Array) -> jax.Array:
     """Put the symbols [G, n, S] of a step onto the board; zeros where there is none."""
     groups, _, size = symbols.shape
-    last = board.shape[1] - 2 * MARGIN
+    last = board.shape[0] - 2 * MARGIN
     for g in range(groups):
         # Beyond the picture the diagonals next to it take the zeros.
         diagonal = jnp.clip(step - GROUP_STEP * g, -1, last)
-        place = REACH + first_row(diagonal, width), MARGIN + diagonal, g * size
-        board = lax.dynamic_update_slice(board, symbols[g][:, None], place)
+        place = MARGIN + diagonal, REACH, g * size
+        board = lax.dynamic_update_slice(board, symbols[g][None], place)
     return board
 
 
@@ -146,13 +155,14 @@ def step_parameters(
 
         def gather(g: int = g, diagonal: jax.Array = diagonal) -> jax.Array:
             known = (g + 1) * size
-            row = REACH + first_row(diagonal, width)
-            taps = []
-            for i in range(-REACH, REACH + 1):
-                # A row's five taps are on neighbouring diagonals.
-                start = row + i, MARGIN + diagonal + ROW_STEP * i - REACH, 0
-                taps.append(lax.dynamic_slice(board, start, (n, SIDE, known)).reshape(n, -1))
-            context = jnp.concatenate(taps, axis=-1) @ layers.context[g] + layers.context_bias[g]
+            # A neighbour is at most REACH places from ours in its diagonal, on either side.
+            other = diagonal + _TAP_DIAGONALS
+            place = first_row(diagonal, width) + _TAP_ROWS - first_row(other, width)
+            taps = jax.vmap(
+                lambda d, k: lax.dynamic_slice(board, (MARGIN + d, k, 0), (1, n, known))[0]
+            )(other, place)
+            taps = jnp.moveaxis(taps, 0, 1).reshape(n, -1)
+            context = taps @ layers.context[g] + layers.context_bias[g]
             own = lax.dynamic_slice(hyper, (diagonal, 0, g, 0), (1, n, 1, depth))
             return jnp.concatenate([own[0, :, 0], context], axis=-1)
 

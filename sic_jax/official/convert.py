@@ -4,6 +4,7 @@ The published network is the model with `transforms="swin"` and `context="raster
 reorders axes (`sic_jax.official.names`) and changes no value.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -51,14 +52,17 @@ def infer_config(state_dict: Arrays) -> ModelConfig:
         found = tuple(state_dict[key].shape)
         if len(found) != rank:
             raise ValueError(f"parameter {key} has shape {found}, not one of rank {rank}")
+        # An empty array may claim any size along its other axes.
+        if 0 in found:
+            raise ValueError(f"parameter {key} has shape {found}: it is empty")
         return found
 
     def depths(transform: str) -> tuple[int, int, int, int]:
-        blocks = [k.split(".")[2:5] for k in state_dict if k.startswith(f"{transform}.layers.")]
-        last = {
-            stage: max((int(b[2]) for b in blocks if b[:2] == [stage, "blocks"]), default=-1)
-            for stage in "0123"
-        }
+        block = rf"{transform}\.layers\.([0-3])\.blocks\.([0-9]{{1,9}})\."
+        last = dict.fromkeys("0123", -1)
+        for key in state_dict:
+            if match := re.match(block, key):
+                last[match[1]] = max(last[match[1]], int(match[2]))
         return last["0"] + 1, last["1"] + 1, last["2"] + 1, last["3"] + 1
 
     table = shape("ga.layers.0.blocks.0.attn.relative_position_bias_table", 2)
@@ -73,6 +77,8 @@ def infer_config(state_dict: Arrays) -> ModelConfig:
             f"{channels} channels are no whole number of such groups"
         )
     levels = channels // size
+    if levels > 64:
+        raise ValueError(f"entropy_parameters.layer.0.weight tells {levels} levels, not 1 to 64")
     h_a = shape("ha.4.weight", 4)
     return ModelConfig(
         level_channels=(size,) * levels,
@@ -110,7 +116,8 @@ def convert_state_dict(state_dict: Arrays) -> tuple[ModelConfig, Params]:
       The architecture, inferred from shapes, and float32 parameters (NumPy arrays).
 
     Raises:
-      ValueError: If a parameter is missing, unknown, of another shape or not finite, naming it.
+      ValueError: If a parameter is missing, unknown, of another shape or type or not finite,
+        naming it.
     """
     if state_dict and all(k.startswith("module.") for k in state_dict):
         state_dict = {k.removeprefix("module."): a for k, a in state_dict.items()}
@@ -133,6 +140,8 @@ def convert_state_dict(state_dict: Arrays) -> tuple[ModelConfig, Params]:
             raise ValueError(
                 f"parameter {source.key} has shape {array.shape}, not {source.shape(shape)}"
             )
+        if array.dtype.kind not in "fiu":
+            raise ValueError(f"parameter {source.key} is of type {array.dtype}, not of numbers")
         if not np.isfinite(array).all():
             raise ValueError(f"parameter {source.key} is not finite")
         leaves[path] = np.ascontiguousarray(source.convert(array, shape), np.float32)

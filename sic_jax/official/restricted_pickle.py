@@ -27,6 +27,9 @@ STORAGE_TYPES = {
 }
 """Type of the values of a storage class of PyTorch."""
 
+MAX_AXES = 16
+"""Of a tensor."""
+
 
 @dataclass(frozen=True)
 class Storage:
@@ -66,7 +69,8 @@ def load(file: BinaryIO, storages: dict[str, Storage] | None = None) -> Any:
       storages: Is filled with all storages that the pickle mentions, by key.
 
     Returns:
-      None, booleans, numbers, strings, bytes, lists, tuples, dicts and `Tensor`.
+      None, booleans, numbers, strings, bytes, lists, tuples, dicts and `Tensor`. Dicts are without
+      the items whose keys are numbers or None.
 
     Raises:
       ValueError: If the pickle is damaged, or would do anything but build a state dict.
@@ -153,10 +157,11 @@ class _Machine:
         if type(target) is not dict or len(items) % 2:
             raise ValueError("the pickle is damaged: items are set in what is no dict")
         for key, value in zip(items[::2], items[1::2], strict=True):
-            # Other keys may take for ever to hash.
             if not isinstance(key, str | int | float | None):
                 raise ValueError(f"the pickle has a dict with a key of type {type(key).__name__}")
-            target[key] = value
+            # Whoever writes a file can choose numbers of equal hashes, but not such strings.
+            if isinstance(key, str):
+                target[key] = value
 
     def append(self, values: list[Any]) -> None:
         target = self.stack[-1]
@@ -194,15 +199,27 @@ class _Machine:
 
 
 def _tensor(
-    storage: Any, offset: Any, shape: Any, strides: Any, _grad: Any, _hooks: Any, *_metadata: Any
+    storage: Any,
+    offset: Any,
+    shape: Any,
+    strides: Any,
+    _grad: Any,
+    _hooks: Any,
+    _metadata: Any = None,
 ) -> Tensor:
     integers = [offset]
     for numbers in (shape, strides):
-        if type(numbers) is not tuple:
-            raise ValueError("the pickle is damaged: a tensor's shape or stride is no tuple")
+        # A long tuple costs a file a few bytes for each tensor that shares it.
+        if type(numbers) is not tuple or len(numbers) > MAX_AXES:
+            raise ValueError(
+                "the pickle is damaged: a tensor's shape or stride is no tuple of "
+                f"{MAX_AXES} numbers at most"
+            )
         integers += numbers
     if type(storage) is not Storage or any(type(n) is not int for n in integers):
         raise ValueError("the pickle is damaged: a tensor's storage or numbers have wrong types")
+    if any(n.bit_length() > 63 for n in integers):
+        raise ValueError("the pickle is damaged: a tensor's numbers have more than 63 bits")
     return Tensor(storage, offset, shape, strides)
 
 

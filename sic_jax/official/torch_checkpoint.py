@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sic_jax.official import restricted_pickle
-from sic_jax.official.restricted_pickle import Storage, Tensor
+from sic_jax.official.restricted_pickle import MAX_AXES, Storage, Tensor
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -40,7 +40,7 @@ _SAFETENSORS_TYPES = {
     "BOOL": "|b1",
 }
 _MAX_NPZ_BYTES = 2**32
-_MAX_AXES = 16
+_MAX_WRAPPERS = 8
 
 
 def read_state_dict(path: str | os.PathLike[str]) -> Arrays:
@@ -48,7 +48,7 @@ def read_state_dict(path: str | os.PathLike[str]) -> Arrays:
 
     PyTorch checkpoints often wrap the state dict: of a dict, the entry `state_dict`,
     `model_state_dict`, `model`, `net`, `module` or `params`, the first that is a dict, takes its
-    place, again and again. Entries that are not tensors are left out. A prefix `module.` or
+    place, up to 8 times. Entries that are not tensors are left out. A prefix `module.` or
     `_orig_mod.` that all names share is removed.
 
     Args:
@@ -144,7 +144,7 @@ def _read_legacy(data: bytes) -> Arrays:
         raise ValueError("it is a pickle, but not one of torch.save")
     protocol, system = restricted_pickle.load(file), restricted_pickle.load(file)
     if protocol != _LEGACY_PROTOCOL or not isinstance(system, dict):
-        raise ValueError(f"it has the protocol {protocol!r}, not {_LEGACY_PROTOCOL}")
+        raise ValueError(f"it has the protocol {_shown(protocol)}, not {_LEGACY_PROTOCOL}")
     if system.get("little_endian") is not True:
         raise ValueError("its values are not little-endian")
     storages: dict[str, Storage] = {}
@@ -155,7 +155,7 @@ def _read_legacy(data: bytes) -> Arrays:
         raise ValueError("the list of storages is damaged")
     for key in keys:
         if not isinstance(key, str) or key not in storages or key in blocks:
-            raise ValueError(f"the list of storages is damaged at {str(key)[:40]!r}")
+            raise ValueError(f"the list of storages is damaged at {_shown(key)}")
         count, head = storages[key].count, file.read(8)
         if len(head) < 8 or int.from_bytes(head, "little") != count:
             raise ValueError(f"storage {key!r} is cut off or damaged")
@@ -169,18 +169,30 @@ def _read_legacy(data: bytes) -> Arrays:
     return _resolve(tensors, block)
 
 
+def _shown(value: Any) -> str:
+    """A value for a message: tuples in tuples can be endless in print, or too deep for it."""
+    if isinstance(value, str):
+        return repr(value[:40])
+    if isinstance(value, int) and value.bit_length() <= 64:
+        return repr(value)
+    return f"a value of type {type(value).__name__}"
+
+
 def _tensors(root: Any) -> dict[str, Tensor]:
     """The tensors of the state dict in what a checkpoint holds."""
-    while isinstance(root, dict):
+    # A pickle can put a dict into itself.
+    for _ in range(_MAX_WRAPPERS + 1):
+        if not isinstance(root, dict):
+            raise ValueError(f"it holds a {type(root).__name__}, not a state dict")
         inner = [root[name] for name in _WRAPPERS if isinstance(root.get(name), dict)]
         if not inner:
             break
         root = inner[0]
-    if not isinstance(root, dict):
-        raise ValueError(f"it holds a {type(root).__name__}, not a state dict")
+    else:
+        raise ValueError(f"its state dict is wrapped in more than {_MAX_WRAPPERS} dicts")
     tensors = {k: v for k, v in root.items() if isinstance(k, str) and isinstance(v, Tensor)}
     if not tensors:
-        names = ", ".join(str(key)[:40] for key in list(root)[:8])
+        names = ", ".join(key[:40] for key in list(root)[:8])
         raise ValueError(f"no tensors are where a state dict would be; there are: {names}")
     return tensors
 
@@ -208,7 +220,7 @@ def _values(storage: Storage, data: bytes) -> NDArray[Any]:
 
 def _view(name: str, tensor: Tensor, values: NDArray[Any]) -> NDArray[Any]:
     shape, strides, offset = tensor.shape, tensor.strides, tensor.offset
-    if len(shape) != len(strides) or len(shape) > _MAX_AXES or min((offset, *shape, *strides)) < 0:
+    if len(shape) != len(strides) or len(shape) > MAX_AXES or min((offset, *shape, *strides)) < 0:
         raise ValueError(f"tensor {name} has shape {shape}, strides {strides}, offset {offset}")
     count = math.prod(shape)
     last = offset + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
@@ -220,7 +232,10 @@ def _view(name: str, tensor: Tensor, values: NDArray[Any]) -> NDArray[Any]:
         )
     if not count:
         return np.zeros(shape, values.dtype)
-    steps = tuple(stride * values.itemsize for stride in strides)
+    # The stride of an axis of one position means nothing, and may be any number.
+    steps = tuple(
+        stride * values.itemsize if n > 1 else 0 for n, stride in zip(shape, strides, strict=True)
+    )
     return np.lib.stride_tricks.as_strided(values[offset:], shape, steps, writeable=False)
 
 
@@ -232,25 +247,35 @@ def _read_safetensors(data: bytes) -> Arrays:
         header = json.loads(data[8:start])
     except (ValueError, RecursionError) as e:
         raise ValueError(f"its header is damaged: {e}") from e
+    values = memoryview(data)[start:]
+    left = len(values)
     arrays: Arrays = {}
     for name, entry in header.items():
         if name != "__metadata__":
-            arrays[name] = _safetensor(name, entry, memoryview(data)[start:])
+            dtype, shape, begin, end = _described(name, entry, len(values))
+            # Tensors do not share bytes; those of 16 bits become copies.
+            left -= end - begin
+            if left < 0:
+                raise ValueError("its tensors are larger than the file")
+            arrays[name] = _from_bytes(dtype, values[begin:end]).reshape(shape)
     return arrays
 
 
-def _safetensor(name: str, entry: Any, data: memoryview) -> NDArray[Any]:
+def _described(name: str, entry: Any, size: int) -> tuple[str, tuple[int, ...], int, int]:
+    """Type, shape, first byte and end of a tensor in `size` bytes."""
     try:
         dtype = _SAFETENSORS_TYPES[entry["dtype"]]
         shape, (begin, end) = tuple(entry["shape"]), entry["data_offsets"]
-        ok = all(type(n) is int and n >= 0 for n in (*shape, begin, end))
+        ok = all(type(n) is int for n in (*shape, begin, end))
     except (KeyError, TypeError, ValueError) as e:
         raise ValueError(f"tensor {name} is not described as it must be: {e!r}") from e
-    if not ok or len(shape) > _MAX_AXES or end > len(data):
-        raise ValueError(f"tensor {name} has shape {shape} and bytes {begin} to {end}")
+    if not ok:
+        raise ValueError(f"tensor {name} is described by what are no integers")
+    if len(shape) > MAX_AXES or min((*shape, begin)) < 0 or end > size:
+        raise ValueError(f"tensor {name} has shape {shape} and bytes {begin} to {end} of {size}")
     if end - begin != math.prod(shape) * _item_size(dtype):
         raise ValueError(f"tensor {name} of shape {shape} and type {dtype} has {end - begin} bytes")
-    return _from_bytes(dtype, data[begin:end]).reshape(shape)
+    return dtype, shape, begin, end
 
 
 def _item_size(dtype: str) -> int:
