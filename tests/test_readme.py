@@ -90,5 +90,5 @@ def test_layout_is_that_of_the_package() -> None:
     package = ROOT / "sic_jax"
     real = {path.name for path in package.rglob("*.py")} - {"__init__.py"}
     real |= {f"{path.name}/" for path in package.iterdir() if path.is_dir() and path.name[0] != "_"}
-    assert named - real == {"train.py", "eval.py", "sic_jax/", "tests/"}
+    assert named - real == {"train.py", "eval.py", "sic_jax/", "docs/", "tests/"}
     assert real - named == {"complexity.py", "wire.py"}
