@@ -13,12 +13,16 @@ T = TypeVar("T")
 
 _MAX_WIDTH = 2**14
 """Far above any use; a forged config would make the reader allocate what it claims."""
-_POSITIVE = f"positive, at most {_MAX_WIDTH}"
 
 
 def _require(ok: bool, cls: object, name: str, value: object, allowed: str) -> None:
     if not ok:
         raise ValueError(f"{type(cls).__name__}.{name} is {value!r}; it must be {allowed}")
+
+
+def _require_width(cls: object, name: str) -> None:
+    value = getattr(cls, name)
+    _require(0 < value <= _MAX_WIDTH, cls, name, value, f"positive, at most {_MAX_WIDTH}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +49,7 @@ class SwinConfig:
     def __post_init__(self) -> None:
         """Check the fields."""
         heads = self.num_heads
-        _require(0 < heads <= _MAX_WIDTH, self, "num_heads", heads, _POSITIVE)
+        _require_width(self, "num_heads")
         for name in ("analysis_widths", "synthesis_widths"):
             widths = getattr(self, name)
             ok = all(0 < w <= _MAX_WIDTH and w % heads == 0 for w in widths)
@@ -79,11 +83,10 @@ class RasterConfig:
     def __post_init__(self) -> None:
         """Check the fields."""
         for name in ("analysis_width", "head_width"):
-            width = getattr(self, name)
-            _require(0 < width <= _MAX_WIDTH, self, name, width, _POSITIVE)
+            _require_width(self, name)
         widths = self.synthesis_widths
         ok = all(0 < w <= _MAX_WIDTH for w in widths)
-        _require(ok, self, "synthesis_widths", widths, _POSITIVE)
+        _require(ok, self, "synthesis_widths", widths, f"positive, at most {_MAX_WIDTH}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,8 +178,7 @@ class ModelConfig:
             _require(all(0 <= b <= 64 for b in blocks), self, name, blocks, "0 to 64 each")
         names = ("width_8", "width_16", "hyper_channels", "hyper_width", "context_width")
         for name in (*names, "anchor_width", "head_width"):
-            width = getattr(self, name)
-            _require(0 < width <= _MAX_WIDTH, self, name, width, _POSITIVE)
+            _require_width(self, name)
         for name in ("step", "coarse_step"):
             _require(getattr(self, name) > 0, self, name, getattr(self, name), "positive")
         self._check_choices()

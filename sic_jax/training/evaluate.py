@@ -20,7 +20,7 @@ from sic_jax.evaluation.measures import METRICS, Metric
 from sic_jax.model.params import Params
 from sic_jax.model.sic import SicModel
 from sic_jax.model.transforms import PATCH
-from sic_jax.training.losses import rate_terms
+from sic_jax.training.losses import Compared, Decodings, rate_terms, svi_loss
 from sic_jax.training.parallel import AXIS, replicate, shard_rows
 
 Pixels = NDArray[np.uint8]
@@ -111,16 +111,18 @@ def mean_loss(values: dict[str, float], levels: Sequence[int], cfg: LossConfig) 
       levels: Of the evaluation.
       cfg: Weights.
     """
-    total = 0.0
-    for level in levels:
-        total += cfg.lmbda_rate[level - 1] * values[f"bpp_est/{level}"]
-        total += cfg.lmbda_dist[level - 1] * values[f"mse/{level}"]
-        if cfg.lmbda_perc[level - 1]:
-            perception = values[f"lpips/{level}"]
-            if cfg.lmbda_dists:
-                perception += cfg.lmbda_dists * values[f"dists/{level}"]
-            total += cfg.lmbda_perc[level - 1] * perception
-    return total / len(levels)
+
+    def term(name: str, weights: Sequence[float]) -> jax.Array:
+        return jnp.array([[values[f"{name}/{k}"] if weights[k - 1] else 0.0 for k in levels]])
+
+    # One decoding each of as many images as there are levels.
+    at = Decodings(jnp.array([levels]), jnp.ones((1, len(levels))))
+    terms = Compared(term("bpp_est", cfg.lmbda_rate), term("mse", cfg.lmbda_dist))
+    if any(cfg.lmbda_perc):
+        terms = terms._replace(lpips=term("lpips", cfg.lmbda_perc))
+        if cfg.lmbda_dists:
+            terms = terms._replace(dists=term("dists", cfg.lmbda_perc))
+    return float(svi_loss(terms, at, cfg)[0])
 
 
 def _make_sums(

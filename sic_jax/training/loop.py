@@ -21,6 +21,7 @@ from typing import Any, Protocol
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from numpy.typing import NDArray
 
 import sic_jax
@@ -39,12 +40,7 @@ from sic_jax.training.checkpoints import (
 from sic_jax.training.klt import with_klt
 from sic_jax.training.losses import load_perceptual_weights
 from sic_jax.training.meters import Clock, Pending
-from sic_jax.training.parallel import (
-    check_same_everywhere,
-    from_first_process,
-    local_rows,
-    make_runner,
-)
+from sic_jax.training.parallel import check_same_everywhere, local_rows, make_runner
 from sic_jax.training.report import Reporter
 from sic_jax.training.sources import Source, sample_patches
 from sic_jax.training.state import TrainState, create_train_state
@@ -126,7 +122,8 @@ def train(
         best, pending, step = math.inf, Pending(), 0
         if found is None:
             start = initial_params(cfg, source) if params is None else params
-            state = create_train_state(cfg, from_first_process(start))
+            # Those of process 0: every process computed or read its own.
+            state = create_train_state(cfg, multihost_utils.broadcast_one_to_all(start))
         else:
             state, step = found.state, int(found.state.step)
             pending = Pending.from_json(found.info["pending"])
@@ -240,9 +237,7 @@ def _termination() -> Iterator[Callable[[int], bool]]:
     With several processes all of them agree on the step, by JAX's preemption service.
     """
     if jax.process_count() > 1:
-        from jax.experimental.multihost_utils import reached_preemption_sync_point
-
-        yield reached_preemption_sync_point
+        yield multihost_utils.reached_preemption_sync_point
         return
     received: list[int] = []
 

@@ -122,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _run(cfg: TrainConfig, args: argparse.Namespace) -> None:
-    from sic_jax.training.parallel import initialize_distributed, to_host
+    from sic_jax.training.parallel import initialize_distributed
 
     several = args.distributed or args.coordinator or "JAX_COORDINATOR_ADDRESS" in os.environ
     if several or args.num_processes is not None or args.process_id is not None:
@@ -153,9 +153,12 @@ def _run(cfg: TrainConfig, args: argparse.Namespace) -> None:
         return
     logging.info("%d parameters, %d steps done", num_params(state.params), int(state.step))
     if args.export:
+        from jax.experimental.multihost_utils import process_allgather
+
         from sic_jax.codec.bundle import export_bundle
 
-        ema = to_host(state.ema)
+        # With `fsdp` no process has all of them.
+        ema = process_allgather(state.ema, tiled=True)
         if first:
             export_bundle(args.export, cfg.model, ema)
             logging.info("bundle written to %s", args.export)

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from numpy.typing import NDArray
 
@@ -91,31 +92,9 @@ def check_same_everywhere(count: int, what: str) -> None:
     Raises:
       ValueError: If not; on every process.
     """
-    if jax.process_count() == 1:
-        return
-    from jax.experimental.multihost_utils import process_allgather
-
-    counts = np.asarray(process_allgather(np.int32(count))).tolist()
+    counts = np.asarray(multihost_utils.process_allgather(np.int32(count))).tolist()
     if len(set(counts)) > 1:
         raise ValueError(f"all processes must see the same {what}, but they see {counts}")
-
-
-def from_first_process(tree: Any) -> Any:
-    """Host arrays of process 0, on every process."""
-    if jax.process_count() == 1:
-        return tree
-    from jax.experimental.multihost_utils import broadcast_one_to_all
-
-    return jax.tree.map(np.asarray, broadcast_one_to_all(tree))
-
-
-def to_host(tree: Any) -> Any:
-    """Global arrays, however they are spread, as host arrays; all processes take part."""
-    if jax.process_count() == 1:
-        return jax.tree.map(np.asarray, tree)
-    from jax.experimental.multihost_utils import process_allgather
-
-    return process_allgather(tree, tiled=True)
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
