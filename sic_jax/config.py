@@ -108,6 +108,15 @@ class ModelConfig:
     """conv: initial quantisation step of the linear branch, for images in [0, 1]."""
     coarse_step: float = 0.4
     """conv: initial step of the channels that later levels refine."""
+    deadzone: float = 0.0
+    """By how much of a step the encoder brings channels that are never refined nearer to 0 before
+    it rounds them."""
+    deblock_jump: float = 0.0
+    """conv: jumps at the borders of patches, up to about this size for images in [0, 1], are spread
+    over half a patch on either side (`sic_jax.model.deblock`); 0: none."""
+    deblock_activity: float = 0.04
+    """conv: mean deviation of the pixels beside a border, in one row, at which they are taken for
+    texture and left alone."""
     transforms: str = "conv"
     """g_a and g_s: `conv` (fast on CPUs) or `swin` (the paper's)."""
     context: str = "checkerboard"
@@ -181,6 +190,10 @@ class ModelConfig:
             _require_width(self, name)
         for name in ("step", "coarse_step"):
             _require(getattr(self, name) > 0, self, name, getattr(self, name), "positive")
+        _require(0 <= self.deblock_jump <= 1, self, "deblock_jump", self.deblock_jump, "in [0, 1]")
+        activity = self.deblock_activity
+        _require(0 < activity <= 1, self, "deblock_activity", activity, "in (0, 1]")
+        _require(0 <= self.deadzone < 0.5, self, "deadzone", self.deadzone, "in [0, 0.5)")
         self._check_choices()
         for name in ("num_sigmas", "refine_factor"):
             value = getattr(self, name)
@@ -255,9 +268,10 @@ class LossConfig:
     """Weight of the latent consistency terms ("reverse compress")."""
     lmbda_dists: float = 0.0
     """Weight of DISTS beside LPIPS, lambda_p(l) * (LPIPS + lmbda_dists * DISTS)."""
-    dists_window: int = 64
-    """Side of the square of each crop, at a random place, on which DISTS is taken: VGG16 costs
-    more a pixel than the model does. 0: the whole crop."""
+    dists_every: int = 4
+    """DISTS is taken of every n-th image of a batch, from a random one on, and counts n times
+    there: VGG16 costs five times what the model does. Divides the images of each part that a batch
+    is cut into; which images it is depends on `accumulate`."""
     lmbda_adv: float = 0.0
     """Weight of the adversarial loss G beside LPIPS, lambda_p(l) * (LPIPS + lmbda_adv * G); 0: no
     discriminator."""
@@ -287,8 +301,7 @@ class LossConfig:
         ok = any(self.lmbda_perc) or not (self.lmbda_dists or self.lmbda_adv)
         allowed = "not 0 everywhere where lmbda_dists or lmbda_adv is not 0"
         _require(ok, self, "lmbda_perc", self.lmbda_perc, allowed)
-        window = self.dists_window
-        _require(window == 0 or window >= 16, self, "dists_window", window, "0 or at least 16")
+        _require(self.dists_every > 0, self, "dists_every", self.dists_every, "positive")
 
 
 @dataclass(frozen=True, kw_only=True)

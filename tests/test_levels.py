@@ -1,8 +1,10 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -14,6 +16,7 @@ from sic_jax.model.levels import (
     level_starts,
     merge_latents,
     refinement_sources,
+    shrink,
     split_latents,
 )
 
@@ -102,6 +105,30 @@ def test_refinements_by_hand() -> None:
     y_base = jnp.array([1.25, -0.75, 3.0, 0.125, 7.5])
     expected = [1.25, -0.75, 3.0, 1.25, 0.125, 1.25, 0.0, 0.625, 7.5]
     assert np.asarray(add_refinements(y_base, CFG)).tolist() == expected
+
+
+def test_dead_zone_of_channels_that_nothing_refines() -> None:
+    cfg = dataclasses.replace(CFG, deadzone=0.125)
+    y_base = jnp.array([1.25, -0.75, 3.0, 0.25, -7.5])
+    # The first four are refined later; what refines them does not know of the dead zone.
+    expected = [1.25, -0.75, 3.0, 1.25, 0.25, 1.25, 0.0, 1.25, -7.375]
+    assert np.asarray(add_refinements(y_base, cfg)).tolist() == expected
+    slope = jax.grad(lambda y: add_refinements(y, cfg)[-1])
+    assert slope(y_base).tolist() == [0, 0, 0, 0, 1]
+    assert slope(y_base.at[-1].set(-0.25)).tolist() == [0, 0, 0, 0, 0.75]
+
+
+@given(
+    st.floats(-30, 30, width=32, allow_subnormal=False),
+    st.floats(0, 0.484375, width=32, allow_subnormal=False),
+)
+@QUICK
+def test_shrink_moves_the_first_threshold(y: float, deadzone: float) -> None:
+    shrunk = float(shrink(jnp.float32(y), deadzone))
+    assert abs(shrunk) <= abs(y)
+    threshold = 0.5 + deadzone  # What rounds to 1 or more.
+    assume(abs(abs(y) - threshold) > 1e-4)
+    assert (round(shrunk) != 0) == (abs(y) > threshold)
 
 
 def test_gradient_of_refinements() -> None:

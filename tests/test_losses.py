@@ -175,28 +175,30 @@ def test_lpips_of_each_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
     np.testing.assert_allclose(result, shift, rtol=1e-5)
 
 
-@pytest.mark.parametrize("window", [5, 0, 9])
-def test_dists_of_each_decoding_in_a_window(monkeypatch: pytest.MonkeyPatch, window: int) -> None:
-    def features(x: jax.Array, *, weights: object) -> tuple[jax.Array, ...]:
-        return (x,)
-
+@pytest.mark.parametrize(("every", "offset"), [(1, 0), (2, 0), (2, 1), (4, 3)])
+def test_dists_of_every_nth_image(monkeypatch: pytest.MonkeyPatch, every: int, offset: int) -> None:
     def distance(
         a: tuple[jax.Array, ...], b: tuple[jax.Array, ...], *, weights: object
     ) -> jax.Array:
-        # Which pixels were compared, and with which decoding's.
-        return (a[0] + 1000 * (b[0] - a[0])).sum((1, 2, 3))
+        # Which image was compared, and with which decoding.
+        return a[0][:, 0, 0, 0] + 1000 * (b[0] - a[0])[:, 1, 2, 0]
 
-    monkeypatch.setattr(losses, "dists_features", features)
+    monkeypatch.setattr(losses, "dists_features", lambda x, *, weights: (x,))
     monkeypatch.setattr(losses, "dists_from_features", distance)
-    x = jnp.arange(2.0 * 8 * 7 * 3).reshape(2, 8, 7, 3)
-    shift = jnp.array([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
+    x = jnp.arange(1.0, 5)[:, None, None, None] * jnp.ones((4, 2, 3, 3))
+    shift = jnp.arange(1.0, 13).reshape(3, 4)
     x_hat = x + shift[..., None, None, None]
-    # The first and the last place that a window of 5 has in 8 rows and in 7 columns.
-    corners = jnp.array([[0.0, 0.999], [0.74, 0.34]])
-    result = losses.dists_terms(x, x_hat, {}, corners, window)
-    cut = (x[0, :5, 2:7], x[1, 2:7, 1:6]) if window == 5 else (x[0], x[1])
-    sums = np.array([c.sum() for c in cut])
-    np.testing.assert_allclose(result, sums + 1000 * shift * cut[0].size, rtol=1e-5)
+    result = losses.dists_terms(x, x_hat, {}, jnp.int32(offset), every)
+    expected = np.zeros((3, 4))
+    for at in range(offset, 4, every):
+        expected[:, at] = every * (at + 1 + 1000 * shift[:, at])
+    np.testing.assert_allclose(result, expected, rtol=1e-5)
+
+
+def test_dists_of_a_batch_that_cannot_be_cut() -> None:
+    x = jnp.zeros((4, 16, 16, 3))
+    with pytest.raises(ValueError, match="dists_every is 3; it must divide the 4 images"):
+        losses.dists_terms(x, x[None], {}, jnp.int32(0), 3)
 
 
 def test_perceptual_weights_are_those_that_the_loss_needs() -> None:
@@ -206,8 +208,8 @@ def test_perceptual_weights_are_those_that_the_loss_needs() -> None:
     assert found == [set(), {"lpips"}, {"lpips", "dists"}]
     with pytest.raises(ValueError, match=r"lmbda_perc is \(0\.0, 0\.0, 0\.0\)"):
         LossConfig(**{**vars(none), "lmbda_dists": 1})
-    with pytest.raises(ValueError, match="dists_window is 8; it must be 0 or at least 16"):
-        LossConfig(**{**vars(LOSS), "dists_window": 8})
+    with pytest.raises(ValueError, match="dists_every is 0; it must be positive"):
+        LossConfig(**{**vars(LOSS), "dists_every": 0})
 
 
 def test_loss_without_images_at_full_level() -> None:

@@ -3,7 +3,7 @@
     x --+-- 16x16 patches . K^T / step ------------------------(+)-- y
         +-- 8x8 patches, blocks at 1/8, blocks at 1/16, 1x1 ----+
 
-    y --+-- K . (y * step), 16x16 patches ---------------------(+)-- x_hat
+    y --+-- K . (y * step), 16x16 patches ---------------------(+)-- deblocking -- x_hat
         +-- log compression, blocks at 1/16, at 1/8, 8x8 -------+     (level-modulated)
 
 The network's last layer starts at zero, so that an untrained model is the linear codec. Images are
@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from sic_jax.config import ModelConfig
+from sic_jax.model.deblock import deblock
 
 PATCH = 16
 """Pixels of an image a latent position covers in each direction."""
@@ -65,7 +66,8 @@ def synthesis_margin(cfg: ModelConfig) -> int | None:
     if cfg.transforms == "swin":
         return None
     at_8 = cfg.synthesis_blocks[0] + 1
-    return 1 + cfg.synthesis_blocks[1] - (-at_8 * _STEM // PATCH)
+    # The deblocking filter reads the neighbouring patches.
+    return 1 + cfg.synthesis_blocks[1] - (-at_8 * _STEM // PATCH) + bool(cfg.deblock_jump)
 
 
 class ResidualBlock(nn.Module):
@@ -153,4 +155,7 @@ class SynthesisTransform(nn.Module):
             h = _block(at_16 + i, self.remat, cfg.width_8, cfg.num_levels, self.dtype)(h, level)
         zeros = nn.initializers.zeros
         last = nn.Conv(3 * _STEM * _STEM, (3, 3), kernel_init=zeros, dtype=self.dtype)(h)
-        return linear + depth_to_space(last.astype(jnp.float32), _STEM) + 0.5
+        x_hat = linear + depth_to_space(last.astype(jnp.float32), _STEM) + 0.5
+        if cfg.deblock_jump:
+            x_hat = deblock(x_hat, cfg.deblock_jump, cfg.deblock_activity)
+        return x_hat

@@ -136,10 +136,9 @@ def make_loss(
         if "lpips" in perceptual:
             compared = compared._replace(lpips=lpips_terms(x, x_hat, perceptual["lpips"]))
         if "dists" in perceptual:
-            # A stream of its own: the latents' noise has the keys 0 to 2 of each key.
-            corners = jax.vmap(lambda k: jax.random.uniform(jax.random.fold_in(k, 3), (2,)))(keys)
-            window = loss_cfg.dists_window
-            dists = dists_terms(x, x_hat, perceptual["dists"], corners, window)
+            every = loss_cfg.dists_every
+            offset = jax.random.randint(jax.random.fold_in(key, 2), (), 0, every)
+            dists = dists_terms(x, x_hat, perceptual["dists"], offset, every)
             compared = compared._replace(dists=dists)
         if state.discriminator is not None:
             logits = _judge(cfg, state.discriminator, _flat(x_hat), _flat(y_hat), plan)

@@ -163,27 +163,31 @@ def lpips_terms(x: jax.Array, x_hat: jax.Array, weights: Weights) -> jax.Array:
 
 
 def dists_terms(
-    x: jax.Array, x_hat: jax.Array, weights: Weights, corners: jax.Array, window: int
+    x: jax.Array, x_hat: jax.Array, weights: Weights, offset: jax.Array, every: int
 ) -> jax.Array:
-    """DISTS of squares of images [B, H, W, 3] and of their decodings [R, B, H, W, 3]: [R, B].
+    """DISTS of every n-th image of [B, H, W, 3] and its decodings [R, B, H, W, 3], times n: [R, B].
+
+    The mean over images is an unbiased estimate of what it would be with all of them.
 
     Args:
       x: Images.
       x_hat: Their decodings.
       weights: Of `load_dists_weights`.
-      corners: [B, 2], row and column of an image's square as fractions of what there is, in [0, 1).
-      window: Side of the squares; 0 or more than a side of the images: the whole side.
+      offset: int scalar, the first of the images, 0 to n - 1.
+      every: n.
+
+    Raises:
+      ValueError: If n does not divide B.
     """
-    h, w = (min(window, n) or n for n in x.shape[1:3])
-    room = jnp.array([x.shape[1] - h, x.shape[2] - w])
-    starts = jnp.floor(corners * (room + 1)).astype(jnp.int32)
-
-    def cut(image: jax.Array, start: jax.Array) -> jax.Array:
-        return jax.lax.dynamic_slice(image, (*start, 0), (h, w, 3))
-
-    cut_all = jax.vmap(cut)
-    x, x_hat = cut_all(x, starts), jax.vmap(cut_all, (0, None))(x_hat, starts)
-    return _compare(dists_features, dists_from_features, x, x_hat, weights)
+    r, b = x_hat.shape[:2]
+    if b % every:
+        raise ValueError(f"dists_every is {every}; it must divide the {b} images of a part")
+    # Not a gather from the whole axis: the images of a device stay there.
+    x = x.reshape(b // every, every, *x.shape[1:])[:, offset]
+    x_hat = x_hat.reshape(r, b // every, every, *x_hat.shape[2:])[:, :, offset]
+    found = _compare(dists_features, dists_from_features, x, x_hat, weights)
+    here = jnp.arange(every) == offset
+    return jnp.where(here, every * found[..., None], 0).reshape(r, b)
 
 
 def _compare(
