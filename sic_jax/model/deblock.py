@@ -38,7 +38,7 @@ def _across_columns(x: jax.Array, jump: float, activity: float) -> jax.Array:
         -jnp.square(jnp.abs(d).max(-1, keepdims=True) / jump)
         - jnp.square(a.max(-1, keepdims=True) / activity)
     )
-    ramp = np.float32((1 - (np.arange(_HALF) + 0.5) / _HALF) / 2)[:, None]
+    ramp = (1 - (np.arange(_HALF, dtype=np.float32) + 0.5) / _HALF)[:, None] / 2
     change = (weight * d)[..., None, :]
     patches = patches.at[:, :, :-1, _HALF:].add(change * ramp[::-1])
     patches = patches.at[:, :, 1:, :_HALF].add(-change * ramp)
