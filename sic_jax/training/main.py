@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sic_jax.config import TrainConfig, from_dict, to_dict
+from sic_jax.config import ModelConfig, TrainConfig, from_dict, to_dict
 from sic_jax.presets import PRESETS, preset
 
 if typing.TYPE_CHECKING:
@@ -164,6 +164,13 @@ def _run(cfg: TrainConfig, args: argparse.Namespace) -> None:
             logging.info("bundle written to %s", args.export)
 
 
+def _shape(cfg: ModelConfig) -> ModelConfig:
+    """A model's config without what parameters do not depend on."""
+    return dataclasses.replace(
+        cfg, temperature=0.0, deadzone=0.0, deblock_jump=0.0, deblock_activity=1.0
+    )
+
+
 def _weights(name: str, cfg: TrainConfig) -> "Params":
     """Parameters of another run (EMA) or of a bundle, checked to fit `cfg`."""
     from sic_jax.codec.bundle import load_bundle
@@ -171,11 +178,10 @@ def _weights(name: str, cfg: TrainConfig) -> "Params":
 
     if not (Path(name) / "checkpoints").is_dir():
         bundle = load_bundle(name)
-        # The default temperature of decoding is no part of the architecture.
-        if dataclasses.replace(bundle.cfg, temperature=cfg.model.temperature) != cfg.model:
+        if _shape(bundle.cfg) != _shape(cfg.model):
             raise ValueError(f"--init-from {name}: its model config differs")
         return bundle.params
     theirs = from_dict(TrainConfig, json.loads((Path(name) / "config.json").read_text()))
-    if theirs.model != cfg.model:
+    if _shape(theirs.model) != _shape(cfg.model):
         raise ValueError(f"--init-from {name}: its model config differs")
     return load_run_params(name, theirs)
