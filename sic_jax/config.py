@@ -91,7 +91,7 @@ class RasterConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Architecture: everything that the parameter shapes depend on.
+    """Architecture: what the parameter shapes depend on, and how latents are rounded and decoded.
 
     `transforms` and `context` are chosen independently. Fields say which choice reads them; those
     without a word serve all.
