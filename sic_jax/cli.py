@@ -84,6 +84,12 @@ def _make_parsers() -> tuple[_Parser, dict[str, _Parser]]:
     )
     compress.set_defaults(run=_compress)
     compress.add_argument("--level", type=int, metavar="N", help="quality, 1 to 16 (default: 16)")
+    compress.add_argument(
+        "--search",
+        type=int,
+        metavar="N",
+        help="steps of search for better latents: slow, 30 are plenty (default: 0)",
+    )
     compress.add_argument("--seed", type=int, metavar="S", help="detail seed to store (default: 0)")
     compress.add_argument(
         "--background", metavar="COLOR", help="colour under transparent pixels, as white or #a0b0c0"
@@ -166,7 +172,7 @@ def _make_parsers() -> tuple[_Parser, dict[str, _Parser]]:
 
 
 def _compress(args: argparse.Namespace) -> int:
-    options = _given(args, "level", "seed")
+    options = _given(args, "level", "search", "seed")
 
     def work(codec: Codec, job: Job) -> str:
         source = _read(job.source) if job.source == STD else job.source

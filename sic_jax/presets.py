@@ -13,10 +13,22 @@ def _geometric(first: float, last: float, num_levels: int) -> tuple[float, ...]:
     return tuple(first * (last / first) ** (i / (num_levels - 1)) for i in range(num_levels))
 
 
-def _weights(
-    rate: tuple[float, float], dist: tuple[float, float], perc: tuple[float, float], levels: int
+def geometric_loss(
+    rate: tuple[float, float],
+    dist: tuple[float, float],
+    perc: tuple[float, float],
+    levels: int,
+    lmbda_dists: float = 0.0,
 ) -> LossConfig:
-    """A loss whose lambda_r and ratios to lambda_r are geometric in the level."""
+    """A loss whose lambda_r and ratios to lambda_r are geometric in the level.
+
+    Args:
+      rate: lambda_r of the first and the last level.
+      dist: lambda_d / lambda_r of them.
+      perc: lambda_p / lambda_r of them; zeros for a loss without LPIPS.
+      levels: Their number.
+      lmbda_dists: Weight of DISTS beside LPIPS.
+    """
     r = _geometric(*rate, levels)
     zero = (0.0,) * levels
     d = _geometric(*dist, levels)
@@ -25,6 +37,7 @@ def _weights(
         lmbda_rate=r,
         lmbda_dist=tuple(a * b for a, b in zip(r, d, strict=True)),
         lmbda_perc=tuple(a * b for a, b in zip(r, p, strict=True)),
+        lmbda_dists=lmbda_dists,
     )
 
 
@@ -76,7 +89,7 @@ def mse() -> TrainConfig:
     Result: the model card of the default bundle.
     """
     model = default_model()
-    loss = _weights((8, 1), (60, 2000), (0, 0), model.num_levels)
+    loss = geometric_loss((8, 1), (60, 2000), (0, 0), model.num_levels)
     return TrainConfig(model=model, loss=loss, steps=2000, learning_rate=7e-4)
 
 
@@ -93,10 +106,8 @@ def perceptual() -> TrainConfig:
     Result: the model card of the default bundle, the last stage.
     """
     model = default_model()
-    loss = _weights((8, 1.25), (20, 600), (0.45, 2.8), model.num_levels)
-    loss = dataclasses.replace(
-        loss, lmbda_dists=1.0, temperature=0.5, sampled_share=0.5, rounded_share=0.5
-    )
+    loss = geometric_loss((8, 1.25), (20, 600), (0.45, 2.8), model.num_levels, lmbda_dists=1.0)
+    loss = dataclasses.replace(loss, temperature=0.5, sampled_share=0.5, rounded_share=0.5)
     return TrainConfig(model=model, loss=loss, steps=4500, learning_rate=2.5e-4)
 
 
@@ -205,7 +216,7 @@ def smoke() -> TrainConfig:
     )
     return TrainConfig(
         model=model,
-        loss=_weights((4, 1), (40, 1000), (0, 0), model.num_levels),
+        loss=geometric_loss((4, 1), (40, 1000), (0, 0), model.num_levels),
         steps=20,
         batch_size=2,
         crop_size=64,

@@ -27,6 +27,7 @@ class FakeCodec:
         image: np.ndarray,
         *,
         level: int = 16,
+        search: int = 0,
         seed: int = 0,
         icc_profile: bytes | None = None,
         exif: bytes | None = None,
@@ -41,7 +42,7 @@ class FakeCodec:
             width=image.shape[1],
             mode="gray" if image.ndim == 2 else "rgb",
             num_levels=level,
-            seed=seed,
+            seed=seed + 1000 * search,
         )
         payloads = [zlib.compress(image.tobytes()), *(bytes(10 * i) for i in range(1, level + 1))]
         metadata = container.Metadata(icc_profile=icc_profile, exif=exif)
@@ -141,10 +142,10 @@ def test_there_and_back_with_default_names(
 
 def test_options_reach_the_codec(folder: Path, loads: list[object]) -> None:
     original = put("a.png")
-    argv = ["a.png", "--level", "3", "b.sic", "--seed", "7", "--bundle", "B", "--coder", "native"]
-    assert run("compress", *argv) == 0
+    argv = ["a.png", "--level", "3", "b.sic", "--seed", "7", "--search", "2", "--bundle", "B"]
+    assert run("compress", *argv, "--coder", "native") == 0
     header = container.read_header(Path("b.sic").read_bytes())
-    assert (header.num_levels, header.seed, header.mode) == (3, 7, "rgb")
+    assert (header.num_levels, header.seed, header.mode) == (3, 2007, "rgb")
     argv = ["b.sic", "--level", "2", "--seed", "1", "--temperature", "0.5", "c.png"]
     assert run("decompress", *argv, "--coder", "tfc") == 0
     np.testing.assert_array_equal(get("c.png"), original + np.uint8(2 + 16 + 32))

@@ -24,7 +24,7 @@ CFG = preset("smoke").model
 LEVELS = CFG.num_levels
 
 
-def _bundle(folder: Path, seed: int) -> Path:
+def tiny_bundle(folder: Path, seed: int) -> Path:
     """An untrained bundle: linear branches from smooth patches, everything else random."""
     rng = np.random.default_rng(seed)
     patches = rng.normal(size=(1500, PATCH, PATCH, 3)).cumsum(1).cumsum(2)
@@ -36,7 +36,7 @@ def _bundle(folder: Path, seed: int) -> Path:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return _bundle(tmp_path_factory.mktemp("bundle") / "tiny", 0)
+    return tiny_bundle(tmp_path_factory.mktemp("bundle") / "tiny", 0)
 
 
 @pytest.fixture(scope="module")
@@ -182,7 +182,7 @@ def test_bad_arguments(codec: Codec) -> None:
 
 
 def test_another_bundle_is_refused(codec: Codec, tmp_path: Path) -> None:
-    other = Codec.load(_bundle(tmp_path / "other", 1))
+    other = Codec.load(tiny_bundle(tmp_path / "other", 1))
     data = codec.compress(picture(16, 16))
     with pytest.raises(BitstreamError, match="was made with bundle"):
         other.decompress(data)

@@ -82,6 +82,17 @@ def picture(height: int, width: int) -> np.ndarray:
     return np.clip(grey[..., None] + rng.normal(0, 20, (height, width, 3)), 0, 255).astype(np.uint8)
 
 
+@pytest.mark.slow
+def test_a_search_finds_other_latents_that_decode(codec: Codec) -> None:
+    x = picture(40, 100)
+    with quick_compilation():
+        data, found = codec.compress(x, search=4), codec.encode_latents(x, search=4)
+    decoded = codec.decode_latents(container.unpack(data))
+    np.testing.assert_array_equal(decoded.y_s, found.y_s)
+    assert (found.y_s != codec.encode_latents(x).y_s).any()
+    np.testing.assert_array_equal(found.z_hat, codec.encode_latents(x).z_hat)
+
+
 def test_steps_of_the_papers_pictures() -> None:
     order = schedule(32, 48)
     assert (order.num_steps(16), order.num_steps(1)) == (276, 141)

@@ -1,7 +1,7 @@
 """The codec: pictures to files and back."""
 
 import warnings
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +25,7 @@ from sic_jax.codec.container import (
 )
 from sic_jax.codec.float_coding import FloatCodingPass
 from sic_jax.codec.pixels import Pixels, check_image, pad, to_gray
+from sic_jax.codec.search import LatentSearch
 from sic_jax.codec.windows import in_windows
 from sic_jax.entropy.range_coder import (
     VALUE_LIMIT,
@@ -141,6 +142,7 @@ class Codec:
         image: NDArray[np.uint8],
         *,
         level: int | None = None,
+        search: int = 0,
         seed: int = 0,
         icc_profile: bytes | None = None,
         exif: bytes | None = None,
@@ -149,18 +151,23 @@ class Codec:
 
         Args:
           image: uint8 [H, W, 3] (sRGB) or [H, W] (gray), any size from 1x1.
-          level: 1 (smallest file) to L (default); lower levels are prefixes of higher ones.
+          level: 1 (smallest file) to L (default); lower levels are prefixes of higher ones, but
+            for those of a search.
+          search: Steps of search for better latents (`sic_jax.codec.search`), 0 for none. They all
+            look at levels up to `level`. Each takes several times as long as a compression without.
           seed: Default seed of the details that a decoder draws.
           icc_profile: Colour profile to keep.
           exif: EXIF block to keep.
 
         Raises:
           TypeError: If the image is not a uint8 array.
-          ValueError: If its shape, the level or the seed is not valid.
+          ValueError: If its shape, the level, the search or the seed is not valid.
         """
         cfg = self.bundle.cfg
         level = cfg.num_levels if level is None else level
         self._check_level(level, cfg.num_levels)
+        if search < 0:
+            raise ValueError(f"search must be at least 0 steps, got {search}")
         pixels = check_image(image)
         height, width = pixels.shape[:2]
         header = Header(
@@ -172,7 +179,7 @@ class Codec:
             seed=seed,
             float_entropy=self._pass.float_entropy,
         )
-        y, z, _ = self.encode_latents(pixels)
+        y, z, _ = self.encode_latents(pixels, level=level, search=search)
         segments = [self._encode_z(z)]
         hyper = self._pass.hyper(z, (y.shape[0], y.shape[1]))
         encoders = {k: self._new_encoder() for k in range(1, level + 1)}
@@ -187,11 +194,12 @@ class Codec:
             segments.append(Segment(encoder.finish(), symbols_checksum(symbols[k])))
         return pack(header, segments, Metadata(icc_profile=icc_profile, exif=exif))
 
-    def encode_latents(self, image: NDArray[np.uint8]) -> Latents:
+    def encode_latents(
+        self, image: NDArray[np.uint8], *, level: int | None = None, search: int = 0
+    ) -> Latents:
         """The integers that files of an image hold, all levels.
 
-        Raises:
-          TypeError, ValueError: As `compress`.
+        Arguments and errors are those of `compress`.
         """
         cfg = self.bundle.cfg
         padded = pad(check_image(image))
@@ -207,7 +215,17 @@ class Codec:
         )
         limit = VALUE_LIMIT // 2
         y_hat, z_hat = (np.asarray(a) for a in self._quantise(self._variables, y))
-        return Latents(np.clip(y_hat, -limit, limit), np.clip(z_hat, -limit, limit), cfg.num_levels)
+        z_hat = np.clip(z_hat, -limit, limit)
+        if search:
+            hyper = self._pass.hyper(z_hat, (y.shape[0], y.shape[1]))
+            level = cfg.num_levels if level is None else level
+            y_hat = self._search(padded, y, hyper, level=level, steps=search)
+        return Latents(np.clip(y_hat, -limit, limit), z_hat, cfg.num_levels)
+
+    @cached_property
+    def _search(self) -> LatentSearch:
+        """Made when it is first needed: it loads LPIPS and DISTS."""
+        return LatentSearch(self.bundle.cfg, self._variables["params"])
 
     def decompress(
         self,

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sic_jax.codec.codec import Codec
-from sic_jax.codec.container import MAX_SEED
+from sic_jax.codec.container import MAX_SEED, truncate
 
 Pixels = NDArray[np.uint8]
 
@@ -36,6 +36,8 @@ class ImageCodec(NamedTuple):
     setting_name: str = "quality"
     compiles: bool = False
     """The first call for an image size takes longer, and is not timed."""
+    times_encoding: bool = True
+    """Whether every setting is encoded by itself; else encoding has no times."""
     coder: str | None = None
     """What its times depend on, but not its files: the range coder of `sic`."""
 
@@ -52,6 +54,7 @@ def sic_codec(
     samples: int = 1,
     seed: int | None = None,
     temperature: float | None = None,
+    search: int = 0,
 ) -> ImageCodec:
     """The codec of this package at some levels.
 
@@ -61,6 +64,8 @@ def sic_codec(
         samples: Members of the synset to decode, with seeds seed, seed + 1, ...
         seed: First seed of the details; default: the file's, which is 0.
         temperature: Spread of the details; default: the bundle's.
+        search: Steps of search (`sic_jax.codec.search`). One search an image, over the levels up to
+            the highest of `levels`: all its files are cut from one.
 
     Raises:
         ValueError: If the bundle does not have one of the levels, or a number is out of range.
@@ -82,8 +87,19 @@ def sic_codec(
     if not 0 <= spread < float("inf"):
         raise ValueError(f"temperature must be finite and at least 0, got {spread}")
 
+    if search < 0:
+        raise ValueError(f"search must be at least 0 steps, got {search}")
+    top = max(levels)
+    latest: dict[bytes, bytes] = {}
+
     def encode(image: Pixels, level: float) -> bytes:
-        return codec.compress(image, level=int(level))
+        if not search:
+            return codec.compress(image, level=int(level))
+        key = repr(image.shape).encode() + image.tobytes()
+        if key not in latest:
+            latest.clear()
+            latest[key] = codec.compress(image, level=top, search=search)
+        return truncate(latest[key], int(level))
 
     def decode(data: bytes, sample: int) -> Pixels:
         return codec.decompress(data, strict=True, seed=first + sample, temperature=spread)
@@ -96,12 +112,14 @@ def sic_codec(
         name=SIC,
         settings=tuple(sorted(set(levels))),
         options=f"model {codec.bundle.model_id.hex()}, temperature {spread:g}, seed {first}, "
-        f"samples {samples}",
+        f"samples {samples}" + (f", search {search} to level {top}" if search else ""),
         encode=encode,
         decode=decode,
         samples=samples,
-        estimate=estimate,
+        # Estimates are of latents without a search.
+        estimate=None if search else estimate,
         setting_name="level",
         compiles=True,
+        times_encoding=not search,
         coder=codec.coder,
     )

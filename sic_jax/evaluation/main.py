@@ -80,6 +80,9 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     sic.add_argument("--samples", type=int, default=1, metavar="M", help="decodings of each file")
     sic.add_argument("--seed", type=int, default=0, metavar="S", help="of the first decoding")
     sic.add_argument("--temperature", type=float, metavar="T", help="default: the bundle's")
+    sic.add_argument(
+        "--search", type=int, default=0, metavar="N", help="steps of search for better latents"
+    )
     page = parser.add_argument_group("report")
     page.add_argument("--rate-axis", choices=("log", "linear"), default="log", help="of the plots")
     page.add_argument(
@@ -131,7 +134,7 @@ def _run(args: argparse.Namespace, progress: Progress) -> int:
     features = None if args.fid_weights is None else inception_of(args.fid_weights)
     measured = measure_images(found.images, codecs, Measurer(metrics, batch_size), out, progress)
     seconds = time.perf_counter() - start
-    if untimed := sum(record.encode_s is None for record in measured.records):
+    if untimed := sum(record.decode_s is None for record in measured.records):
         progress.say(
             f"eval.py: no times of {untimed} measurements: made before with another coder, device "
             f"or version; without {out / 'files'} they are made again"
@@ -214,6 +217,7 @@ def _make_codecs(
                 samples=args.samples,
                 seed=args.seed,
                 temperature=args.temperature,
+                search=args.search,
             ),
         )
     if not codecs:

@@ -277,7 +277,7 @@ class _Work:
             bpp=metrics.bpp(len(data), height, width),
             bpp_est=None,
             samples=codec.samples,
-            encode_s=encode_s,
+            encode_s=encode_s if codec.times_encoding else None,
             decode_s=decode_s,
             timed_with=self._timed_with[codec.name],
             metrics={},

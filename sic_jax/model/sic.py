@@ -183,7 +183,7 @@ class SicModel(nn.Module):
           rounded: bool [B]: images whose bits are those of the rounded latents even with a key,
             with straight-through gradients.
         """
-        cfg, prior = self.cfg, self.prior_z()
+        prior = self.prior_z()
         z_hat = quantise_hyper(prior, z)
         if key is None:
             y_rated, z_rated = jnp.round(y), z_hat
@@ -195,28 +195,40 @@ class SicModel(nn.Module):
         if rounded is not None:
             at = rounded[:, None, None, None]
             y_rated, z_rated = jnp.where(at, y_hat, y_rated), jnp.where(at, z_hat, z_rated)
-        hyper, mu, sigma = self._entropy_parameters(y_hat, z_hat)
+        hyper = self.hyper_features(z_hat, (y_hat.shape[1], y_hat.shape[2]))
+        bits_y = self.level_bits(y_rated, y_hat, hyper, escapes=key is None)
+        bits_z = deep_factorized_bits(prior, z_rated).sum((1, 2, 3))
+        return Rated(bits_z, bits_y, y_hat, hyper)
+
+    def hyper_features(self, z_hat: jax.Array, shape: tuple[int, int]) -> jax.Array:
+        """What h_s makes of z_hat for latents of `shape`, batch first."""
+        if self.cfg.context == "raster":
+            return raster.hyper_features(self.raster_params(), z_hat, shape)
+        return hyper_synthesis(self.entropy_layers()["h_s"], z_hat, shape)
+
+    def level_bits(
+        self, y_rated: jax.Array, y_hat: jax.Array, hyper: jax.Array, *, escapes: bool = True
+    ) -> jax.Array:
+        """Estimated bits of each level of `y_rated` [B, h, w, C], float32 [B, L].
+
+        Args:
+          y_rated: The latents that are rated, rounded or noisy.
+          y_hat: Rounded latents, which the context model sees.
+          hyper: Of `hyper_features`.
+          escapes: Whether outliers cost no more than they do in a file.
+        """
+        cfg = self.cfg
+        if cfg.context == "raster":
+            mu, sigma = raster.all_parameters(self.raster_params(), cfg, y_hat, hyper)
+        else:
+            mean, index = all_parameters(self.entropy_layers()["context"], cfg, y_hat, hyper)
+            mu, sigma = mean / MEAN_BINS, sigmas_of(index, cfg)
         bits = normal_bits(y_rated, mu, sigma)
-        if key is None:
+        if escapes:
             distance = jnp.maximum(jnp.abs(y_rated - mu), 1.0)
             bits = jnp.minimum(bits, _ESCAPE_BITS + 2 * jnp.log2(distance))
         to_level = jax.nn.one_hot(channel_levels(cfg) - 1, cfg.num_levels)
-        bits_z = deep_factorized_bits(prior, z_rated).sum((1, 2, 3))
-        return Rated(bits_z, bits.sum((1, 2)) @ to_level, y_hat, hyper)
-
-    def _entropy_parameters(
-        self, y_hat: jax.Array, z_hat: jax.Array
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """(hyper, mu, sigma) of quantised latents."""
-        cfg, shape = self.cfg, (y_hat.shape[1], y_hat.shape[2])
-        if cfg.context == "raster":
-            params = self.raster_params()
-            hyper = raster.hyper_features(params, z_hat, shape)
-            return hyper, *raster.all_parameters(params, cfg, y_hat, hyper)
-        layers = self.entropy_layers()
-        hyper = hyper_synthesis(layers["h_s"], z_hat, shape)
-        mean, scale_index = all_parameters(layers["context"], cfg, y_hat, hyper)
-        return hyper, mean / MEAN_BINS, sigmas_of(scale_index, cfg)
+        return bits.sum((1, 2)) @ to_level
 
     def complete(
         self,
