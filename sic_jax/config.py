@@ -117,6 +117,10 @@ class ModelConfig:
     deblock_activity: float = 0.04
     """conv: mean deviation of the pixels beside a border, in one row, at which they are taken for
     texture and left alone."""
+    restoration_width: int = 0
+    """conv: features of the network that ends g_s, at half resolution; 0: there is none."""
+    restoration_blocks: int = 4
+    """conv: residual blocks of that network."""
     transforms: str = "conv"
     """g_a and g_s: `conv` (fast on CPUs) or `swin` (the paper's)."""
     context: str = "checkerboard"
@@ -185,6 +189,10 @@ class ModelConfig:
         for name in ("analysis_blocks", "synthesis_blocks"):
             blocks = getattr(self, name)
             _require(all(0 <= b <= 64 for b in blocks), self, name, blocks, "0 to 64 each")
+        blocks_at_2 = self.restoration_blocks
+        _require(0 <= blocks_at_2 <= 64, self, "restoration_blocks", blocks_at_2, "0 to 64")
+        width, allowed = self.restoration_width, f"0 to {_MAX_WIDTH}"
+        _require(0 <= width <= _MAX_WIDTH, self, "restoration_width", width, allowed)
         names = ("width_8", "width_16", "hyper_channels", "hyper_width", "context_width")
         for name in (*names, "anchor_width", "head_width"):
             _require_width(self, name)

@@ -3,10 +3,10 @@
     x --+-- 16x16 patches . K^T / step ------------------------(+)-- y
         +-- 8x8 patches, blocks at 1/8, blocks at 1/16, 1x1 ----+
 
-    y --+-- K . (y * step), 16x16 patches ---------------------(+)-- deblocking -- x_hat
-        +-- log compression, blocks at 1/16, at 1/8, 8x8 -------+     (level-modulated)
+    y --+-- K . (y * step), 16x16 patches ---------------------(+)-- deblocking, blocks at 1/2 --
+        +-- log compression, blocks at 1/16, at 1/8, 8x8 -------+     (level-modulated)  x_hat
 
-The network's last layer starts at zero, so that an untrained model is the linear codec. Images are
+Last layers start at zero, so that an untrained model is the linear codec. Images are
 NHWC, [0, 1], sides a multiple of 16. Only dense 3x3 and 1x1 convolutions: depthwise ones are
 slower on XLA's CPU backend.
 """
@@ -66,8 +66,11 @@ def synthesis_margin(cfg: ModelConfig) -> int | None:
     if cfg.transforms == "swin":
         return None
     at_8 = cfg.synthesis_blocks[0] + 1
+    margin = 1 + cfg.synthesis_blocks[1] - (-at_8 * _STEM // PATCH)
     # The deblocking filter reads the neighbouring patches.
-    return 1 + cfg.synthesis_blocks[1] - (-at_8 * _STEM // PATCH) + bool(cfg.deblock_jump)
+    margin += bool(cfg.deblock_jump)
+    at_2 = cfg.restoration_blocks + 2
+    return margin - (-at_2 * 2 // PATCH) if cfg.restoration_width else margin
 
 
 class ResidualBlock(nn.Module):
@@ -125,6 +128,29 @@ class AnalysisTransform(nn.Module):
         return linear + last(h.astype(jnp.float32))
 
 
+class RestorationFilter(nn.Module):
+    """The network that ends g_s: it sees the decoded pixels themselves, at half resolution.
+
+    The blocks at 1/8 have to learn an edge anew for each place of an 8x8 patch that it can cross;
+    this one learns it once. It adds to the image what its last layer says, at first nothing.
+    """
+
+    cfg: ModelConfig
+    dtype: DTypeLike | None = None
+    remat: bool = False
+
+    @nn.compact
+    def __call__(self, x: jax.Array, level: jax.Array) -> jax.Array:
+        """X: [B, H, W, 3], sides even; level: int [B], 1-based."""
+        cfg, width = self.cfg, self.cfg.restoration_width
+        h = nn.Conv(width, (3, 3), dtype=self.dtype)(space_to_depth(x - 0.5, 2))
+        for i in range(cfg.restoration_blocks):
+            h = _block(i, self.remat, width, cfg.num_levels, self.dtype)(h, level)
+        zeros = nn.initializers.zeros
+        last = nn.Conv(12, (3, 3), kernel_init=zeros, dtype=self.dtype)(nn.leaky_relu(h, 0.1))
+        return x + depth_to_space(last.astype(jnp.float32), 2)
+
+
 class SynthesisTransform(nn.Module):
     """g_s: decoded latents y_hat [B, h, w, C] and their level to an image [B, 16h, 16w, 3].
 
@@ -158,4 +184,7 @@ class SynthesisTransform(nn.Module):
         x_hat = linear + depth_to_space(last.astype(jnp.float32), _STEM) + 0.5
         if cfg.deblock_jump:
             x_hat = deblock(x_hat, cfg.deblock_jump, cfg.deblock_activity)
+        if cfg.restoration_width:
+            restoration = RestorationFilter(cfg, self.dtype, self.remat, name="restoration")
+            x_hat = restoration(x_hat, level)
         return x_hat
