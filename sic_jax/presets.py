@@ -1,6 +1,19 @@
 """Named training runs as lab notes: source, command, hardware, time, result.
 
 Level weights are written as lambda_r(l) times (1, lambda_d / lambda_r, lambda_p / lambda_r).
+
+The presets `paper*`, where the authors' code and the paper, or two parts of the code, disagree:
+
+- The extra terms of the first two epochs never ran in the code as committed, and are left out; the
+  warm-up's spread of the groups' rates is an image's, not a batch's, so that it does not matter how
+  a batch is cut.
+- M is 1 unless ``--loss.num-samples`` says otherwise; the draws are seeded.
+- The discriminator judges each decoding given its own level's latents (the code takes level l's for
+  level L too); it and the codec step at once, from the same state; its gradients are neither clipped
+  nor mixed into the codec's clip.
+- A picture at evaluation is padded to multiples of 16 by its border, and bpp counts the picture's
+  pixels.
+- Likelihoods are not clamped in training: the bits have finite gradients without.
 """
 
 import dataclasses
