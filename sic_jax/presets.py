@@ -9,8 +9,8 @@ The presets `paper*`, where the authors' code and the paper, or two parts of the
   a batch is cut.
 - M is 1 unless ``--loss.num-samples`` says otherwise; the draws are seeded.
 - The discriminator judges each decoding given its own level's latents (the code takes level l's for
-  level L too); it and the codec step at once, from the same state; its gradients are neither clipped
-  nor mixed into the codec's clip.
+  level L too); it and the codec step at once, from the same state; its gradients are neither
+  clipped nor mixed into the codec's clip.
 - A picture at evaluation is padded to multiples of 16 by its border, and bpp counts the picture's
   pixels.
 - Likelihoods are not clamped in training: the bits have finite gradients without.
