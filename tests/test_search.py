@@ -8,12 +8,14 @@ import pytest
 from conftest import quick_compilation
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from test_codec import CFG, LEVELS, picture, tiny_bundle
 
 from sic_jax.codec import search
 from sic_jax.codec.codec import Codec
 from sic_jax.codec.container import truncate, unpack
 from sic_jax.codec.search import SearchState, descend, level_of_step, search_loss
+from sic_jax.demo import SAMPLE
 from sic_jax.dists import dists, load_dists_weights
 from sic_jax.lpips import load_alexnet_weights, lpips
 from sic_jax.model.levels import channel_levels, refinement_sources
@@ -188,3 +190,20 @@ def test_windows_cover_the_picture(codec: Codec, monkeypatch: pytest.MonkeyPatch
 def test_negative_steps(codec: Codec) -> None:
     with pytest.raises(ValueError, match="search must be at least 0 steps, got -1"):
         codec.compress(picture(32, 32), search=-1)
+
+
+@pytest.mark.slow
+def test_what_the_default_bundle_gains() -> None:
+    with Image.open(SAMPLE) as im:
+        x = np.asarray(im.convert("RGB"))[128:256, 128:320]
+    codec = Codec.load("default")
+    plain, searched = codec.compress(x), codec.compress(x, search=12)
+    weights = load_dists_weights()
+    for level in (8, 12, 16):
+        a, b = truncate(plain, level), truncate(searched, level)
+        assert len(b) < 1.08 * len(a)
+        before, after = (
+            float(dists(x[None] / np.float32(255), p[None] / np.float32(255), weights=weights)[0])
+            for p in (codec.decompress(a), codec.decompress(b))
+        )
+        assert after < 0.95 * before, (level, before, after)
