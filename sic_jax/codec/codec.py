@@ -166,8 +166,6 @@ class Codec:
         cfg = self.bundle.cfg
         level = cfg.num_levels if level is None else level
         self._check_level(level, cfg.num_levels)
-        if search < 0:
-            raise ValueError(f"search must be at least 0 steps, got {search}")
         pixels = check_image(image)
         height, width = pixels.shape[:2]
         header = Header(
@@ -202,6 +200,10 @@ class Codec:
         Arguments and errors are those of `compress`.
         """
         cfg = self.bundle.cfg
+        level = cfg.num_levels if level is None else level
+        self._check_level(level, cfg.num_levels)
+        if search < 0:
+            raise ValueError(f"search must be at least 0 steps, got {search}")
         padded = pad(check_image(image))
         y = np.empty((padded.shape[0] // PATCH, padded.shape[1] // PATCH, cfg.num_channels), "f4")
         in_windows(
@@ -218,7 +220,6 @@ class Codec:
         z_hat = np.clip(z_hat, -limit, limit)
         if search:
             hyper = self._pass.hyper(z_hat, (y.shape[0], y.shape[1]))
-            level = cfg.num_levels if level is None else level
             y_hat = self._search(padded, y, hyper, level=level, steps=search)
         return Latents(np.clip(y_hat, -limit, limit), z_hat, cfg.num_levels)
 
