@@ -383,6 +383,9 @@ class TrainConfig:
     clip_norm: float = 1.0
     ema_decay: float = 0.999
     """Of the average of the parameters; 0: the parameters themselves are evaluated and shipped."""
+    train_only: tuple[str, ...] = ()
+    """Paths of the parameters that learn, such as `g_s` or `g_s/restoration`, the others stay as
+    they are; none given: all learn."""
     compute_dtype: str = "float32"
     """`bfloat16` on accelerators halves memory traffic; parameters stay float32."""
     remat: bool = False

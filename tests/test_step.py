@@ -12,6 +12,7 @@ from conftest import assert_equal, flat, quick_compilation
 
 from sic_jax.config import DiscriminatorConfig, TrainConfig
 from sic_jax.model.sic import SicModel
+from sic_jax.training.gradients import make_gradients
 from sic_jax.training.losses import mean_terms
 from sic_jax.training.state import TrainState, create_train_state, make_optimizer
 from sic_jax.training.step import NEVER, Metrics, add_metrics, make_train_step
@@ -207,3 +208,43 @@ def test_quantiles_have_an_optimiser_of_their_own(tiny_run: TrainConfig) -> None
     updates, _ = optimizer.update(grads, optimizer.init(params), params)
     np.testing.assert_allclose(updates["prior_z"]["quantiles"], -1e-2, rtol=1e-4)
     np.testing.assert_allclose(updates["h_a"]["kernel"], -1e-4 * 1.1, rtol=1e-4)
+
+
+def test_only_what_train_only_names_learns(
+    tiny_run: TrainConfig, params: Arrays, crops: np.ndarray
+) -> None:
+    cfg = dataclasses.replace(
+        tiny_run, batch_size=B, warmup_steps=0, weight_decay=0.1,
+        train_only=("g_s/ResidualBlock_0", "prior_z/"),
+    )  # fmt: skip
+    everything = dataclasses.replace(cfg, train_only=())
+    state = create_train_state(cfg, params)
+
+    def gradient(cfg: TrainConfig) -> dict[str, np.ndarray]:
+        return flat(jax.jit(make_gradients(cfg))(state, crops, jnp.arange(B), {}).params)
+
+    some, all_of_them = gradient(cfg), gradient(everything)
+    after, records = run(cfg, params, crops, 2)
+    learning = {n for n in some if n.startswith(("['g_s']['ResidualBlock_0']", "['prior_z']"))}
+    assert 0 < len(learning) < len(some)
+    assert {n for n in some if "ResidualBlock_0" in n} - learning
+    for name, before in flat(params).items():
+        if name in learning:
+            np.testing.assert_allclose(some[name], all_of_them[name], rtol=1e-5, atol=1e-7)
+            assert np.any(flat(after.params)[name] != before), name
+        else:
+            assert not some[name].any(), name
+            np.testing.assert_array_equal(flat(after.params)[name], before, err_msg=name)
+            np.testing.assert_array_equal(flat(after.ema)[name], before, err_msg=name)
+    norm = np.sqrt(sum(np.square(some[name]).sum() for name in learning))
+    assert records[0]["grad_norm"] == pytest.approx(norm, rel=1e-5)
+    # Two moments of what learns, and nothing else.
+    moments = [a for a in jax.tree.leaves(after.opt_state) if a.ndim]
+    assert sum(a.size for a in moments) == 2 * sum(some[name].size for name in learning)
+
+
+def test_train_only_must_name_parameters(tiny_run: TrainConfig, params: Arrays) -> None:
+    cfg = dataclasses.replace(tiny_run, train_only=("g_s", "h_s/Conv"))
+    message = r"train_only: no parameter 'h_s/Conv'; the networks are \['context', 'g_a', "
+    with pytest.raises(ValueError, match=message):
+        create_train_state(cfg, params)

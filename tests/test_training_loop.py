@@ -262,6 +262,15 @@ def test_another_config_is_refused(
         loop.train(cfg, finished[0], source)
 
 
+def test_a_run_that_cannot_be_leaves_nothing(
+    tiny_run: TrainConfig, source: Images, tmp_path: Path
+) -> None:
+    cfg = dataclasses.replace(tiny_run, train_only=("decoder",))
+    with pytest.raises(ValueError, match="train_only: no parameter 'decoder'"):
+        loop.train(cfg, tmp_path / "run", source)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_run_can_be_prolonged_and_cut_otherwise(
     training: pytest.MonkeyPatch,
     tiny_run: TrainConfig,

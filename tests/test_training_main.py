@@ -126,3 +126,13 @@ def test_dry_run(tiny_run: TrainConfig, capsys: pytest.CaptureFixture[str]) -> N
     assert told["gmac_per_step"] == pytest.approx(
         told["kmac_per_pixel"] * 1e3 * 4 * 64 * 64 / 1e9, abs=1e-3
     )
+
+
+def test_dry_run_of_a_part(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["smoke", "--dry-run"])
+    whole = json.loads(capsys.readouterr().out)
+    main(["smoke", "--dry-run", "--train-only", "g_s/Conv_0", "g_s/linear"])
+    part = json.loads(capsys.readouterr().out)
+    assert part["config"]["train_only"] == ["g_s/Conv_0", "g_s/linear"]
+    assert part["parameters"] == whole["parameters"]
+    assert part["kmac_per_pixel"] < 0.7 * whole["kmac_per_pixel"]

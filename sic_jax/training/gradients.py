@@ -27,7 +27,7 @@ from sic_jax.training.losses import (
     rate_terms,
     svi_loss,
 )
-from sic_jax.training.state import DiscriminatorState, TrainState
+from sic_jax.training.state import DiscriminatorState, TrainState, is_trained
 
 
 class Gradients(NamedTuple):
@@ -121,6 +121,12 @@ def make_loss(
         params: Params, state: TrainState, batch: jax.Array, rows: jax.Array,
         perceptual: PerceptualWeights,
     ) -> tuple[jax.Array, tuple[Terms, Decoded]]:  # fmt: skip
+        # Nothing is computed for gradients that nobody needs.
+        params = jax.tree.map(
+            lambda p, learns: p if learns else jax.lax.stop_gradient(p),
+            params,
+            is_trained(params, cfg),
+        )
         key = jax.random.fold_in(jax.random.key(cfg.seed), state.step)
         key_level, key_images = jax.random.split(key)
         keys = jax.vmap(lambda row: jax.random.fold_in(key_images, row))(rows)

@@ -103,12 +103,13 @@ def train(
       and ends the loop.
 
     Raises:
-      ValueError: If `workdir` holds a run of another config, no checkpoint can be read, or
-        processes do not see the same number of images.
+      ValueError: If `cfg.train_only` names no parameter, `workdir` holds a run of another config,
+        no checkpoint can be read, or processes do not see the same number of images.
       OSError: If the work directory or a checkpoint cannot be written.
       FloatingPointError: If a loss or gradient is not finite (`cfg.non_finite` = "stop").
     """
     workdir = Path(workdir)
+    shapes = state_shapes(cfg)
     _claim(workdir, cfg)
     check_same_everywhere(len(source), "training images")
     runner = make_runner(cfg, load_perceptual_weights(cfg.loss))
@@ -118,7 +119,7 @@ def train(
         open_checkpoints(workdir, keep=1, name=BEST) as best_manager,
         _termination() as terminated,
     ):
-        found = restore(manager, runner.shapes(state_shapes(cfg)), remove=True)
+        found = restore(manager, runner.shapes(shapes), remove=True)
         best, pending, step = math.inf, Pending(), 0
         if found is None:
             start = initial_params(cfg, source) if params is None else params

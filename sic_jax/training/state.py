@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from sic_jax.config import TrainConfig
-from sic_jax.model.params import Params
+from sic_jax.model.params import Params, flatten_params, unflatten_params
 from sic_jax.model.transforms import PATCH
 from sic_jax.training.discriminator import Discriminator
 
@@ -33,11 +33,33 @@ class TrainState(NamedTuple):
     """None but in the adversarial stage."""
 
 
+def is_trained(params: Params, cfg: TrainConfig) -> Params:
+    """Which leaves of a parameter tree learn, as a tree of bools.
+
+    Raises:
+      ValueError: If `cfg.train_only` has a path that no parameter has.
+    """
+    leaves = flatten_params(params)
+    if not cfg.train_only:
+        return unflatten_params(dict.fromkeys(leaves, True))
+
+    def below(leaf: str, path: str) -> bool:
+        return f"{leaf}/".startswith(f"{path.strip('/')}/")
+
+    for path in cfg.train_only:
+        if not any(below(leaf, path) for leaf in leaves):
+            raise ValueError(f"train_only: no parameter {path!r}; the networks are {list(params)}")
+    return unflatten_params(
+        {leaf: any(below(leaf, path) for path in cfg.train_only) for leaf in leaves}
+    )
+
+
 def make_optimizer(cfg: TrainConfig) -> optax.GradientTransformation:
     """AdamW with clipping, warm-up and decay of the rate.
 
     The linear branches learn ten times slower, and quantiles of z's prior by an optimiser of their
-    own at a constant rate, as their loss has nothing to do with the others.
+    own at a constant rate, as their loss has nothing to do with the others. What does not learn
+    (`is_trained`) has no moments.
     """
     if cfg.decay == "cosine":
         schedule = optax.warmup_cosine_decay_schedule(
@@ -55,10 +77,12 @@ def make_optimizer(cfg: TrainConfig) -> optax.GradientTransformation:
         return jax.tree_util.tree_map_with_path(check, params)
 
     def labels(params: Params) -> Any:
-        def label(path: tuple[Any, ...], _: Any) -> str:
+        def label(path: tuple[Any, ...], learns: bool) -> str:
+            if not learns:
+                return "fixed"
             return "quantiles" if path[-1].key == "quantiles" else "networks"
 
-        return jax.tree_util.tree_map_with_path(label, params)
+        return jax.tree_util.tree_map_with_path(label, is_trained(params, cfg))
 
     networks = optax.chain(
         optax.clip_by_global_norm(cfg.clip_norm),
@@ -68,7 +92,10 @@ def make_optimizer(cfg: TrainConfig) -> optax.GradientTransformation:
         optax.scale_by_learning_rate(schedule),
     )
     quantiles = optax.adamw(cfg.quantile_learning_rate, weight_decay=cfg.weight_decay)
-    return optax.multi_transform({"networks": networks, "quantiles": quantiles}, labels)
+    transforms = {"networks": networks, "quantiles": quantiles}
+    if cfg.train_only:
+        transforms["fixed"] = optax.set_to_zero()
+    return optax.multi_transform(transforms, labels)
 
 
 def make_discriminator_optimizer(cfg: TrainConfig) -> optax.GradientTransformation:
