@@ -177,6 +177,8 @@ def _compress(args: argparse.Namespace) -> int:
     def work(codec: Codec, job: Job) -> str:
         source = _read(job.source) if job.source == STD else job.source
         picture = image_io.read_image(source, background=args.background)
+        if args.search:
+            options["on_search_step"] = functools.partial(_show_search, job)
         data = codec.compress(
             picture.pixels, icc_profile=picture.icc_profile, exif=picture.exif, **options
         )
@@ -268,9 +270,8 @@ def _run_jobs(args: argparse.Namespace, jobs: list[Job], work: Callable[[Codec, 
     codec: Codec | None = None
     failed = False
     for number, job in enumerate(jobs, 1):
-        if len(jobs) > 1 and sys.stderr.isatty():
-            sys.stderr.write(f"\r\x1b[K[{number}/{len(jobs)}] {job.source}")
-            sys.stderr.flush()
+        if len(jobs) > 1:
+            _show_progress(f"[{number}/{len(jobs)}] {job.source}")
         try:
             _check_files(job, force=args.force)
         except OSError as error:
@@ -375,10 +376,19 @@ def _named(text: str, source: str | None) -> str:
     return text if source is None or text.startswith(source) else f"{source}: {text}"
 
 
-def _clear_progress() -> None:
+def _show_search(job: Job, done: int, total: int) -> None:
+    _show_progress(f"{job.source}: step {done} of {total}")
+
+
+def _show_progress(text: str) -> None:
+    """Replaces the last line of a terminal."""
     if sys.stderr.isatty():
-        sys.stderr.write("\r\x1b[K")
+        sys.stderr.write(f"\r\x1b[K{text}")
         sys.stderr.flush()
+
+
+def _clear_progress() -> None:
+    _show_progress("")
 
 
 if __name__ == "__main__":

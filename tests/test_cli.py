@@ -5,6 +5,7 @@ import subprocess
 import sys
 import warnings
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,11 @@ class FakeCodec:
         seed: int = 0,
         icc_profile: bytes | None = None,
         exif: bytes | None = None,
+        on_search_step: Callable[[int, int], None] | None = None,
     ) -> bytes:
+        for step in range(search):
+            assert on_search_step is not None
+            on_search_step(step + 1, search)
         if not 1 <= level <= 16:
             raise ValueError(f"level must be 1 to 16, got {level}")
         if image.shape[0] == 13:
@@ -503,6 +508,9 @@ def test_progress_only_on_a_terminal(
     assert run("compress", "a.png", "b.png", "--force") == 0
     clear = "\r\x1b[K"
     assert capsys.readouterr().err == f"{clear}[1/2] a.png{clear}{clear}[2/2] b.png{clear}"
+    assert run("compress", "a.png", "c.sic", "--search", "2") == 0
+    shown = [f"{clear}a.png: step {i} of 2" for i in (1, 2)]
+    assert capsys.readouterr().err == "".join(shown) + clear
 
 
 @pytest.mark.parametrize("argv", [["--version"], ["--help"], ["compress", "--help"]])

@@ -127,7 +127,10 @@ def losses(codec: Codec, x: np.ndarray, data: bytes) -> np.ndarray:
 
 def test_decoded_files_are_better_and_prefixes_too(codec: Codec) -> None:
     x = picture(64, 96)
-    plain, searched = codec.compress(x), codec.compress(x, search=24)
+    told: list[tuple[int, int]] = []
+    plain = codec.compress(x)
+    searched = codec.compress(x, search=24, on_search_step=lambda *step: told.append(step))
+    assert told == [(i + 1, 24) for i in range(24)]
     before, after = losses(codec, x, plain), losses(codec, x, searched)
     assert (after < before).all(), (before, after)
     # A file like any other, whose symbols are those of the search.
@@ -171,19 +174,24 @@ def test_windows_cover_the_picture(codec: Codec, monkeypatch: pytest.MonkeyPatch
     x = picture(64, 200)
     seen = []
 
-    def stub(x, y, keep, hyper, level, steps):
+    def stub(x, y, keep, hyper, level, steps, report):
         assert x.shape == (16 * y.shape[0], 16 * y.shape[1], 3)
         assert max(y.shape[:2]) <= 6
         assert hyper.shape[1:3] == y.shape[:2] == keep.shape[1:3]
         seen.append(int(keep.sum()))
+        for step in range(steps):
+            report(step + 1)
         return y + 7
 
     find = search.LatentSearch(CFG, codec.bundle.params)
     monkeypatch.setattr(find, "_search", stub)
     y = np.random.default_rng(0).normal(size=(4, 13, CFG.num_channels)).astype(np.float32)
-    found = find(np.pad(x, ((0, 0), (0, 8), (0, 0))), y, jnp.zeros((1, 4, 13, 3)), level=1, steps=1)
+    x, hyper = np.pad(x, ((0, 0), (0, 8), (0, 0))), jnp.zeros((1, 4, 13, 3))
+    told = []
+    found = find(x, y, hyper, level=1, steps=2, on_step=lambda *step: told.append(step))
     assert len(seen) > 2
     assert sum(seen) == 4 * 13
+    assert told == [(i + 1, 2 * len(seen)) for i in range(2 * len(seen))]
     np.testing.assert_array_equal(found, np.round(y + 7))
 
 

@@ -1,6 +1,7 @@
 """The codec: pictures to files and back."""
 
 import warnings
+from collections.abc import Callable
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -146,6 +147,7 @@ class Codec:
         seed: int = 0,
         icc_profile: bytes | None = None,
         exif: bytes | None = None,
+        on_search_step: Callable[[int, int], None] | None = None,
     ) -> bytes:
         """Compress a picture into the bytes of a file.
 
@@ -158,6 +160,8 @@ class Codec:
           seed: Default seed of the details that a decoder draws.
           icc_profile: Colour profile to keep.
           exif: EXIF block to keep.
+          on_search_step: Called after each step of a search, in every window of a large picture,
+            with the number of those that are done and of all.
 
         Raises:
           TypeError: If the image is not a uint8 array.
@@ -177,7 +181,9 @@ class Codec:
             seed=seed,
             float_entropy=self._pass.float_entropy,
         )
-        y, z, _ = self.encode_latents(pixels, level=level, search=search)
+        y, z, _ = self.encode_latents(
+            pixels, level=level, search=search, on_search_step=on_search_step
+        )
         segments = [self._encode_z(z)]
         hyper = self._pass.hyper(z, (y.shape[0], y.shape[1]))
         encoders = {k: self._new_encoder() for k in range(1, level + 1)}
@@ -193,7 +199,12 @@ class Codec:
         return pack(header, segments, Metadata(icc_profile=icc_profile, exif=exif))
 
     def encode_latents(
-        self, image: NDArray[np.uint8], *, level: int | None = None, search: int = 0
+        self,
+        image: NDArray[np.uint8],
+        *,
+        level: int | None = None,
+        search: int = 0,
+        on_search_step: Callable[[int, int], None] | None = None,
     ) -> Latents:
         """The integers that files of an image hold, all levels.
 
@@ -220,7 +231,9 @@ class Codec:
         z_hat = np.clip(z_hat, -limit, limit)
         if search:
             hyper = self._pass.hyper(z_hat, (y.shape[0], y.shape[1]))
-            y_hat = self._search(padded, y, hyper, level=level, steps=search)
+            y_hat = self._search(
+                padded, y, hyper, level=level, steps=search, on_step=on_search_step
+            )
         return Latents(np.clip(y_hat, -limit, limit), z_hat, cfg.num_levels)
 
     @cached_property

@@ -21,6 +21,7 @@ Source: this project; gradient search of latents: Campos et al. 2019, Yang et al
 """
 
 import itertools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -121,6 +122,7 @@ class LatentSearch:
         *,
         level: int,
         steps: int,
+        on_step: Callable[[int, int], None] | None = None,
     ) -> NDArray[np.int32]:
         """Integers y_hat [h, w, C] for a picture.
 
@@ -132,19 +134,26 @@ class LatentSearch:
             those that refine a channel that changed.
           steps: Of each window. With none, and for pictures less than 32 pixels high or wide, for
             which LPIPS is not defined, the result is round(y).
+          on_step: Called after each step with the number of those that are done and of all.
         """
         out = np.array(y)
         if not steps or min(x.shape[:2]) < MIN_SIZE:
             return np.round(out).astype(np.int32)
         margin = None if synthesis_margin(self._cfg) is None else _MARGIN
         rows, columns = (spans(n, WINDOW, margin) for n in y.shape[:2])
-        for row, column in itertools.product(rows, columns):
+        windows = list(itertools.product(rows, columns))
+        for number, (row, column) in enumerate(windows):
+
+            def report(step: int, before: int = number * steps) -> None:
+                if on_step is not None:
+                    on_step(before + step, len(windows) * steps)
+
             at = slice(row.start, row.stop), slice(column.start, column.stop)
             keep = np.zeros((1, row.stop - row.start, column.stop - column.start, 1), np.bool_)
             keep[:, row.inside, column.inside] = True
             pixels = tuple(slice(PATCH * s.start, PATCH * s.stop) for s in at)
             # What windows before this one found is rounded already, and stays so.
-            v = self._search(x[pixels], out[at], keep, hyper[:, *at], level, steps)
+            v = self._search(x[pixels], out[at], keep, hyper[:, *at], level, steps, report)
             kept = out[row.keep, column.keep]
             kept[...] = np.round(v[row.inside, column.inside])
         return out.astype(np.int32)
@@ -157,6 +166,7 @@ class LatentSearch:
         hyper: jax.Array,
         level: int,
         steps: int,
+        report: Callable[[int], None],
     ) -> NDArray[np.float32]:
         """The v [h, w, C] of a window, not rounded."""
         target = self._target(x[None], self._weights)
@@ -170,6 +180,8 @@ class LatentSearch:
                 state, np.float32(step + 1), eta, k, target, hyper, keep, reach,
                 self._variables, self._weights, dists=step % _DISTS_EVERY == 0,
             )  # fmt: skip
+            jax.block_until_ready(state.v)  # Else steps are reported before they are computed.
+            report(step + 1)
         return np.asarray(state.v[0])
 
     def _search_step(
