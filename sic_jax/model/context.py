@@ -115,7 +115,8 @@ def _of_group(layers: Layers, g: jax.Array) -> Layers:
     """The layers of one group."""
 
     def mine(a: jax.Array) -> jax.Array:
-        return jax.lax.dynamic_index_in_dim(a, g, keepdims=False)
+        taken: jax.Array = jax.lax.dynamic_index_in_dim(a, g, keepdims=False)
+        return taken
 
     layers_of_g: Layers = jax.tree.map(mine, layers)
     return layers_of_g
