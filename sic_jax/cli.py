@@ -377,7 +377,7 @@ def _named(text: str, source: str | None) -> str:
 
 
 def _show_search(job: Job, done: int, total: int) -> None:
-    _show_progress(f"{job.source}: step {done} of {total}")
+    _show_progress(f"{job.source}: search, {100 * done // total} %")
 
 
 def _show_progress(text: str) -> None:

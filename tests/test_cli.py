@@ -509,7 +509,7 @@ def test_progress_only_on_a_terminal(
     clear = "\r\x1b[K"
     assert capsys.readouterr().err == f"{clear}[1/2] a.png{clear}{clear}[2/2] b.png{clear}"
     assert run("compress", "a.png", "c.sic", "--search", "2") == 0
-    shown = [f"{clear}a.png: step {i} of 2" for i in (1, 2)]
+    shown = [f"{clear}a.png: search, {share} %" for share in (50, 100)]
     assert capsys.readouterr().err == "".join(shown) + clear
 
 
