@@ -20,6 +20,7 @@ from sic_jax import image_io
 from sic_jax.cli_info import describe_file
 from sic_jax.cli_paths import PICTURES, SIC, STD, Job, UsageError, check_targets, plan
 from sic_jax.codec import container
+from sic_jax.progress import Progress
 from sic_jax.rate import bpp
 
 if TYPE_CHECKING:
@@ -271,7 +272,7 @@ def _run_jobs(args: argparse.Namespace, jobs: list[Job], work: Callable[[Codec, 
     failed = False
     for number, job in enumerate(jobs, 1):
         if len(jobs) > 1:
-            _show_progress(f"[{number}/{len(jobs)}] {job.source}")
+            Progress().show(f"[{number}/{len(jobs)}] {job.source}")
         try:
             _check_files(job, force=args.force)
         except OSError as error:
@@ -377,18 +378,11 @@ def _named(text: str, source: str | None) -> str:
 
 
 def _show_search(job: Job, done: int, total: int) -> None:
-    _show_progress(f"{job.source}: search, {100 * done // total} %")
-
-
-def _show_progress(text: str) -> None:
-    """Replaces the last line of a terminal."""
-    if sys.stderr.isatty():
-        sys.stderr.write(f"\r\x1b[K{text}")
-        sys.stderr.flush()
+    Progress().show(f"{job.source}: search, {100 * done // total} %")
 
 
 def _clear_progress() -> None:
-    _show_progress("")
+    Progress().show("")
 
 
 if __name__ == "__main__":

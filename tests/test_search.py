@@ -179,8 +179,8 @@ def test_windows_cover_the_picture(codec: Codec, monkeypatch: pytest.MonkeyPatch
         assert max(y.shape[:2]) <= 6
         assert hyper.shape[1:3] == y.shape[:2] == keep.shape[1:3]
         seen.append(int(keep.sum()))
-        for step in range(steps):
-            report(step + 1)
+        for _ in range(steps):
+            report()
         return y + 7
 
     find = search.LatentSearch(CFG, codec.bundle.params)

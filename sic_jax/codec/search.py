@@ -142,12 +142,13 @@ class LatentSearch:
         margin = None if synthesis_margin(self._cfg) is None else _MARGIN
         rows, columns = (spans(n, WINDOW, margin) for n in y.shape[:2])
         windows = list(itertools.product(rows, columns))
-        for number, (row, column) in enumerate(windows):
+        done = itertools.count(1)
 
-            def report(step: int, before: int = number * steps) -> None:
-                if on_step is not None:
-                    on_step(before + step, len(windows) * steps)
+        def report() -> None:
+            if on_step is not None:
+                on_step(next(done), len(windows) * steps)
 
+        for row, column in windows:
             at = slice(row.start, row.stop), slice(column.start, column.stop)
             keep = np.zeros((1, row.stop - row.start, column.stop - column.start, 1), np.bool_)
             keep[:, row.inside, column.inside] = True
@@ -166,7 +167,7 @@ class LatentSearch:
         hyper: jax.Array,
         level: int,
         steps: int,
-        report: Callable[[int], None],
+        report: Callable[[], None],
     ) -> NDArray[np.float32]:
         """The v [h, w, C] of a window, not rounded."""
         target = self._target(x[None], self._weights)
@@ -181,7 +182,7 @@ class LatentSearch:
                 self._variables, self._weights, dists=step % _DISTS_EVERY == 0,
             )  # fmt: skip
             jax.block_until_ready(state.v)  # Else steps are reported before they are computed.
-            report(step + 1)
+            report()
         return np.asarray(state.v[0])
 
     def _search_step(
