@@ -175,11 +175,11 @@ def _make_parsers() -> tuple[_Parser, dict[str, _Parser]]:
 def _compress(args: argparse.Namespace) -> int:
     options = _given(args, "level", "search", "seed")
 
-    def work(codec: Codec, job: Job) -> str:
+    def work(codec: Codec, job: Job, shown: str) -> str:
         source = _read(job.source) if job.source == STD else job.source
         picture = image_io.read_image(source, background=args.background)
         if args.search:
-            options["on_search_step"] = functools.partial(_show_search, job)
+            options["on_search_step"] = functools.partial(_show_search, shown)
         data = codec.compress(
             picture.pixels, icc_profile=picture.icc_profile, exif=picture.exif, **options
         )
@@ -200,7 +200,7 @@ def _decompress(args: argparse.Namespace) -> int:
     except ValueError as error:
         raise UsageError(str(error)) from error
 
-    def work(codec: Codec, job: Job) -> str:
+    def work(codec: Codec, job: Job, _shown: str) -> str:
         data = _read(job.source)
         if args.samples is None:
             images = [codec.decompress(data, **options)]
@@ -266,13 +266,20 @@ def _import_official(args: argparse.Namespace) -> int:
     return 0
 
 
-def _run_jobs(args: argparse.Namespace, jobs: list[Job], work: Callable[[Codec, Job], str]) -> int:
-    """Runs every job, whatever becomes of the others; 1 when one failed."""
+def _run_jobs(
+    args: argparse.Namespace, jobs: list[Job], work: Callable[[Codec, Job, str], str]
+) -> int:
+    """Runs every job, whatever becomes of the others; 1 when one failed.
+
+    `work` gets the line of progress too, to add to it; it returns what to report of the job.
+    """
     codec: Codec | None = None
     failed = False
     for number, job in enumerate(jobs, 1):
+        shown = job.source
         if len(jobs) > 1:
-            Progress().show(f"[{number}/{len(jobs)}] {job.source}")
+            shown = f"[{number}/{len(jobs)}] {job.source}"
+            Progress().show(shown)
         try:
             _check_files(job, force=args.force)
         except OSError as error:
@@ -284,7 +291,7 @@ def _run_jobs(args: argparse.Namespace, jobs: list[Job], work: Callable[[Codec, 
         try:
             with warnings.catch_warnings():
                 warnings.showwarning = functools.partial(_show_warning, source=job.source)
-                line = work(codec, job)
+                line = work(codec, job, shown)
         except BrokenPipeError:
             raise
         except Exception as error:
@@ -377,8 +384,8 @@ def _named(text: str, source: str | None) -> str:
     return text if source is None or text.startswith(source) else f"{source}: {text}"
 
 
-def _show_search(job: Job, done: int, total: int) -> None:
-    Progress().show(f"{job.source}: search, {100 * done // total} %")
+def _show_search(shown: str, done: int, total: int) -> None:
+    Progress().show(f"{shown}: search, {100 * done // total} %")
 
 
 def _clear_progress() -> None:

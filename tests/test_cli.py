@@ -511,6 +511,9 @@ def test_progress_only_on_a_terminal(
     assert run("compress", "a.png", "c.sic", "--search", "2") == 0
     shown = [f"{clear}a.png: search, {share} %" for share in (50, 100)]
     assert capsys.readouterr().err == "".join(shown) + clear
+    assert run("compress", "a.png", "b.png", "--force", "--search", "1") == 0
+    lines = [f"[1/2] a.png{clear}[1/2] a.png: search, 100 %", "[2/2] b.png"]
+    assert capsys.readouterr().err.startswith(clear + f"{clear}{clear}".join(lines) + clear)
 
 
 @pytest.mark.parametrize("argv", [["--version"], ["--help"], ["compress", "--help"]])
