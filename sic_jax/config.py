@@ -152,6 +152,9 @@ class ModelConfig:
     sigma_max: float = 64.0
     num_sigmas: int = 64
     """Number of logarithmically spaced scales with a coding table."""
+    density: str = "normal"
+    """checkerboard: what the latents' bits and coding tables come from. `normal`; or `logistic`, of
+    heavier tails, with which refinement channels have no other values than residuals can have."""
     detail: str = "prior"
     """Detail sampler: `prior` (checkerboard only: the learned p(y_eps | y_s, z)) or `uniform` (the
     paper's mu_h + U(-2, 2))."""
@@ -178,6 +181,9 @@ class ModelConfig:
         _require(
             self.detail in ("prior", "uniform"), self, "detail", self.detail, "prior or uniform"
         )
+        densities = ("normal", "logistic") if self.context == "checkerboard" else ("normal",)
+        allowed = f"one of {densities} with the context {self.context}"
+        _require(self.density in densities, self, "density", self.density, allowed)
         sigmas = (self.sigma_min, self.sigma_max)
         _require(
             0 < sigmas[0] < sigmas[1] < 128,

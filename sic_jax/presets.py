@@ -56,7 +56,7 @@ def geometric_loss(
 
 def default_model() -> ModelConfig:
     """The architecture of the default bundle."""
-    return ModelConfig(deadzone=0.1, deblock_jump=0.06, restoration_width=48)
+    return ModelConfig(density="logistic", deadzone=0.1, deblock_jump=0.06, restoration_width=48)
 
 
 def paper_loss(num_levels: int = 16) -> LossConfig:

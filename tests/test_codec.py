@@ -1,5 +1,6 @@
 """The codec end to end: pictures to bytes and back, damage, prefixes, seeds."""
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -7,14 +8,27 @@ import warnings
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from sic_jax import BitstreamError
 from sic_jax.codec.bundle import export_bundle
 from sic_jax.codec.codec import Codec
+from sic_jax.codec.coding import (
+    Request,
+    coding_tables,
+    num_coding_tables,
+    refinement_table_indices,
+    sigma_grid,
+    table_indices,
+    walk,
+)
 from sic_jax.codec.container import Header, Segment, pack, read_header, truncate, unpack
-from sic_jax.entropy.range_coder import available_backends
+from sic_jax.config import ModelConfig
+from sic_jax.entropy.distributions import NO_REACH, logistic_bits, normal_bits
+from sic_jax.entropy.range_coder import RangeDecoder, RangeEncoder, available_backends
+from sic_jax.model.levels import refinement_limit, refinement_sources
 from sic_jax.model.params import init_params
 from sic_jax.model.transforms import PATCH
 from sic_jax.presets import preset
@@ -24,13 +38,13 @@ CFG = preset("smoke").model
 LEVELS = CFG.num_levels
 
 
-def tiny_bundle(folder: Path, seed: int) -> Path:
+def tiny_bundle(folder: Path, seed: int, cfg: ModelConfig = CFG) -> Path:
     """An untrained bundle: linear branches from smooth patches, everything else random."""
     rng = np.random.default_rng(seed)
     patches = rng.normal(size=(1500, PATCH, PATCH, 3)).cumsum(1).cumsum(2)
     patches *= 0.2 / np.abs(patches).max((1, 2, 3), keepdims=True)
-    params = with_klt(init_params(CFG, seed=seed), CFG, patches.reshape(1500, -1))
-    export_bundle(folder, CFG, params)
+    params = with_klt(init_params(cfg, seed=seed), cfg, patches.reshape(1500, -1))
+    export_bundle(folder, cfg, params)
     return folder
 
 
@@ -112,6 +126,77 @@ def test_size_is_within_the_estimate(codec: Codec) -> None:
         expected = estimate.bpp_est(level, *x.shape[:2]) * x.shape[0] * x.shape[1] / 8
         # Escapes make outliers cheaper than the model's tail says: an untrained model has many.
         assert size < 1.01 * expected + 24 + 6 * (level + 1)
+
+
+def test_density_logistic_gives_refinements_tables_of_their_own(tmp_path: Path) -> None:
+    cfg = dataclasses.replace(CFG, density="logistic")
+    codec = Codec.load(tiny_bundle(tmp_path / "logistic", 0, cfg))
+    refining = np.flatnonzero(refinement_sources(cfg) >= 0)
+    first = cfg.num_sigmas * 16
+    assert len(codec.bundle.tables_y.starts) == num_coding_tables(cfg) == first + 64 * 129
+    x = picture(192, 256)
+    data, estimate = codec.compress(x), codec.estimate_bits(x)
+    decoded = codec.decode_latents(unpack(data))
+    np.testing.assert_array_equal(decoded.y_s, codec.encode_latents(x).y_s)
+    assert np.abs(decoded.y_s[..., refining]).max() == refinement_limit(cfg) == 1
+    for level in range(1, LEVELS + 1):
+        size = len(truncate(data, level))
+        expected = estimate.bpp_est(level, *x.shape[:2]) * x.shape[0] * x.shape[1] / 8
+        assert size < 1.01 * expected + 24 + 6 * (level + 1)
+    # What no residual can be, a file can hold all the same: the escape.
+    y = decoded.y_s.copy()
+    y[0, 0, refining], y[5, 3, refining] = 2, -300
+    hyper = codec._pass.hyper(decoded.z_hat, y.shape[:2])
+    coder = RangeEncoder(codec.bundle.tables_y, backend="native")
+
+    def encode(request: Request) -> np.ndarray:
+        values = y[request.where].ravel()
+        of_refinement = np.isin(np.arange(cfg.num_channels)[request.where[-1]], refining)
+        tables = request.indices.reshape(-1, of_refinement.size)
+        assert np.all((tables >= first) == of_refinement)
+        assert not request.means.reshape(tables.shape)[:, of_refinement].any()
+        coder.encode(values - request.means, request.indices)
+        return values
+
+    walk(codec._pass.run(hyper, LEVELS), encode)
+    decoder = RangeDecoder(codec.bundle.tables_y, coder.finish(), backend="native")
+    again, _ = walk(codec._pass.run(hyper, LEVELS), lambda r: decoder.decode(r.indices) + r.means)
+    np.testing.assert_array_equal(again, y)
+
+
+@pytest.mark.parametrize("density", ["normal", "logistic"])
+def test_tables_have_the_probabilities_that_training_has(density: str) -> None:
+    """-log2 of a table's mass is the bits that `SicModel.level_bits` counts."""
+    cfg = dataclasses.replace(CFG, density=density)
+    tables = coding_tables(cfg)
+    ends = np.append(tables.starts[1:], tables.lookup.size)
+    rng = np.random.default_rng(0)
+    mean, scale = rng.integers(-40, 41, 400), rng.integers(10, 45, 400)
+    sigma = sigma_grid(cfg)[scale]
+
+    def masses(indices: np.ndarray, values: np.ndarray) -> np.ndarray:
+        symbols = values - tables.offsets[indices]
+        rows = [tables.lookup[tables.starts[i] + 1 : ends[i]] for i in indices]
+        return np.array([np.diff(r)[s] / 65536 for r, s in zip(rows, symbols, strict=True)])
+
+    indices, whole = (np.asarray(a) for a in table_indices(jnp.asarray(mean), jnp.asarray(scale)))
+    y = np.round(mean / 16 + rng.uniform(-1, 1, 400) * sigma).astype(int)
+    bits = (
+        normal_bits(y, mean / 16, sigma)
+        if density == "normal"
+        else logistic_bits(y, mean / 16, sigma, NO_REACH)
+    )
+    np.testing.assert_allclose(-np.log2(masses(indices, y - whole)), bits, atol=4e-3)
+    if density == "logistic":
+        found = refinement_table_indices(jnp.asarray(mean), jnp.asarray(scale), cfg)
+        indices, whole = (np.asarray(a) for a in found)
+        assert not whole.any()
+        y = rng.integers(-1, 2, 400)
+        bits = np.asarray(logistic_bits(y, mean / 16, sigma, 1.5))
+        got = -np.log2(masses(indices, y))
+        likely = bits < 8
+        assert likely.sum() > 300
+        np.testing.assert_allclose(got[likely], bits[likely], atol=4e-3)
 
 
 def test_seeds_draw_details_and_temperature_zero_is_the_mean(codec: Codec) -> None:

@@ -34,6 +34,7 @@ def model_configs(draw: st.DrawFn) -> ModelConfig:
         restoration_width=draw(st.integers(0, 64)),
         restoration_blocks=draw(st.integers(0, 9)),
         synthesis_blocks=draw(st.tuples(st.integers(0, 9), st.integers(0, 9))),
+        density=draw(st.sampled_from(["normal", "logistic"])),
         detail=draw(st.sampled_from(["prior", "uniform"])),
         temperature=draw(st.floats(0, 2)),
     )
@@ -174,6 +175,11 @@ def test_widths_are_bounded(cls: type, changes: dict[str, object]) -> None:
         (
             {"level_channels": (1, 2, 2), "level_refinements": (0, 1, 2)},
             r"\(0, 1, 2\); it must be of channels of earlier levels",
+        ),
+        ({"density": "cauchy"}, r"density is 'cauchy'; it must be one of \('normal', 'logistic'\)"),
+        (
+            {"density": "logistic", "context": "raster", "detail": "uniform"},
+            r"density is 'logistic'; it must be one of \('normal',\) with the context raster",
         ),
         ({"detail": "gauss"}, r"ModelConfig\.detail is 'gauss'; it must be prior or uniform"),
         ({"sigma_min": 0.0}, r"sigma_min, sigma_max is \(0\.0, 64\.0\); it must be rising, in"),

@@ -18,8 +18,10 @@ import numpy.typing as npt
 import pytest
 
 from sic_jax.entropy.distributions import (
+    NO_REACH,
     deep_factorized_bits,
     deep_factorized_logits,
+    logistic_bits,
     lower_bound,
     normal_bits,
     ste_round,
@@ -36,6 +38,8 @@ FAR = (-1e5, -99_999.37, -3e4, -1000.25, -40.0, 0.0, 40.0, 1000.25, 3e4, 99_999.
 
 # One compilation per shape is far quicker than every small operation by itself.
 jit_normal_bits = jax.jit(normal_bits)
+jit_logistic_bits = jax.jit(logistic_bits)
+jit_logistic_grads = jax.jit(jax.grad(lambda *a: logistic_bits(*a).sum(), argnums=(0, 1, 2)))
 jit_logits = jax.jit(deep_factorized_logits)
 jit_bits = jax.jit(deep_factorized_bits)
 jit_bits_and_grads = jax.jit(
@@ -132,6 +136,61 @@ def test_normal_bits_and_gradients_are_finite_and_point_home_far_out(sigma: floa
     far = np.abs(FAR) > 50 * sigma
     expected = (np.abs(FAR) - 0.5) / (sigma**2 * LN2)
     np.testing.assert_allclose(np.abs(grad_y)[far], expected[far], rtol=1e-3)
+
+
+def logistic_mass(low: float, high: float, mu: float, sigma: float) -> float:
+    """P(low < logistic variable < high) by differences of tanh, in float64."""
+    per_half = math.pi / math.sqrt(3) / sigma / 2
+    return 0.5 * (math.tanh((high - mu) * per_half) - math.tanh((low - mu) * per_half))
+
+
+@pytest.mark.parametrize("sigma", [0.11, 0.4, 1.0, 7.0, 64.0])
+@pytest.mark.parametrize("mu", [0.0, 0.31, -2.5])
+def test_logistic_bits_by_the_closed_form(mu: float, sigma: float) -> None:
+    y = np.round(mu) + np.arange(-2, 3)
+    expected = [logistic_mass(v - 0.5, v + 0.5, mu, sigma) for v in y]
+    seen = np.array(expected) > 1e-12  # Beyond, float64's differences of tanh are nothing.
+    bits = np.asarray(jit_logistic_bits(y, mu, sigma, NO_REACH))
+    np.testing.assert_allclose(bits[seen], -np.log2(np.array(expected)[seen]), rtol=1e-4, atol=2e-5)
+    # The variance of the density is sigma^2.
+    v = np.arange(-2000.0, 2001.0)
+    p = np.exp2(-np.asarray(jit_logistic_bits(v, mu, sigma, NO_REACH), np.float64))
+    assert p.sum() == pytest.approx(1, abs=1e-4)
+    if sigma >= 1:
+        assert (p * (v - mu) ** 2).sum() == pytest.approx(sigma**2 + 1 / 12, rel=2e-3)
+
+
+@pytest.mark.parametrize("sigma", [0.11, 0.7, 5.0, 64.0])
+@pytest.mark.parametrize("mu", [0.0, 0.9, -4.0])
+def test_a_cut_logistic_density_is_for_the_values_inside(mu: float, sigma: float) -> None:
+    y, reach = np.arange(-1.0, 2.0), 1.5
+    bits = np.asarray(jit_logistic_bits(y, mu, sigma, reach))
+    assert np.exp2(-bits).sum() == pytest.approx(1, abs=2e-5)
+    whole = np.asarray(jit_logistic_bits(y, mu, sigma, NO_REACH))
+    # Each of them is shorter by the same, the mass that is cut off.
+    saved = -math.log2(logistic_mass(-reach, reach, mu, sigma)) if sigma > 0.11 else whole - bits
+    np.testing.assert_allclose(whole - bits, saved, rtol=1e-3, atol=2e-4)
+    wide = np.asarray(jit_logistic_bits(y, 0.0, 64.0, reach))
+    np.testing.assert_allclose(wide, math.log2(3), atol=1e-3)
+
+
+@pytest.mark.parametrize("reach", [1.5, NO_REACH])
+@pytest.mark.parametrize("sigma", [0.11, 1.0, 64.0])
+def test_logistic_bits_and_gradients_are_finite_and_point_home_far_out(
+    sigma: float, reach: float
+) -> None:
+    y = np.asarray(FAR, np.float32)
+    mu, scale = np.zeros_like(y), np.full_like(y, sigma)
+    assert np.isfinite(jit_logistic_bits(y, mu, scale, reach)).all()
+    grad_y, grad_mu, grad_sigma = (np.asarray(g) for g in jit_logistic_grads(y, mu, scale, reach))
+    assert np.isfinite(grad_mu).all()
+    assert np.isfinite(grad_sigma).all()
+    away = y != 0
+    # The tail is exponential: its slope is pi / (sqrt(3) sigma ln 2) bits.
+    slope = math.pi / math.sqrt(3) / sigma / LN2
+    far = np.abs(y) > 30 * sigma
+    np.testing.assert_allclose(grad_y[far], np.sign(y[far]) * slope, rtol=1e-4)
+    np.testing.assert_array_equal(np.sign(grad_y[away]), np.sign(y[away]))
 
 
 @pytest.mark.parametrize("prior", PRIORS)

@@ -91,12 +91,13 @@ def test_a_refinement_makes_up_for_what_it_refines() -> None:
     refining = int(np.flatnonzero(sources >= 0)[0])
     base = int(sources[refining])
     v, g = np.zeros((2, 2, CFG.num_channels)), np.zeros((2, 2, CFG.num_channels))
-    v[0, 0, base], v[0, 0, refining] = 0.499, 1.2
-    g[0, 0, base] = -1.0
+    v[0, :, base], v[0, :, refining] = 0.499, (1.8, 1.2)
+    g[0, :, base] = -1.0
     new = np.asarray(step(v, g, reach=1e9).v[0])
     assert (np.round(v[0, 0, base]), np.round(new[0, 0, base])) == (0, 1)
-    # Their sum in units of the base channel is what it was.
-    assert new[0, 0, refining] == pytest.approx(1.2 - CFG.refine_factor, abs=1e-6)
+    # Their sum in units of the base channel is what it was, as far as a residual goes.
+    assert new[0, 0, refining] == pytest.approx(1.8 - CFG.refine_factor, abs=1e-6)
+    assert new[0, 1, refining] == pytest.approx(-1.49, abs=1e-6)
     np.testing.assert_array_equal(new[1], v[1])
 
 

@@ -8,6 +8,9 @@ import pytest
 from sic_jax.entropy.tables import (
     CdfTables,
     gaussian_tables,
+    joined_tables,
+    limited_tables,
+    logistic_tables,
     quantize_pmf,
     tables_from_pmfs,
     validate_tables,
@@ -135,6 +138,63 @@ def test_gaussian_tables_overhead(scale: int, bound: float) -> None:
         assert -1e-9 < coded - ideal < bound
 
 
+def logistic_cdf(x: float) -> float:
+    return 1 / (1 + math.exp(-math.pi / math.sqrt(3) * x))
+
+
+@pytest.mark.parametrize(("scale", "bound"), [(0, 1e-4), (14, 1e-4), (30, 1e-4), (50, 3e-4)])
+def test_logistic_tables(scale: int, bound: float) -> None:
+    """Masses by the formula; expected bits, escapes included, against the entropy."""
+    sigma = float(SIGMAS[scale])
+    tables = logistic_tables(SIGMAS[scale : scale + 1], 4)
+    validate_tables(tables)
+    for mean_bin in range(4):
+        mean, offset = mean_bin / 4, int(tables.offsets[mean_bin])
+        mass = np.diff(row_of(tables, mean_bin)) / 65536
+        escape = mass.size - 1
+        assert (offset, offset + escape - 1) == (
+            min(-1, math.floor(mean - 5 * sigma)), max(2, math.ceil(mean + 5 * sigma))
+        )  # fmt: skip
+        ideal = coded = 0.0
+        for v in range(math.floor(-18 * sigma) - 1, math.ceil(18 * sigma) + 3):
+            a, b = (v - 0.5 - mean) / sigma, (v + 0.5 - mean) / sigma
+            p = logistic_cdf(b) - logistic_cdf(a) if b < 0 else logistic_cdf(-a) - logistic_cdf(-b)
+            ideal -= p * math.log2(p)
+            symbol = v - offset
+            if 0 <= symbol < escape:
+                assert mass[symbol] == pytest.approx(p, rel=3e-4, abs=1.01 / 65536)
+                coded -= p * math.log2(mass[symbol])
+            else:
+                gamma = -symbol if symbol < 0 else symbol - escape + 1
+                coded += p * (2 * gamma.bit_length() - math.log2(mass[escape]))
+        assert -1e-9 < coded - ideal < bound
+
+
+def test_limited_tables() -> None:
+    tables = limited_tables([0.3, 2.0], 4, limit=1, mean_limit=8)
+    validate_tables(tables)
+    assert tables.starts.size == 2 * 17
+    np.testing.assert_array_equal(tables.offsets, -1)
+    for index, (sigma, mean) in {8: (0.3, 0.0), 17 + 8 + 3: (2.0, 0.75), 16: (0.3, 2.0)}.items():
+        edges = [logistic_cdf((v - mean) / sigma) for v in (-1.5, -0.5, 0.5, 1.5)]
+        expected = np.diff(edges) / (edges[-1] - edges[0])
+        mass = np.diff(row_of(tables, index)) / 65536
+        # 2^-14 are left for the values beyond.
+        np.testing.assert_allclose(mass, [*expected, 2**-14], rtol=2e-4, atol=1.01 / 65536)
+    mirrored = np.diff(row_of(tables, 17 + 8 - 3))
+    np.testing.assert_allclose(mirrored[:3][::-1], np.diff(row_of(tables, 28))[:3], atol=1)
+
+
+def test_joined_tables_are_numbered_one_after_the_other() -> None:
+    first = tables_from_pmfs([[0.5, 0.25]], [-3], [0.25])
+    second = tables_from_pmfs([[], [0.5]], [7, 2], [1.0, 0.5])
+    both = joined_tables(first, second)
+    validate_tables(both)
+    np.testing.assert_array_equal(both.offsets, [-3, 7, 2])
+    np.testing.assert_array_equal(row_of(both, 0), row_of(first, 0))
+    np.testing.assert_array_equal(row_of(both, 2), row_of(second, 1))
+
+
 def test_tables_from_pmfs_by_hand() -> None:
     tables = tables_from_pmfs([[0.5, 0.25], []], [-3, 7], [0.25, 1.0])
     np.testing.assert_array_equal(tables.lookup, [-16, 0, 32768, 49152, 65536, -16, 0, 65536])
@@ -162,8 +222,11 @@ def test_tables_from_pmfs_refuses() -> None:
     ],
 )
 def test_gaussian_tables_refuses(sigmas: list[float], bins: int, match: str) -> None:
+    for make in (gaussian_tables, logistic_tables):
+        with pytest.raises(ValueError, match=match):
+            make(sigmas, bins)
     with pytest.raises(ValueError, match=match):
-        gaussian_tables(sigmas, bins)
+        limited_tables(sigmas, bins, limit=1, mean_limit=2)
 
 
 def put(name: str, position: int, value: int) -> Callable[[CdfTables], CdfTables]:

@@ -22,13 +22,13 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
+from sic_jax.codec.coding import coding_tables, num_coding_tables
 from sic_jax.codec.container import MODEL_ID_BYTES
 from sic_jax.config import ModelConfig, from_dict, to_dict
 from sic_jax.entropy.distributions import deep_factorized_logits
 from sic_jax.entropy.exact import Layer, LayerSpec, check_layer, dequantise
-from sic_jax.entropy.tables import CdfTables, gaussian_tables, tables_from_pmfs, validate_tables
+from sic_jax.entropy.tables import CdfTables, tables_from_pmfs, validate_tables
 from sic_jax.model.complexity import codec_macs_per_pixel
-from sic_jax.model.context import MEAN_BINS
 from sic_jax.model.exact_networks import EntropyLayers, entropy_specs
 from sic_jax.model.hyper import medians
 from sic_jax.model.params import (
@@ -58,7 +58,7 @@ class Bundle:
     entropy: EntropyLayers
     """Integers of the entropy networks, as float32 arrays; none with the context `raster`."""
     tables_y: CdfTables
-    """Gaussian tables; index = scale index * MEAN_BINS + mean bin."""
+    """As `sic_jax.codec.coding` numbers them."""
     tables_z: CdfTables
     """One table a channel of z."""
     digest: bytes
@@ -68,11 +68,6 @@ class Bundle:
     def model_id(self) -> bytes:
         """What a file's header says."""
         return self.digest[:MODEL_ID_BYTES]
-
-
-def sigma_grid(cfg: ModelConfig) -> NDArray[Any]:
-    """Scales that have a coding table, logarithmically spaced: float64 [num_sigmas]."""
-    return np.geomspace(cfg.sigma_min, cfg.sigma_max, cfg.num_sigmas)
 
 
 def factorized_tables(params: Params, cfg: ModelConfig) -> CdfTables:
@@ -110,7 +105,7 @@ def export_bundle(folder: str | Path, cfg: ModelConfig, params: Params, *, card:
     for path, leaf in leaves.items():
         if not np.isfinite(leaf).all():
             raise ValueError(f"parameter {path} has values that float16 cannot hold")
-    tables = {"y": gaussian_tables(sigma_grid(cfg), MEAN_BINS)}
+    tables = {"y": coding_tables(cfg)}
     tables["z"] = factorized_tables(jax.tree.map(lambda a: a.astype(np.float32), rounded), cfg)
     for network, layers in entropy_layers(cfg, params).items():
         for name, layer in layers.items():
@@ -150,7 +145,7 @@ def load_bundle(name: str | Path = "default") -> Bundle:
         tables = [
             CdfTables(*(arrays[f"{k}_{field}"] for field in CdfTables._fields)) for k in ("y", "z")
         ]
-        counts = (cfg.num_sigmas * MEAN_BINS, cfg.hyper_channels)
+        counts = (num_coding_tables(cfg), cfg.hyper_channels)
         for table, count in zip(tables, counts, strict=True):
             validate_tables(table)
             if len(table.starts) != count:

@@ -16,16 +16,26 @@ from numpy.typing import NDArray
 
 from sic_jax.config import ModelConfig
 from sic_jax.entropy.exact import FRACTION_BITS, Layers, log_compressed
+from sic_jax.entropy.tables import (
+    CdfTables,
+    gaussian_tables,
+    joined_tables,
+    limited_tables,
+    logistic_tables,
+)
 from sic_jax.model.context import (
     MEAN_BINS,
     checkerboard,
     context_of_group,
     group_parameters,
     group_size,
+    is_refinement,
+    refinement_rows,
 )
+from sic_jax.model.detail import REFINEMENT_MEAN_LIMIT
 from sic_jax.model.exact_networks import EntropyLayers, complete
 from sic_jax.model.hyper import hyper_synthesis
-from sic_jax.model.levels import level_starts
+from sic_jax.model.levels import level_starts, refinement_limit
 
 Ints = NDArray[np.int32]
 
@@ -44,12 +54,46 @@ class Request(NamedTuple):
     """Whether the level ends with them."""
 
 
+def sigma_grid(cfg: ModelConfig) -> NDArray[Any]:
+    """Scales that have a coding table, logarithmically spaced: float64 [num_sigmas]."""
+    return np.geomspace(cfg.sigma_min, cfg.sigma_max, cfg.num_sigmas)
+
+
+def coding_tables(cfg: ModelConfig) -> CdfTables:
+    """The tables of latents, numbered as by `table_indices` and `refinement_table_indices`."""
+    sigmas = sigma_grid(cfg)
+    if cfg.density == "normal":
+        return gaussian_tables(sigmas, MEAN_BINS)
+    refining = limited_tables(
+        sigmas, MEAN_BINS, limit=refinement_limit(cfg), mean_limit=REFINEMENT_MEAN_LIMIT
+    )
+    return joined_tables(logistic_tables(sigmas, MEAN_BINS), refining)
+
+
+def num_coding_tables(cfg: ModelConfig) -> int:
+    """How many tables that are."""
+    if cfg.density == "normal":
+        return cfg.num_sigmas * MEAN_BINS
+    return cfg.num_sigmas * (MEAN_BINS + 2 * REFINEMENT_MEAN_LIMIT + 1)
+
+
 def table_indices(mean: jax.Array, scale_index: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Coding table and integer mean of means in sixteenths and scale indices: int32 arrays."""
+    """Coding table and integer mean of means in sixteenths and scale indices: int32 arrays.
+
+    Of all channels but those that have tables of their own (`refinement_table_indices`).
+    """
     fine = mean.astype(jnp.int32)
     whole = jnp.right_shift(fine, FRACTION_BITS)
     scale = scale_index.astype(jnp.int32)
     return scale * MEAN_BINS + fine - whole * MEAN_BINS, whole
+
+
+def refinement_table_indices(
+    mean: jax.Array, scale_index: jax.Array, cfg: ModelConfig
+) -> tuple[jax.Array, jax.Array]:
+    """The same for refinement channels with the density `logistic`: the integer mean is 0."""
+    rows = refinement_rows(mean, scale_index)
+    return cfg.num_sigmas * MEAN_BINS + rows, jnp.zeros_like(rows)
 
 
 def walk(
@@ -129,8 +173,14 @@ class CodingPass:
         self, layers: Layers, g: jax.Array, hyper: jax.Array, context: jax.Array, anchors: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
         known = anchors.astype(jnp.float32)[None]
-        mean, scale = group_parameters(layers, self.cfg, g, hyper, context, known)
-        return table_indices(mean[0], scale[0])
+        cfg = self.cfg
+        (mean,), (scale,) = group_parameters(layers, cfg, g, hyper, context, known)
+        found = table_indices(mean, scale)
+        if cfg.density == "normal":
+            return found
+        refining = is_refinement(cfg, g)
+        index, whole = refinement_table_indices(mean, scale, cfg)
+        return jnp.where(refining, index, found[0]), jnp.where(refining, whole, found[1])
 
     def run(self, hyper: jax.Array, level: int) -> Generator[Request, Ints, Ints]:
         """Walk the groups of levels 1..level, anchors first.

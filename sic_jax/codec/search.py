@@ -13,7 +13,8 @@ m is the running mean of g; s, a channel's root mean square of g, makes steps of
 alike. r is a channel's root mean square of the first v - q. Without the second term noise would
 push values over the edge of their interval, one after the other, and bits with them: it keeps those
 where they are whose gradient is small or changes sign. Where q changes by d, the channel that
-refines it changes by -d times its factor: the sum of both stays what it was.
+refines it changes by -d times its factor: the sum of both stays what it was, or nearly, as a
+refinement keeps to the values that residuals can have.
 
 Levels take turns, so that every prefix of the file gains.
 
@@ -34,7 +35,7 @@ from sic_jax.config import LossConfig, ModelConfig
 from sic_jax.convnet import Features
 from sic_jax.dists import dists_features, dists_from_features
 from sic_jax.lpips import MIN_SIZE, lpips_features, lpips_from_features
-from sic_jax.model.levels import refinement_sources
+from sic_jax.model.levels import refinement_limit, refinement_sources
 from sic_jax.model.params import Params
 from sic_jax.model.sic import SicModel
 from sic_jax.model.transforms import PATCH, synthesis_margin
@@ -278,7 +279,10 @@ def descend(
     sources = refinement_sources(cfg)
     refining = np.flatnonzero(sources >= 0)
     changed = (jnp.round(v) - q)[..., sources[refining]]
-    v = v.at[..., refining].add(-cfg.refine_factor * changed)
+    # Beyond its limit a refinement would cost an escape, for less than a third of a step.
+    limit = refinement_limit(cfg) + 0.49
+    refined = v[..., refining] - cfg.refine_factor * changed
+    v = v.at[..., refining].set(jnp.clip(refined, -limit, limit))
     return SearchState(v, mean, square)
 
 

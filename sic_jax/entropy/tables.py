@@ -6,9 +6,9 @@ by an Elias gamma code, so tables may be short without ever clipping a value.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -22,6 +22,12 @@ MAX_ENTRIES: Final = 1 << 24
 # 3.75 -> 8.5e-5 (the minimum), 4 -> 9.3e-5, 4.5 -> 2.7e-4: beyond, the floor of one unit per
 # symbol costs more than the escapes save.
 _GAUSSIAN_REACH: Final = 3.75
+# The same for the logistic density: 4 -> 7.3e-4, 5 -> 1.7e-4 (the minimum), 6 -> 3.2e-4.
+_LOGISTIC_REACH: Final = 5.0
+_PER_SIGMA: Final = math.pi / math.sqrt(3.0)
+"""Scale of the logistic density of variance 1."""
+_LIMITED_TAIL: Final = 2.0**-14
+"""Probability that a value is none of those of `limited_tables`: ties of rounding are."""
 
 
 class CdfTables(NamedTuple):
@@ -121,6 +127,15 @@ def tables_from_pmfs(
 def gaussian_tables(sigmas: ArrayLike, num_mean_bins: int) -> CdfTables:
     """Builds tables of the discretised Gaussian for every scale and fractional mean.
 
+    Arguments, result and errors are those of `logistic_tables`, but that each table covers 3.75
+    standard deviations.
+    """
+    return _fractional_tables(sigmas, num_mean_bins, _normal_tail, _GAUSSIAN_REACH)
+
+
+def logistic_tables(sigmas: ArrayLike, num_mean_bins: int) -> CdfTables:
+    """Builds tables of the discretised logistic density for every scale and fractional mean.
+
     Table `scale_index * num_mean_bins + mean_bin` has standard deviation `sigmas[scale_index]` and
     mean `mean_bin / num_mean_bins`. The coded value is relative to the integer floor of the mean,
     and has the probability of the unit interval around it.
@@ -130,11 +145,64 @@ def gaussian_tables(sigmas: ArrayLike, num_mean_bins: int) -> CdfTables:
         num_mean_bins: Fractional means per scale, at least 1.
 
     Returns:
-        S * num_mean_bins tables, each covering 3.75 standard deviations and at least -1 to 2.
+        S * num_mean_bins tables, each covering 5 standard deviations and at least -1 to 2.
 
     Raises:
         ValueError: If `sigmas` or `num_mean_bins` is out of these bounds.
     """
+    return _fractional_tables(sigmas, num_mean_bins, _logistic_tail, _LOGISTIC_REACH)
+
+
+def limited_tables(
+    sigmas: ArrayLike, num_mean_bins: int, *, limit: int, mean_limit: int
+) -> CdfTables:
+    """Builds tables of logistic densities that are cut to the values -limit to limit.
+
+    Table `scale_index * (2 * mean_limit + 1) + mean + mean_limit` has, before the cut, standard
+    deviation `sigmas[scale_index]` and mean `mean / num_mean_bins`. The coded value is the symbol;
+    others than those cost an escape.
+
+    Args:
+        sigmas: Standard deviations [S], finite and positive.
+        num_mean_bins: Parts of an integer that means are counted in, at least 1.
+        limit: Largest magnitude of a value.
+        mean_limit: Largest magnitude of a mean, in those parts.
+
+    Raises:
+        ValueError: If `sigmas` or `num_mean_bins` is out of these bounds.
+    """
+    pmfs = limited_pmfs(sigmas, num_mean_bins, limit=limit, mean_limit=mean_limit)
+    pmfs = pmfs.reshape(-1, pmfs.shape[-1])
+    return tables_from_pmfs(list(pmfs), [-limit] * len(pmfs), [_LIMITED_TAIL] * len(pmfs))
+
+
+def limited_pmfs(
+    sigmas: ArrayLike, num_mean_bins: int, *, limit: int, mean_limit: int
+) -> NDArray[np.float64]:
+    """The probabilities of `limited_tables`: [S, 2 * mean_limit + 1, 2 * limit + 1]."""
+    means = np.arange(-mean_limit, mean_limit + 1)[:, None] / num_mean_bins
+    edges = np.arange(-limit, limit + 2) - 0.5
+    pmfs = []
+    for sigma in _checked(sigmas, num_mean_bins):
+        x = (edges - means) / sigma
+        # Both ends of an interval from its nearer tail: nothing cancels.
+        a, b = x[:, :-1], x[:, 1:]
+        mass = np.where(a > 0, _logistic_tail(a) - _logistic_tail(b), 0)
+        mass = np.where(a > 0, mass, _logistic_tail(-b) - _logistic_tail(-a))
+        pmfs.append(mass / mass.sum(-1, keepdims=True))
+    return np.stack(pmfs)
+
+
+def joined_tables(first: CdfTables, second: CdfTables) -> CdfTables:
+    """The tables of both, those of `second` numbered after those of `first`."""
+    return CdfTables(
+        np.concatenate([first.lookup, second.lookup]),
+        np.concatenate([first.starts, second.starts + np.int32(first.lookup.size)]),
+        np.concatenate([first.offsets, second.offsets]),
+    )
+
+
+def _checked(sigmas: ArrayLike, num_mean_bins: int) -> list[float]:
     scales = np.asarray(sigmas, dtype=np.float64)
     if scales.ndim != 1 or scales.size == 0:
         raise ValueError(f"sigmas must be 1-D and not empty, got shape {scales.shape}")
@@ -142,18 +210,26 @@ def gaussian_tables(sigmas: ArrayLike, num_mean_bins: int) -> CdfTables:
         raise ValueError(f"sigmas must be finite and positive, got {scales}")
     if num_mean_bins < 1:
         raise ValueError(f"num_mean_bins must be at least 1, got {num_mean_bins}")
+    values: list[float] = scales.tolist()
+    return values
+
+
+def _fractional_tables(
+    sigmas: ArrayLike, num_mean_bins: int, tail: Callable[[float], float], reach: float
+) -> CdfTables:
+    """Tables of a symmetric density, given the probability that it exceeds x, for sigma 1."""
     pmfs: list[list[float]] = []
     offsets: list[int] = []
     tails: list[float] = []
-    for sigma in scales.tolist():
+    for sigma in _checked(sigmas, num_mean_bins):
         for mean_bin in range(num_mean_bins):
             mean = mean_bin / num_mean_bins
-            low = min(-1, math.floor(mean - _GAUSSIAN_REACH * sigma))
-            high = max(2, math.ceil(mean + _GAUSSIAN_REACH * sigma))
+            low = min(-1, math.floor(mean - reach * sigma))
+            high = max(2, math.ceil(mean + reach * sigma))
             edges = [(v - 0.5 - mean) / sigma for v in range(low, high + 2)]
-            pmfs.append([_normal_mass(a, b) for a, b in pairwise(edges)])
+            pmfs.append([_mass(tail, a, b) for a, b in pairwise(edges)])
             offsets.append(low)
-            tails.append(_normal_tail(-edges[0]) + _normal_tail(edges[-1]))
+            tails.append(tail(-edges[0]) + tail(edges[-1]))
     return tables_from_pmfs(pmfs, offsets, tails)
 
 
@@ -205,6 +281,12 @@ def _normal_tail(x: float) -> float:
     return 0.5 * math.erfc(x * math.sqrt(0.5))
 
 
-def _normal_mass(a: float, b: float) -> float:
+def _logistic_tail(x: Any) -> Any:
+    """Probability that logistic variables of mean 0 and variance 1 exceed x."""
+    e = np.exp(-_PER_SIGMA * np.abs(x))
+    return np.where(np.asarray(x) > 0, e, 1.0) / (1.0 + e)
+
+
+def _mass(tail: Callable[[float], float], a: float, b: float) -> float:
     """Probability of the interval [a, b], free of cancellation in either tail."""
-    return _normal_tail(a) - _normal_tail(b) if a > 0 else _normal_tail(-b) - _normal_tail(-a)
+    return tail(a) - tail(b) if a > 0 else tail(-b) - tail(-a)

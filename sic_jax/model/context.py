@@ -35,7 +35,14 @@ from sic_jax.entropy.exact import (
     rescale,
     shifted_products,
 )
-from sic_jax.model.detail import detail_spreads, draw_detail, prior_sigmas, round_detail
+from sic_jax.model.detail import (
+    REFINEMENT_MEAN_LIMIT,
+    detail_spreads,
+    draw_detail,
+    limited_moments,
+    prior_sigmas,
+    round_detail,
+)
 from sic_jax.model.levels import channel_levels, level_starts
 
 MEAN_BINS = 2**FRACTION_BITS
@@ -207,6 +214,19 @@ def sigmas_of(scale_index: jax.Array, cfg: ModelConfig) -> jax.Array:
     return cfg.sigma_min * jnp.exp(np.float32(step) * scale_index)
 
 
+def refinement_rows(mean: jax.Array, scale_index: jax.Array) -> jax.Array:
+    """Rows of `limited_tables` of means in sixteenths and scale indices: int32."""
+    fine = jnp.clip(mean.astype(jnp.int32), -REFINEMENT_MEAN_LIMIT, REFINEMENT_MEAN_LIMIT)
+    row: jax.Array = scale_index.astype(jnp.int32) * (2 * REFINEMENT_MEAN_LIMIT + 1) + fine
+    return row + REFINEMENT_MEAN_LIMIT
+
+
+def is_refinement(cfg: ModelConfig, g: jax.Array) -> jax.Array:
+    """Which channels of group g (0-based, traced) refine others, they come first: bool [G]."""
+    refining: jax.Array = jnp.arange(group_size(cfg)) < jnp.array(cfg.level_refinements)[g]
+    return refining
+
+
 def sample_details(
     layers: Layers,
     cfg: ModelConfig,
@@ -239,11 +259,21 @@ def sample_details(
     is_anchor = jnp.asarray(checkerboard(*y_s.shape[1:3]))
     pad = ((0, 0), (0, 0), (0, 0), (0, size))
     noise = jnp.pad(noise, pad)
-    table = detail_spreads(prior_sigmas(cfg), temperature)
+    sigmas = prior_sigmas(cfg)
+    limited = cfg.density == "logistic"
+    if limited:
+        limited_means, limited_sigmas = limited_moments(cfg)
+        sigmas = np.concatenate([sigmas, limited_sigmas])
+    table = detail_spreads(sigmas, temperature)
 
-    def draw(parameters: tuple[jax.Array, jax.Array], n: jax.Array) -> jax.Array:
+    def draw(parameters: tuple[jax.Array, jax.Array], n: jax.Array, g: jax.Array) -> jax.Array:
         mean, scale = parameters
-        spread = jax.vmap(jnp.take)(table, scale.astype(jnp.int32))
+        index = scale.astype(jnp.int32)
+        if limited:
+            rows, refining = refinement_rows(mean, scale), is_refinement(cfg, g)
+            mean = jnp.where(refining, jnp.asarray(limited_means)[rows], mean)
+            index = jnp.where(refining, cfg.num_sigmas + rows, index)
+        spread = jax.vmap(jnp.take)(table, index)
         return draw_detail(mean, spread, n)
 
     def body(g: jax.Array, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
@@ -254,10 +284,10 @@ def sample_details(
         old = jax.lax.dynamic_slice_in_dim(y, starts[g], size, axis=-1)
         n = jax.lax.dynamic_slice_in_dim(noise, starts[g], size, axis=-1)
         nothing = jnp.zeros_like(old)
-        first = draw(group_parameters(layers, cfg, g, hyper, context, nothing), n)
+        first = draw(group_parameters(layers, cfg, g, hyper, context, nothing), n, g)
         first = jnp.where(known, old, first)
         anchors = jnp.where(is_anchor & valid, round_detail(first), 0)
-        second = draw(group_parameters(layers, cfg, g, hyper, context, anchors), n)
+        second = draw(group_parameters(layers, cfg, g, hyper, context, anchors), n, g)
         new = jnp.where(is_anchor, first, jnp.where(known, old, second))
         new = jnp.where(valid, new, old)
         return (

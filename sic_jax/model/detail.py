@@ -16,12 +16,17 @@ from numpy.typing import NDArray
 
 from sic_jax.config import ModelConfig
 from sic_jax.entropy.exact import FRACTION_BITS
+from sic_jax.entropy.tables import limited_pmfs
+from sic_jax.model.levels import refinement_limit
 
 NOISE_BITS = 10
 TEMPERATURE_BITS = 8
 TEMPERATURE_MAX = 16
 DETAIL_BITS = 8
 _SIGMA_BITS = 12
+REFINEMENT_MEAN_LIMIT = 4 * 2**FRACTION_BITS
+"""Magnitude at which means of refinement channels, in sixteenths, are clipped with the density
+`logistic`: further out a mean changes little about the few values that it is for."""
 # Factors that bring the raw sums to units of 2^-10 standard deviations, times 2^16: the sum of four
 # 16-bit words deviates by 37837.2, twice a centred 16-bit word by 37837.2 too.
 _NOISE_FACTOR = 1774
@@ -106,6 +111,30 @@ def prior_sigmas(cfg: ModelConfig) -> NDArray[np.int32]:
     grid = np.geomspace(cfg.sigma_min, cfg.sigma_max, cfg.num_sigmas)
     sigmas: NDArray[np.int32] = np.floor(grid * 2**_SIGMA_BITS + 0.5).astype(np.int32)
     return sigmas
+
+
+def limited_moments(cfg: ModelConfig) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """Means and standard deviations of refinements with the density `logistic`.
+
+    What the entropy networks say of a refinement channel counts before its density is cut; these
+    are the moments of the values that are left.
+
+    Returns:
+      Means in sixteenths and standard deviations in 1/4096 of each scale index and mean, numbered
+      as the rows of `limited_tables`: int32 [n] each.
+    """
+    limit = refinement_limit(cfg)
+    grid = np.geomspace(cfg.sigma_min, cfg.sigma_max, cfg.num_sigmas)
+    means = REFINEMENT_MEAN_LIMIT
+    pmfs = limited_pmfs(grid, 2**FRACTION_BITS, limit=limit, mean_limit=means)
+    values = np.arange(-limit, limit + 1)
+    mean = (pmfs * values).sum(-1)
+    deviation = np.sqrt((pmfs * (values - mean[..., None]) ** 2).sum(-1))
+
+    def rounded(a: NDArray[np.float64], bits: int) -> NDArray[np.int32]:
+        return np.floor(a * 2**bits + 0.5).astype(np.int32).ravel()
+
+    return rounded(mean, FRACTION_BITS), rounded(deviation, _SIGMA_BITS)
 
 
 def uniform_sigmas() -> NDArray[np.int32]:

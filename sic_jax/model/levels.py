@@ -40,6 +40,11 @@ def refinement_sources(cfg: ModelConfig) -> NDArray[np.int32]:
     return np.array(sources, dtype=np.int32)
 
 
+def refinement_limit(cfg: ModelConfig) -> int:
+    """Largest magnitude of a refinement symbol: half of `refine_factor`, rounded down."""
+    return cfg.refine_factor // 2
+
+
 def add_refinements(y_base: jax.Array, cfg: ModelConfig) -> jax.Array:
     """Spread g_a's channels [..., C_base] to y [..., C] and fill in the refinement channels.
 

@@ -5,12 +5,15 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 
 from sic_jax.config import ModelConfig
 from sic_jax.entropy.distributions import (
+    NO_REACH,
     FactorizedParams,
     deep_factorized_bits,
+    logistic_bits,
     normal_bits,
     ste_round,
 )
@@ -21,7 +24,14 @@ from sic_jax.model.detail import TEMPERATURE_BITS, random_normal_noise, random_u
 from sic_jax.model.exact_networks import EntropyLayers, complete, entropy_specs
 from sic_jax.model.float_layers import ConvLayers
 from sic_jax.model.hyper import FactorizedPrior, HyperAnalysis, hyper_synthesis
-from sic_jax.model.levels import add_refinements, channel_levels, merge_latents, split_latents
+from sic_jax.model.levels import (
+    add_refinements,
+    channel_levels,
+    merge_latents,
+    refinement_limit,
+    refinement_sources,
+    split_latents,
+)
 from sic_jax.model.noise import draw_each, split_keys, unit_noise
 from sic_jax.model.swin import SwinAnalysis, SwinSynthesis
 from sic_jax.model.transforms import AnalysisTransform, SynthesisTransform
@@ -223,7 +233,11 @@ class SicModel(nn.Module):
         else:
             mean, index = all_parameters(self.entropy_layers()["context"], cfg, y_hat, hyper)
             mu, sigma = mean / MEAN_BINS, sigmas_of(index, cfg)
-        bits = normal_bits(y_rated, mu, sigma)
+        if cfg.density == "logistic":
+            reach = np.where(refinement_sources(cfg) < 0, NO_REACH, refinement_limit(cfg) + 0.5)
+            bits = logistic_bits(y_rated, mu, sigma, np.float32(reach))
+        else:
+            bits = normal_bits(y_rated, mu, sigma)
         if escapes:
             distance = jnp.maximum(jnp.abs(y_rated - mu), 1.0)
             bits = jnp.minimum(bits, _ESCAPE_BITS + 2 * jnp.log2(distance))
