@@ -1,3 +1,4 @@
+import dataclasses
 from typing import Any
 
 import flax.linen as nn
@@ -11,7 +12,12 @@ from sic_jax.config import ModelConfig
 from sic_jax.entropy.distributions import normal_bits
 from sic_jax.entropy.exact import Layer, log_compressed
 from sic_jax.model.complexity import codec_macs_per_pixel, count_macs
-from sic_jax.model.context import all_parameters, checkerboard
+from sic_jax.model.context import (
+    all_parameters,
+    checkerboard,
+    context_of_group,
+    group_parameters,
+)
 from sic_jax.model.detail import prior_sigmas
 from sic_jax.model.exact_networks import complete
 from sic_jax.model.levels import channel_levels, level_starts, refinement_sources, split_latents
@@ -254,6 +260,37 @@ def test_drawn_details(
     got = draw(LEVELS, y_s, noise, half)[0, ..., 2:4]
     np.testing.assert_array_equal(got[ANCHOR[..., 0]], expected[ANCHOR[..., 0]])
     assert np.abs(expected - mean[0, ..., 2:4] / 16).mean() > 0.05
+
+
+def test_details_of_refinements_have_the_moments_of_the_cut_density(
+    params: Arrays, tiny: ModelConfig, y_hat: Any, hyper: Any, noise: Any
+) -> None:
+    layers: Any = SicModel(tiny).apply({"params": params}, method="entropy_layers")
+    y_s = np.asarray(split_latents(jnp.asarray(y_hat), 2, tiny)[0])
+    levels, temperature = np.full(BATCH, 2, np.int32), np.full(BATCH, 128, np.int32)
+
+    def draw(density: str) -> np.ndarray:
+        cfg = dataclasses.replace(tiny, density=density)
+        return np.asarray(
+            jax.jit(lambda: complete(layers, cfg, y_s, hyper, levels, noise, temperature))()
+        )
+
+    normal, cut = draw("normal"), draw("logistic")
+    anchors = ANCHOR[..., 0]
+    np.testing.assert_array_equal(cut[:, anchors, 6:], normal[:, anchors, 6:])
+    context = context_of_group(layers["context"], 2, log_compressed(jnp.asarray(y_s)))
+    nothing = jnp.zeros((*y_s.shape[:3], 4))
+    mean, scale = group_parameters(layers["context"], tiny, 2, hyper, context, nothing)
+    m = np.clip(np.asarray(mean)[:, anchors, :2], -64, 64) / 16
+    sigma = np.geomspace(0.11, 64, 64)[np.asarray(scale, int)[:, anchors, :2]]
+    edges = np.arange(-1.5, 2)
+    cdf = 0.5 + 0.5 * np.tanh((edges - m[..., None]) * np.pi / (2 * 3**0.5 * sigma[..., None]))
+    p = np.diff(cdf) / (cdf[..., -1:] - cdf[..., :1])
+    first, second = p[..., 2] - p[..., 0], p[..., 2] + p[..., 0]
+    spread = (np.floor(4096 * np.sqrt(second - first**2) + 0.5).astype(int) * 128) >> 12
+    expected = 16 * np.floor(16 * first + 0.5) + ((spread * noise[:, anchors, 4:6]) >> 10)
+    np.testing.assert_array_equal(cut[:, anchors, 4:6] * 256, expected)
+    assert np.abs(expected).mean() > 5
 
 
 def test_details_carry_no_gradient(

@@ -180,10 +180,11 @@ def limited_pmfs(
     sigmas: ArrayLike, num_mean_bins: int, *, limit: int, mean_limit: int
 ) -> NDArray[np.float64]:
     """The probabilities of `limited_tables`: [S, 2 * mean_limit + 1, 2 * limit + 1]."""
+    scales = _checked(sigmas, num_mean_bins)
     means = np.arange(-mean_limit, mean_limit + 1)[:, None] / num_mean_bins
     edges = np.arange(-limit, limit + 2) - 0.5
     pmfs = []
-    for sigma in _checked(sigmas, num_mean_bins):
+    for sigma in scales:
         x = (edges - means) / sigma
         # Both ends of an interval from its nearer tail: nothing cancels.
         a, b = x[:, :-1], x[:, 1:]

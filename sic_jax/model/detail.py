@@ -132,7 +132,8 @@ def limited_moments(cfg: ModelConfig) -> tuple[NDArray[np.int32], NDArray[np.int
     deviation = np.sqrt((pmfs * (values - mean[..., None]) ** 2).sum(-1))
 
     def rounded(a: NDArray[np.float64], bits: int) -> NDArray[np.int32]:
-        return np.floor(a * 2**bits + 0.5).astype(np.int32).ravel()
+        units: NDArray[np.int32] = np.floor(a * 2**bits + 0.5).astype(np.int32).ravel()
+        return units
 
     return rounded(mean, FRACTION_BITS), rounded(deviation, _SIGMA_BITS)
 

@@ -235,7 +235,7 @@ class SicModel(nn.Module):
             mu, sigma = mean / MEAN_BINS, sigmas_of(index, cfg)
         if cfg.density == "logistic":
             reach = np.where(refinement_sources(cfg) < 0, NO_REACH, refinement_limit(cfg) + 0.5)
-            bits = logistic_bits(y_rated, mu, sigma, np.float32(reach))
+            bits = logistic_bits(y_rated, mu, sigma, jnp.asarray(reach, jnp.float32))
         else:
             bits = normal_bits(y_rated, mu, sigma)
         if escapes:
