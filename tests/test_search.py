@@ -60,8 +60,10 @@ def step(v, g, keep=None, *, number=1, eta=0.02, reach=0.3, cfg=CFG) -> SearchSt
 def test_the_first_step_is_the_gradient_in_units_of_its_channel() -> None:
     rng = np.random.default_rng(0)
     shape = (3, 5, CFG.num_channels)
-    # Not near a half: nothing changes, and no refinement follows.
-    v, g = rng.integers(-3, 4, shape) + rng.uniform(-0.3, 0.3, shape), rng.normal(size=shape)
+    # Not near a half: nothing changes, and no refinement follows. Refinements have their range.
+    most = np.where(refinement_sources(CFG) < 0, 3, 1)
+    v = rng.integers(-most, most + 1, shape) + rng.uniform(-0.3, 0.3, shape)
+    g = rng.normal(size=shape)
     g *= 10.0 ** np.arange(-4, 4)  # Channels of any scale, one of them without a gradient.
     g[..., 5] = 0
     state = step(v, g)
