@@ -209,10 +209,9 @@ class ModelConfig:
         _require(0 < activity <= 1, self, "deblock_activity", activity, "in (0, 1]")
         _require(0 <= self.deadzone < 0.5, self, "deadzone", self.deadzone, "in [0, 0.5)")
         self._check_choices()
-        for name in ("num_sigmas", "refine_factor"):
+        for name, most in (("num_sigmas", _MAX_WIDTH), ("refine_factor", 64)):
             value = getattr(self, name)
-            allowed = f"at least 2, at most {_MAX_WIDTH}"
-            _require(2 <= value <= _MAX_WIDTH, self, name, value, allowed)
+            _require(2 <= value <= most, self, name, value, f"at least 2, at most {most}")
         _require(0 <= self.temperature <= 16, self, "temperature", self.temperature, "0 to 16")
 
     def _check_choices(self) -> None:

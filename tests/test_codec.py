@@ -20,7 +20,6 @@ from sic_jax.codec.coding import (
     coding_tables,
     num_coding_tables,
     refinement_table_indices,
-    sigma_grid,
     table_indices,
     walk,
 )
@@ -28,6 +27,7 @@ from sic_jax.codec.container import Header, Segment, pack, read_header, truncate
 from sic_jax.config import ModelConfig
 from sic_jax.entropy.distributions import NO_REACH, logistic_bits, normal_bits
 from sic_jax.entropy.range_coder import RangeDecoder, RangeEncoder, available_backends
+from sic_jax.model.detail import sigma_grid
 from sic_jax.model.levels import refinement_limit, refinement_sources
 from sic_jax.model.params import init_params
 from sic_jax.model.transforms import PATCH

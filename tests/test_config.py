@@ -196,6 +196,7 @@ def test_widths_are_bounded(cls: type, changes: dict[str, object]) -> None:
         ({"restoration_blocks": 65}, r"restoration_blocks is 65; it must be 0 to 64"),
         ({"deadzone": 0.5}, r"ModelConfig\.deadzone is 0\.5; it must be in \[0, 0\.5\)"),
         ({"refine_factor": 1}, r"ModelConfig\.refine_factor is 1; it must be at least 2"),
+        ({"refine_factor": 65}, r"refine_factor is 65; it must be at least 2, at most 64"),
         ({"temperature": -0.5}, r"ModelConfig\.temperature is -0\.5; it must be 0 to 16"),
         ({"level_channels": (2_000_000_000,)}, r"\(2000000000,\).*16384 in all at most"),
         ({"level_channels": (2**13 + 1,) * 2}, "16384 in all at most"),

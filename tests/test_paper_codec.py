@@ -17,11 +17,11 @@ from sic_jax.cli import main
 from sic_jax.codec import container
 from sic_jax.codec.bundle import export_bundle, load_bundle
 from sic_jax.codec.codec import Codec
-from sic_jax.codec.coding import sigma_grid
 from sic_jax.codec.float_coding import quantise_parameters
 from sic_jax.config import ModelConfig, RasterConfig, SwinConfig
 from sic_jax.entropy.range_coder import available_backends
 from sic_jax.errors import BitstreamError
+from sic_jax.model.detail import sigma_grid
 from sic_jax.model.params import init_params
 from sic_jax.model.wavefront import schedule
 

@@ -32,7 +32,7 @@ from sic_jax.model.context import (
     is_refinement,
     refinement_rows,
 )
-from sic_jax.model.detail import REFINEMENT_MEAN_LIMIT
+from sic_jax.model.detail import REFINEMENT_MEAN_LIMIT, sigma_grid
 from sic_jax.model.exact_networks import EntropyLayers, complete
 from sic_jax.model.hyper import hyper_synthesis
 from sic_jax.model.levels import level_starts, refinement_limit
@@ -52,11 +52,6 @@ class Request(NamedTuple):
     """Index of the symbols in y [h, w, C]: positions and channels."""
     last: bool
     """Whether the level ends with them."""
-
-
-def sigma_grid(cfg: ModelConfig) -> NDArray[Any]:
-    """Scales that have a coding table, logarithmically spaced: float64 [num_sigmas]."""
-    return np.geomspace(cfg.sigma_min, cfg.sigma_max, cfg.num_sigmas)
 
 
 def coding_tables(cfg: ModelConfig) -> CdfTables:

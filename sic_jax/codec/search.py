@@ -279,7 +279,7 @@ def descend(
     sources = refinement_sources(cfg)
     refining = np.flatnonzero(sources >= 0)
     changed = (jnp.round(v) - q)[..., sources[refining]]
-    # Beyond its limit a refinement would cost an escape, for less than a third of a step.
+    # Beyond its limit a refinement would cost an escape, for the sake of one of its steps.
     limit = refinement_limit(cfg) + 0.49
     refined = v[..., refining] - cfg.refine_factor * changed
     v = v.at[..., refining].set(jnp.clip(refined, -limit, limit))

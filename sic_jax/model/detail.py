@@ -106,11 +106,14 @@ def temperature_units(temperature: float) -> int:
     return int(np.floor(temperature * 2**TEMPERATURE_BITS + 0.5))
 
 
+def sigma_grid(cfg: ModelConfig) -> NDArray[np.float64]:
+    """Standard deviations of the scale indices, logarithmically spaced: [num_sigmas]."""
+    return np.geomspace(cfg.sigma_min, cfg.sigma_max, cfg.num_sigmas)
+
+
 def prior_sigmas(cfg: ModelConfig) -> NDArray[np.int32]:
-    """Standard deviations of the scale indices in 1/4096, int32 [num_sigmas]."""
-    grid = np.geomspace(cfg.sigma_min, cfg.sigma_max, cfg.num_sigmas)
-    sigmas: NDArray[np.int32] = np.floor(grid * 2**_SIGMA_BITS + 0.5).astype(np.int32)
-    return sigmas
+    """The same in 1/4096, int32."""
+    return _units(sigma_grid(cfg), _SIGMA_BITS)
 
 
 def limited_moments(cfg: ModelConfig) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
@@ -124,18 +127,18 @@ def limited_moments(cfg: ModelConfig) -> tuple[NDArray[np.int32], NDArray[np.int
       as the rows of `limited_tables`: int32 [n] each.
     """
     limit = refinement_limit(cfg)
-    grid = np.geomspace(cfg.sigma_min, cfg.sigma_max, cfg.num_sigmas)
-    means = REFINEMENT_MEAN_LIMIT
-    pmfs = limited_pmfs(grid, 2**FRACTION_BITS, limit=limit, mean_limit=means)
+    mean_limit = REFINEMENT_MEAN_LIMIT
+    pmfs = limited_pmfs(sigma_grid(cfg), 2**FRACTION_BITS, limit=limit, mean_limit=mean_limit)
     values = np.arange(-limit, limit + 1)
     mean = (pmfs * values).sum(-1)
     deviation = np.sqrt((pmfs * (values - mean[..., None]) ** 2).sum(-1))
+    return _units(mean.ravel(), FRACTION_BITS), _units(deviation.ravel(), _SIGMA_BITS)
 
-    def rounded(a: NDArray[np.float64], bits: int) -> NDArray[np.int32]:
-        units: NDArray[np.int32] = np.floor(a * 2**bits + 0.5).astype(np.int32).ravel()
-        return units
 
-    return rounded(mean, FRACTION_BITS), rounded(deviation, _SIGMA_BITS)
+def _units(a: NDArray[np.float64], bits: int) -> NDArray[np.int32]:
+    """In units of 2^-bits, rounded."""
+    rounded: NDArray[np.int32] = np.floor(a * 2**bits + 0.5).astype(np.int32)
+    return rounded
 
 
 def uniform_sigmas() -> NDArray[np.int32]:
