@@ -188,8 +188,8 @@ def limited_pmfs(
         x = (edges - means) / sigma
         # Both ends of an interval from its nearer tail: nothing cancels.
         a, b = x[:, :-1], x[:, 1:]
-        mass = np.where(a > 0, _logistic_tail(a) - _logistic_tail(b), 0)
-        mass = np.where(a > 0, mass, _logistic_tail(-b) - _logistic_tail(-a))
+        near, far = np.where(a > 0, a, -b), np.where(a > 0, b, -a)
+        mass = _logistic_tail(near) - _logistic_tail(far)
         pmfs.append(mass / mass.sum(-1, keepdims=True))
     return np.stack(pmfs)
 
