@@ -143,7 +143,7 @@ def _units(a: NDArray[np.float64], bits: int) -> NDArray[np.int32]:
 
 def uniform_sigmas() -> NDArray[np.int32]:
     """Standard deviation of the paper's U(-2, 2) in 1/4096, int32 [1]."""
-    return np.array([np.floor(2 / 3**0.5 * 2**_SIGMA_BITS + 0.5)], np.int32)
+    return _units(np.array([2 / 3**0.5]), _SIGMA_BITS)
 
 
 def detail_spreads(sigmas: NDArray[np.int32], temperature: jax.Array) -> jax.Array:
