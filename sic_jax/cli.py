@@ -93,6 +93,12 @@ def _make_parsers() -> tuple[_Parser, dict[str, _Parser]]:
     )
     compress.add_argument("--seed", type=int, metavar="S", help="detail seed to store (default: 0)")
     compress.add_argument(
+        "--grain",
+        type=float,
+        metavar="S",
+        help="grain to store, a deviation of 255, 0 for none (default: measured)",
+    )
+    compress.add_argument(
         "--background", metavar="COLOR", help="colour under transparent pixels, as white or #a0b0c0"
     )
 
@@ -109,6 +115,9 @@ def _make_parsers() -> tuple[_Parser, dict[str, _Parser]]:
     )
     decompress.add_argument(
         "--temperature", type=float, metavar="T", help="strength of the details; 0 is their mean"
+    )
+    decompress.add_argument(
+        "--no-grain", dest="grain", action="store_false", help="leave out the grain"
     )
     decompress.add_argument(
         "--strict", action="store_true", help="an incomplete file is an error, not a lower level"
@@ -173,7 +182,7 @@ def _make_parsers() -> tuple[_Parser, dict[str, _Parser]]:
 
 
 def _compress(args: argparse.Namespace) -> int:
-    options = _given(args, "level", "search", "seed")
+    options = _given(args, "level", "search", "seed", "grain")
 
     def work(codec: Codec, job: Job, shown: str) -> str:
         source = _read(job.source) if job.source == STD else job.source
@@ -191,7 +200,7 @@ def _compress(args: argparse.Namespace) -> int:
 
 def _decompress(args: argparse.Namespace) -> int:
     options = _given(args, "level", "seed", "temperature", "max_pixels")
-    options["strict"] = args.strict
+    options |= {"strict": args.strict, "grain": args.grain}
     if args.samples is not None and args.samples < 1:
         raise UsageError(f"--samples must be at least 1, got {args.samples}")
     jobs = plan(args.paths, SIC, PICTURES, ".png", num_samples=args.samples)

@@ -29,6 +29,7 @@ def describe_file(path: str, data: bytes) -> tuple[dict[str, object], str]:
         "height": header.height,
         "mode": header.mode,
         "seed": header.seed,
+        "grain": header.grain / container.GRAIN_UNITS,
         "float_entropy": header.float_entropy,
         "num_levels": header.num_levels,
         "level": file.level,
@@ -52,6 +53,7 @@ def describe_file(path: str, data: bytes) -> tuple[dict[str, object], str]:
         f"model     {header.model_id.hex()}, format version {header.version}",
         f"levels    {file.level}" + (f", cut off of {header.num_levels}" if file.truncated else ""),
         f"seed      {header.seed}",
+        f"grain     {header.grain / container.GRAIN_UNITS:g} of 255",
         f"metadata  ICC profile {icc_bytes} bytes, EXIF {exif_bytes} bytes"
         + (", damaged" if file.metadata_damaged else ""),
         "",

@@ -105,6 +105,7 @@ def forged_header(rng: random.Random, header: Header, segments: tuple[Segment, .
     change: dict[str, Any] = {"height": height, "width": width}
     if rng.random() < 0.3:
         change |= {"seed": rng.choice((0, 2**32 - 1)), "mode": rng.choice(("rgb", "gray"))}
+        change |= {"grain": rng.choice((0, 1, 255))}
     if rng.random() < 0.2:
         change |= {"float_entropy": True}
     if rng.random() < 0.2:

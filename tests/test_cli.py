@@ -30,6 +30,7 @@ class FakeCodec:
         level: int = 16,
         search: int = 0,
         seed: int = 0,
+        grain: float = 0,
         icc_profile: bytes | None = None,
         exif: bytes | None = None,
         on_search_step: Callable[[int, int], None] | None = None,
@@ -48,6 +49,7 @@ class FakeCodec:
             mode="gray" if image.ndim == 2 else "rgb",
             num_levels=level,
             seed=seed + 1000 * search,
+            grain=int(grain * 16),
         )
         payloads = [zlib.compress(image.tobytes()), *(bytes(10 * i) for i in range(1, level + 1))]
         metadata = container.Metadata(icc_profile=icc_profile, exif=exif)
@@ -60,6 +62,7 @@ class FakeCodec:
         level: int | None = None,
         seed: int | None = None,
         temperature: float | None = None,
+        grain: bool = True,
         strict: bool = False,
         max_pixels: int = container.DEFAULT_MAX_PIXELS,
     ) -> np.ndarray:
@@ -72,6 +75,7 @@ class FakeCodec:
         raw = np.frombuffer(zlib.decompress(file.segments[0].payload), np.uint8)
         shape = (header.height, header.width) + (() if header.mode == "gray" else (3,))
         shift = (level or 0) + 16 * (seed or 0) + int(64 * (temperature or 0))
+        shift += header.grain if grain else 0
         return raw.reshape(shape) + np.uint8(shift)
 
     def decompress_samples(self, data: bytes, *, num_samples: int, **options: Any) -> np.ndarray:
@@ -148,13 +152,16 @@ def test_there_and_back_with_default_names(
 def test_options_reach_the_codec(folder: Path, loads: list[object]) -> None:
     original = put("a.png")
     argv = ["a.png", "--level", "3", "b.sic", "--seed", "7", "--search", "2", "--bundle", "B"]
-    assert run("compress", *argv, "--coder", "native") == 0
+    assert run("compress", *argv, "--coder", "native", "--grain", "2.5") == 0
     header = container.read_header(Path("b.sic").read_bytes())
     assert (header.num_levels, header.seed, header.mode) == (3, 2007, "rgb")
+    assert header.grain == 40
     argv = ["b.sic", "--level", "2", "--seed", "1", "--temperature", "0.5", "c.png"]
     assert run("decompress", *argv, "--coder", "tfc") == 0
-    np.testing.assert_array_equal(get("c.png"), original + np.uint8(2 + 16 + 32))
-    assert loads == [("B", "native"), ("default", "tfc")]
+    np.testing.assert_array_equal(get("c.png"), original + np.uint8(2 + 16 + 32 + 40))
+    assert run("decompress", "b.sic", "d.png", "--no-grain") == 0
+    np.testing.assert_array_equal(get("d.png"), original)
+    assert loads == [("B", "native"), ("default", "tfc"), ("default", None)]
 
 
 def test_samples(folder: Path) -> None:
@@ -399,7 +406,7 @@ def test_truncate(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_info(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    data = put_sic("a.sic", level=2, seed=9, exif=b"II*\0data")
+    data = put_sic("a.sic", level=2, seed=9, grain=1.5, exif=b"II*\0data")
     assert run("info", "a.sic", "--json") == 0
     facts = json.loads(capsys.readouterr().out)
     levels = facts.pop("levels")
@@ -413,6 +420,7 @@ def test_info(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "height": 5,
         "mode": "rgb",
         "seed": 9,
+        "grain": 1.5,
         "float_entropy": False,
         "num_levels": 2,
         "level": 2,
@@ -431,6 +439,7 @@ def test_info(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = capsys.readouterr().out
     assert f"a.sic: {len(data)} bytes, {8 * len(data) / 20:.4f} bpp\n" in out
     assert "picture   4 x 5 rgb\n" in out
+    assert "grain     1.5 of 255\n" in out
     assert [line.split() for line in out.splitlines()[-2:]] == [
         ["level", str(i), str(10 * i), str(size), f"{8 * size / 20:.4f}"]
         for i, size in enumerate(sizes, 1)

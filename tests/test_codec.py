@@ -24,6 +24,7 @@ from sic_jax.codec.coding import (
     walk,
 )
 from sic_jax.codec.container import Header, Segment, pack, read_header, truncate, unpack
+from sic_jax.codec.grain import add_grain, measure_grain
 from sic_jax.config import ModelConfig
 from sic_jax.entropy.distributions import NO_REACH, logistic_bits, normal_bits
 from sic_jax.entropy.range_coder import RangeDecoder, RangeEncoder, available_backends
@@ -200,7 +201,7 @@ def test_tables_have_the_probabilities_that_training_has(density: str) -> None:
 
 
 def test_seeds_draw_details_and_temperature_zero_is_the_mean(codec: Codec) -> None:
-    data = codec.compress(picture(64, 48), level=1, seed=5)
+    data = codec.compress(picture(64, 48), level=1, seed=5, grain=0)
     one = codec.decompress(data, temperature=1.0)
     np.testing.assert_array_equal(one, codec.decompress(data, temperature=1.0, seed=5))
     assert (one != codec.decompress(data, temperature=1.0, seed=6)).any()
@@ -210,9 +211,32 @@ def test_seeds_draw_details_and_temperature_zero_is_the_mean(codec: Codec) -> No
     np.testing.assert_array_equal(members[0], one)
     np.testing.assert_array_equal(members[1], codec.decompress(data, temperature=1.0, seed=6))
     assert members.shape == (3, 64, 48, 3)
-    full = codec.compress(picture(64, 48))
+    full = codec.compress(picture(64, 48), grain=0)
     same = codec.decompress_samples(full, num_samples=2, temperature=1.0)
     np.testing.assert_array_equal(same[0], same[1])  # level L leaves nothing to draw
+
+
+def test_grain_is_measured_kept_and_drawn(codec: Codec) -> None:
+    x = picture(64, 48)
+    data, without = codec.compress(x, seed=3), codec.compress(x, seed=3, grain=0)
+    grain = read_header(data).grain
+    assert grain == measure_grain(x) > 0
+    assert read_header(without).grain == 0
+    assert len(data) == len(without) + 1
+    assert read_header(codec.compress(x, grain=1.3)).grain == 21
+    for level in (1, LEVELS):
+        plain = codec.decompress(without, level=level)
+        expected = add_grain(plain, grain, 3)
+        assert (expected != plain).any()
+        np.testing.assert_array_equal(codec.decompress(data, level=level), expected)
+        np.testing.assert_array_equal(codec.decompress(truncate(data, level)), expected)
+        np.testing.assert_array_equal(codec.decompress(data, level=level, grain=False), plain)
+    members = codec.decompress_samples(data, num_samples=2)
+    plain = codec.decompress(data, grain=False)
+    np.testing.assert_array_equal(members[1], add_grain(plain, grain, 4))
+    gray = codec.compress(x[..., 0], grain=2)
+    drawn = codec.decompress(gray).astype(int) - codec.decompress(gray, grain=False)
+    assert 0.5 < drawn.std() < 2
 
 
 def test_gray_comes_back_gray(codec: Codec) -> None:
@@ -254,6 +278,8 @@ def test_bad_arguments(codec: Codec) -> None:
             codec.compress(x, level=level)
     with pytest.raises(ValueError, match="seed"):
         codec.compress(x, seed=-1)
+    with pytest.raises(ValueError, match=r"grain must be 0 to 15.9375, got 16"):
+        codec.compress(x, grain=16)
     with pytest.raises(ValueError, match="level must be 1 to 2, got 3"):
         codec.decompress(data, level=3)
     with pytest.raises(ValueError, match="temperature must be 0 to 16, got -1"):

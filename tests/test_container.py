@@ -64,7 +64,7 @@ def segment_ends(header: Header, segments: tuple[Segment, ...]) -> list[int]:
     def size(value: int) -> int:
         return max(1, -(-value.bit_length() // 7))
 
-    ends = [15 + size(header.height) + size(header.width) + size(header.seed)]
+    ends = [15 + size(header.height) + size(header.width) + size(header.seed) + (header.grain > 0)]
     for segment in segments:
         ends.append(ends[-1] + size(len(segment.payload)) + 4 + len(segment.payload))
     return ends
@@ -78,6 +78,7 @@ headers = st.builds(
     num_levels=st.just(1),
     mode=st.sampled_from(["rgb", "gray"]),
     seed=st.integers(0, 2**32 - 1),
+    grain=st.integers(0, 255),
     float_entropy=st.booleans(),
 )
 segment_lists = st.lists(
@@ -98,7 +99,7 @@ def test_round_trip(header: Header, segments: tuple[Segment, ...], metadata: Met
     ends = segment_ends(header, segments)
     assert len(pack(header, segments)) == ends[-1]
     assert unpack(data[: ends[2]], max_pixels=None).segments == segments[:2]
-    assert read_header(data[:28]) == header
+    assert read_header(data[:29]) == header
 
 
 @FAST
@@ -112,6 +113,16 @@ def test_truncate_equals_coding_at_that_level(
     expected = pack(lower, segments[: level + 1], metadata)
     assert truncate(pack(header, segments, metadata), level) == expected
     assert truncate(expected, level) == expected
+
+
+def test_grain_is_a_flag_and_a_byte_before_the_crc() -> None:
+    plain, grainy = (pack(dataclasses.replace(MINIMAL, grain=g), SHORT) for g in (0, 21))
+    assert (plain[5], grainy[5]) == (0x01, 0x09)
+    assert grainy[:16] == plain[:5] + b"\x09" + plain[6:16]
+    assert grainy[16] == 21
+    assert grainy[17:19] == crc16(grainy[:17]).to_bytes(2, "big")
+    assert grainy[19:] == plain[18:]
+    assert read_header(truncate(grainy, 1)).grain == 21
 
 
 def test_max_levels_round_trip() -> None:
@@ -227,6 +238,8 @@ def test_truncate_to_a_level_that_is_cut_off() -> None:
 def test_header_overhead(side: int, seed: int, size: int) -> None:
     header = Header(model_id=MODEL_ID, height=side, width=side, num_levels=1, seed=seed)
     assert len(pack(header, (Segment(b"", 0), Segment(b"", 0)))) == size + 2 * 5
+    grain = dataclasses.replace(header, grain=255)
+    assert len(pack(grain, (Segment(b"", 0), Segment(b"", 0)))) == size + 1 + 2 * 5
 
 
 @pytest.mark.parametrize(("length", "overhead"), [(127, 5), (128, 6), (16383, 6), (16384, 7)])
@@ -258,6 +271,7 @@ def test_varint_test_vectors() -> None:
         ("mode", "cmyk", "mode must be 'rgb' or 'gray', got 'cmyk'"),
         ("seed", -1, "seed must be in 0 to 4294967295, got -1"),
         ("seed", 2**32, "seed must be in 0 to 4294967295, got 4294967296"),
+        ("grain", 256, "grain must be in 0 to 255, got 256"),
         ("version", 2, "version must be in 1 to 1, got 2"),
     ],
 )

@@ -161,8 +161,9 @@ def test_bad_starts(data: bytes, message: str) -> None:
         (0, b"\x80\x80\x80\x08\x01\x01\x00", "height must be in 1 to 16777215, got 16777216"),
         (0, b"\x01\x01\x00\x00", "invalid header: num_levels must be in 1 to 64, got 0"),
         (0, b"\x01\x01\x41\x00", "invalid header: num_levels must be in 1 to 64, got 65"),
-        (8, b"\x01\x01\x01\x00", "flags 0x08 must be a subset of 0x07"),
-        (0x85, b"\x01\x01\x01\x00", "flags 0x85 must be a subset of 0x07"),
+        (16, b"\x01\x01\x01\x00", "flags 0x10 must be a subset of 0x0f"),
+        (0x85, b"\x01\x01\x01\x00", "flags 0x85 must be a subset of 0x0f"),
+        (8, b"\x01\x01\x01\x00\x00", "invalid header: it announces grain, and the grain is 0"),
     ],
 )
 def test_bad_header_values(flags: int, rest: bytes, message: str) -> None:

@@ -25,6 +25,7 @@ from sic_jax.codec.container import (
     unpack,
 )
 from sic_jax.codec.float_coding import FloatCodingPass
+from sic_jax.codec.grain import add_grain, grain_units, measure_grain
 from sic_jax.codec.pixels import Pixels, check_image, pad, to_gray
 from sic_jax.codec.search import LatentSearch
 from sic_jax.codec.windows import in_windows
@@ -145,6 +146,7 @@ class Codec:
         level: int | None = None,
         search: int = 0,
         seed: int = 0,
+        grain: float | None = None,
         icc_profile: bytes | None = None,
         exif: bytes | None = None,
         on_search_step: Callable[[int, int], None] | None = None,
@@ -158,6 +160,8 @@ class Codec:
           search: Steps of search for better latents (`sic_jax.codec.search`), 0 for none. They all
             look at levels up to `level`. Each takes several times as long as a compression without.
           seed: Default seed of the details that a decoder draws.
+          grain: Standard deviation of the grain that it draws, in steps of 8-bit samples, 0 to
+            15.9375, rounded to 1/16; 0 for none. Default: measured (`sic_jax.codec.grain`).
           icc_profile: Colour profile to keep.
           exif: EXIF block to keep.
           on_search_step: Called after each step of a search, in every window of a large picture,
@@ -165,7 +169,7 @@ class Codec:
 
         Raises:
           TypeError: If the image is not a uint8 array.
-          ValueError: If its shape, the level, the search or the seed is not valid.
+          ValueError: If its shape, the level, the search, the seed or the grain is not valid.
         """
         cfg = self.bundle.cfg
         level = cfg.num_levels if level is None else level
@@ -179,6 +183,7 @@ class Codec:
             mode="gray" if image.ndim == 2 else "rgb",
             num_levels=level,
             seed=seed,
+            grain=measure_grain(pixels) if grain is None else grain_units(grain),
             float_entropy=self._pass.float_entropy,
         )
         y, z, _ = self.encode_latents(
@@ -248,6 +253,7 @@ class Codec:
         level: int | None = None,
         seed: int | None = None,
         temperature: float | None = None,
+        grain: bool = True,
         strict: bool = False,
         max_pixels: int = DEFAULT_MAX_PIXELS,
     ) -> Pixels:
@@ -258,6 +264,7 @@ class Codec:
           level: Decode only up to this level; default: all that the data hold.
           seed: Seed of the drawn details; default: the file's.
           temperature: Spread of the drawn details, 0 for their mean; default: the bundle's.
+          grain: Whether the file's grain is drawn.
           strict: Refuse truncated data instead of warning and decoding the levels that are whole.
           max_pixels: Refuse larger pictures before anything is allocated.
 
@@ -274,6 +281,7 @@ class Codec:
             level=level,
             seed=seed,
             temperature=temperature,
+            grain=grain,
             strict=strict,
             max_pixels=max_pixels,
         )
@@ -288,6 +296,7 @@ class Codec:
         level: int | None = None,
         seed: int | None = None,
         temperature: float | None = None,
+        grain: bool = True,
         strict: bool = False,
         max_pixels: int = DEFAULT_MAX_PIXELS,
     ) -> Pixels:
@@ -314,10 +323,12 @@ class Codec:
         draw = uniform_noise if cfg.detail == "uniform" else normal_noise
         out = []
         for member in range(num_samples):
-            noise = draw((seed + member) % (MAX_SEED + 1), shape)
+            member_seed = (seed + member) % (MAX_SEED + 1)
+            noise = draw(member_seed, shape)
             y_hat = self._pass.complete(latents.y_s, hyper, latents.level, noise, units)
             x_hat = self._reconstruct(np.asarray(y_hat[0]), levels)
-            out.append(x_hat[: header.height, : header.width])
+            x_hat = x_hat[: header.height, : header.width]
+            out.append(add_grain(x_hat, header.grain, member_seed) if grain else x_hat)
         pictures = np.stack(out)
         return pictures if header.mode == "rgb" else to_gray(pictures)
 

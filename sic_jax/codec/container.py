@@ -33,12 +33,16 @@ MAX_LEVELS = 64
 MAX_SIDE = 2**24 - 1
 MAX_SEED = 2**32 - 1
 MAX_METADATA_BYTES = 16 * 2**20
+MAX_GRAIN = 255
+GRAIN_UNITS = 16
+"""Grain counts in 1/16 of a step of 8-bit samples."""
 DEFAULT_MAX_PIXELS = 200_000_000
 
 _FLAG_GRAY = 1
 _FLAG_FLOAT_ENTROPY = 2
 _FLAG_METADATA = 4
-_KNOWN_FLAGS = _FLAG_GRAY | _FLAG_FLOAT_ENTROPY | _FLAG_METADATA
+_FLAG_GRAIN = 8
+_KNOWN_FLAGS = _FLAG_GRAY | _FLAG_FLOAT_ENTROPY | _FLAG_METADATA | _FLAG_GRAIN
 _KIND_ICC = 1
 _KIND_EXIF = 2
 
@@ -54,6 +58,8 @@ class Header:
         num_levels: Coded levels, 1 to 64; a complete file has one segment more.
         mode: "rgb" or "gray".
         seed: Detail seed, 0 to 2^32 - 1.
+        grain: Standard deviation of the grain to draw, in 1/16 of a step of 8-bit samples, 0 (none)
+            to 255.
         float_entropy: The entropy path was computed in float arithmetic, so that the symbols
             decode only where that arithmetic agrees.
         version: Format version, 1.
@@ -65,6 +71,7 @@ class Header:
     num_levels: int
     mode: Literal["rgb", "gray"] = "rgb"
     seed: int = 0
+    grain: int = 0
     float_entropy: bool = False
     version: int = VERSION
 
@@ -77,6 +84,7 @@ class Header:
         if self.mode not in ("rgb", "gray"):
             raise ValueError(f"mode must be 'rgb' or 'gray', got {self.mode!r}")
         check_int("seed", self.seed, 0, MAX_SEED)
+        check_int("grain", self.grain, 0, MAX_GRAIN)
         if not isinstance(self.float_entropy, bool):
             raise TypeError(f"float_entropy must be a bool, got {self.float_entropy!r}")
         check_int("version", self.version, VERSION, VERSION)
@@ -220,7 +228,7 @@ def read_header(data: BytesLike) -> Header:
     """Reads the header only.
 
     Args:
-        data: A file or its first bytes; 28 are always enough.
+        data: A file or its first bytes; 29 are always enough.
 
     Returns:
         The header.
@@ -313,12 +321,15 @@ def _parse_header(reader: Reader) -> tuple[Header, bool]:
         width = reader.varint("width")
         num_levels = reader.number(1)
         seed = reader.varint("seed")
+        grain = reader.number(1) if flags & _FLAG_GRAIN else 0
         crc = crc16(reader.data[: reader.position])
         check_crc("the header", crc, reader.number(2))
     except DataEndError:
         raise BitstreamError("the file is truncated: it ends inside the header") from None
     if flags & ~_KNOWN_FLAGS:
         raise BitstreamError(f"flags 0x{flags:02x} must be a subset of 0x{_KNOWN_FLAGS:02x}")
+    if flags & _FLAG_GRAIN and grain == 0:
+        raise BitstreamError("invalid header: it announces grain, and the grain is 0")
     try:
         header = Header(
             model_id=model_id,
@@ -327,6 +338,7 @@ def _parse_header(reader: Reader) -> tuple[Header, bool]:
             num_levels=num_levels,
             mode="gray" if flags & _FLAG_GRAY else "rgb",
             seed=seed,
+            grain=grain,
             float_entropy=bool(flags & _FLAG_FLOAT_ENTROPY),
         )
     except ValueError as error:
@@ -376,9 +388,11 @@ def _join(header: Header, segments: Sequence[Segment], chunks: Sequence[bytes]) 
     flags = _FLAG_GRAY if header.mode == "gray" else 0
     flags |= _FLAG_FLOAT_ENTROPY if header.float_entropy else 0
     flags |= _FLAG_METADATA if chunks else 0
+    flags |= _FLAG_GRAIN if header.grain else 0
     start = MAGIC + bytes((header.version, flags)) + header.model_id
     start += varint(header.height) + varint(header.width)
     start += bytes((header.num_levels,)) + varint(header.seed)
+    start += bytes((header.grain,)) if header.grain else b""
     parts = [start, uint16(crc16(start))]
     for index, segment in enumerate(segments):
         symbols_crc = uint16(segment.symbols_crc)

@@ -54,6 +54,7 @@ def sic_codec(
     samples: int = 1,
     seed: int | None = None,
     temperature: float | None = None,
+    grain: bool = True,
     search: int = 0,
 ) -> ImageCodec:
     """The codec of this package at some levels.
@@ -64,6 +65,7 @@ def sic_codec(
         samples: Members of the synset to decode, with seeds seed, seed + 1, ...
         seed: First seed of the details; default: the file's, which is 0.
         temperature: Spread of the details; default: the bundle's.
+        grain: Whether the files' grain is drawn.
         search: Steps of search (`sic_jax.codec.search`). One search an image, over the levels up to
             the highest of `levels`: all its files are cut from one.
 
@@ -102,7 +104,9 @@ def sic_codec(
         return truncate(latest[key], int(level))
 
     def decode(data: bytes, sample: int) -> Pixels:
-        return codec.decompress(data, strict=True, seed=first + sample, temperature=spread)
+        return codec.decompress(
+            data, strict=True, seed=first + sample, temperature=spread, grain=grain
+        )
 
     def estimate(image: Pixels) -> Callable[[float], float]:
         bits = codec.estimate_bits(image)
@@ -112,7 +116,9 @@ def sic_codec(
         name=SIC,
         settings=tuple(sorted(set(levels))),
         options=f"model {codec.bundle.model_id.hex()}, temperature {spread:g}, seed {first}, "
-        f"samples {samples}" + (f", search {search} to level {top}" if search else ""),
+        f"samples {samples}"
+        + (", grain" if grain else "")
+        + (f", search {search} to level {top}" if search else ""),
         encode=encode,
         decode=decode,
         samples=samples,

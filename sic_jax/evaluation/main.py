@@ -81,6 +81,9 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     sic.add_argument("--seed", type=int, default=0, metavar="S", help="of the first decoding")
     sic.add_argument("--temperature", type=float, metavar="T", help="default: the bundle's")
     sic.add_argument(
+        "--no-grain", dest="grain", action="store_false", help="leave out the files' grain"
+    )
+    sic.add_argument(
         "--search", type=int, default=0, metavar="N", help="steps of search for better latents"
     )
     page = parser.add_argument_group("report")
@@ -217,6 +220,7 @@ def _make_codecs(
                 samples=args.samples,
                 seed=args.seed,
                 temperature=args.temperature,
+                grain=args.grain,
                 search=args.search,
             ),
         )

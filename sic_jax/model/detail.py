@@ -41,27 +41,31 @@ def hash32(x: NDArray[np.uint32]) -> NDArray[np.uint32]:
     return x ^ (x >> np.uint32(16))
 
 
-def detail_words(seed: int, count: int) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
-    """Two words for each of the counters 0..count-1.
+def detail_words(
+    seed: int, count: int, *, start: int = 0
+) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
+    """Two words for each of the counters start..start+count-1, modulo 2^32.
 
     Args:
       seed: 0 to 2^32 - 1.
       count: Number of counters, at most 2^32; a counter is position * C + channel.
+      start: First counter.
 
     Returns:
       Two uint32 arrays [count].
     """
     key = hash32(np.array([seed ^ 0x9E3779B9], np.uint32))
-    first = hash32(np.arange(count, dtype=np.uint32) + key)
+    first = hash32(np.arange(count, dtype=np.uint32) + (key + np.uint32(start % 2**32)))
     return first, hash32(first ^ np.uint32(0x85EBCA6B))
 
 
-def normal_noise(seed: int, shape: tuple[int, ...]) -> NDArray[np.int32]:
+def normal_noise(seed: int, shape: tuple[int, ...], *, start: int = 0) -> NDArray[np.int32]:
     """Near-normal noise in 1/1024 of its standard deviation: the sum of four 16-bit uniforms.
 
-    Bounded at +-3.46 deviations, so that a single draw cannot spoil a picture.
+    Bounded at +-3.46 deviations, so that a single draw cannot spoil a picture. The counters run
+    from `start`.
     """
-    a, b = detail_words(seed, int(np.prod(shape)))
+    a, b = detail_words(seed, int(np.prod(shape)), start=start)
     total = np.full(a.shape, -2 * 65535, np.int32)
     for word in (a, b):
         total += (word & np.uint32(0xFFFF)).astype(np.int32)
