@@ -275,6 +275,9 @@ class LossConfig:
     rounded_share: float = 0.0
     """Share of images whose rate is that of rounded latents, as in a file, with straight-through
     gradients; the others' is the noisy upper bound."""
+    grain: bool = False
+    """Perceptual terms are those of decodings with the grain that a decoder would draw on them, as
+    strong as each crop's own (`sic_jax.codec.grain`)."""
     clamp: bool = False
     """Clip reconstructions to [0, 1] before they are compared: no gradient outside."""
     lmbda_consistency: float = 0.0

@@ -115,16 +115,6 @@ def test_truncate_equals_coding_at_that_level(
     assert truncate(expected, level) == expected
 
 
-def test_grain_is_a_flag_and_a_byte_before_the_crc() -> None:
-    plain, grainy = (pack(dataclasses.replace(MINIMAL, grain=g), SHORT) for g in (0, 21))
-    assert (plain[5], grainy[5]) == (0x01, 0x09)
-    assert grainy[:16] == plain[:5] + b"\x09" + plain[6:16]
-    assert grainy[16] == 21
-    assert grainy[17:19] == crc16(grainy[:17]).to_bytes(2, "big")
-    assert grainy[19:] == plain[18:]
-    assert read_header(truncate(grainy, 1)).grain == 21
-
-
 def test_max_levels_round_trip() -> None:
     header = dataclasses.replace(RGB, num_levels=MAX_LEVELS)
     segments = tuple(Segment(bytes([k]) * k, k) for k in range(MAX_LEVELS + 1))
@@ -155,6 +145,7 @@ def test_checksum_test_vectors() -> None:
     ("name", "header", "segments"),
     [
         ("minimal_gray", MINIMAL, SHORT),
+        ("grain", dataclasses.replace(MINIMAL, grain=21), SHORT),
         ("largest_fields", LARGEST, SHORT),
         ("three_levels", RGB, SEGMENTS),
         ("three_levels_cut_to_two", dataclasses.replace(RGB, num_levels=2), SEGMENTS[:3]),
@@ -182,7 +173,7 @@ def test_golden_files_are_what_the_generator_writes() -> None:
     spec.loader.exec_module(module)
     files = module.golden_files()
     assert {path.name: path.read_bytes() for path in GOLDEN.glob("*.sic")} == files
-    assert len(files) == 5
+    assert len(files) == 6
 
 
 def test_format_document_shows_the_golden_file() -> None:
@@ -192,6 +183,7 @@ def test_format_document_shows_the_golden_file() -> None:
 
 
 def test_truncate_golden() -> None:
+    assert truncate(golden("grain"), 1) == golden("grain")
     assert truncate(golden("three_levels"), 2) == golden("three_levels_cut_to_two")
     assert truncate(golden("three_levels"), 3) == golden("three_levels")
 

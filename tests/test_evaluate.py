@@ -14,6 +14,7 @@ import pytest
 from conftest import quick_compilation, write_images
 
 from sic_jax import metrics
+from sic_jax.codec.grain import measure_grain
 from sic_jax.config import LossConfig
 from sic_jax.lpips import load_alexnet_weights
 from sic_jax.training.evaluate import make_evaluate, mean_loss
@@ -100,6 +101,18 @@ def test_ms_ssim_joins_from_161_pixels(tiny, params, images, quick):
     large = np.tile(images[:1], (1, 3, 3, 1))[:, :176, :176]
     evaluate = make_evaluate(tiny, levels=[2], metrics=["ms_ssim"], batch_size=1)
     assert 0 < evaluate(params, large)["ms_ssim/2"] < 1
+
+
+def test_grain_adds_its_variance(tiny, params, quick):
+    gray = params | {"g_s": jax.tree.map(np.zeros_like, params["g_s"])}
+    noise = np.random.default_rng(0).normal(120, 2, (64, 64, 1))
+    x = np.repeat(np.round(noise), 3, -1).astype(np.uint8)[None]
+    mse = {}
+    for grain in (False, True):
+        options = {"levels": [1], "metrics": [], "batch_size": 1, "grain": grain}
+        mse[grain] = make_evaluate(tiny, **options)(gray, x)["mse/1"]
+    sigma = measure_grain(x[0]) / 16 / 255
+    assert 0.85 * sigma**2 < mse[True] - mse[False] < 1.2 * sigma**2
 
 
 def test_details_depend_on_the_seed_and_the_image_and_not_on_the_batch(tiny, params, images, quick):

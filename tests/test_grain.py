@@ -2,12 +2,15 @@
 
 import math
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from sic_jax.codec import grain
 from sic_jax.codec.grain import add_grain, grain_units, measure_grain
 from sic_jax.model.detail import normal_noise
+from sic_jax.training import grain as training_grain
 
 
 def flat(height: int, width: int, deviation: float, *, seed: int = 0) -> np.ndarray:
@@ -133,3 +136,50 @@ def test_units() -> None:
     for bad in (-0.1, 16, float("nan")):
         with pytest.raises(ValueError, match=r"grain must be 0 to 15.9375, got"):
             grain_units(bad)
+
+
+def test_training_measures_the_same_grain() -> None:
+    rng = np.random.default_rng(0)
+    textured = flat(96, 128, 0.5)
+    textured[:, 32:] = rng.integers(50, 200, (96, 96, 3))
+    images = [flat(96, 128, 0.7), flat(96, 128, 2.5), flat(96, 128, 5), textured]
+    images += [np.zeros((96, 128, 3), np.uint8), np.full((96, 128, 3), 60, np.uint8)]
+    found = np.asarray(training_grain.measure_grain(jnp.asarray(np.stack(images)) / 255)) * 255 * 16
+    assert found == pytest.approx([measure_grain(x) for x in images], abs=1)
+    assert found[3] < 0.5 * found[1]
+
+
+def test_training_draws_as_much_grain() -> None:
+    x = np.stack([flat(160, 160, 0.5), flat(160, 160, 2), flat(160, 160, 0)])
+    sigma = np.array([2, 1, 1.5], np.float32)
+    keys = jax.random.split(jax.random.key(0), 3)
+    drawn = training_grain.add_grain(jnp.asarray(x) / 255, jnp.asarray(sigma / 255), keys)
+    added = np.asarray(drawn) * 255 - x
+    expected = [
+        add_grain(a, int(16 * s), k) - a.astype(float)
+        for k, (a, s) in enumerate(zip(x, sigma, strict=True))
+    ]
+    for k in (0, 2):
+        a, b = added[k], expected[k]
+        assert a.var() + 1 / 12 == pytest.approx(b.var(), rel=0.05)  # Rounding adds a twelfth.
+        got, wanted = (np.corrcoef(c.reshape(-1, 3).T)[0, 1] for c in (a, b))
+        assert got == pytest.approx(wanted, abs=0.08)
+    assert not expected[1].any()
+    assert np.abs(added[1]).max() < 1e-4
+    again = training_grain.add_grain(
+        jnp.asarray(x[2:]) / 255, jnp.asarray(sigma[2:] / 255), keys[2:]
+    )
+    np.testing.assert_allclose(again[0], drawn[2], atol=1e-6)
+
+
+def test_grain_is_constant_for_gradients() -> None:
+    x = jnp.asarray(flat(32, 32, 1)[None]) / 255
+    weight = jnp.arange(x.size, dtype=jnp.float32).reshape(x.shape)
+
+    def loss(a: jax.Array) -> jax.Array:
+        drawn = training_grain.add_grain(
+            a, jnp.array([3 / 255]), jax.random.split(jax.random.key(1), 1)
+        )
+        return (weight * drawn).sum()
+
+    np.testing.assert_array_equal(jax.grad(loss)(x), weight)

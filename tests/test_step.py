@@ -31,7 +31,7 @@ def _quick() -> Iterator[None]:
 def adversarial(tiny_run: TrainConfig) -> TrainConfig:
     """Everything that the loss has, on the tiny model, without LPIPS's network."""
     loss = dataclasses.replace(
-        tiny_run.loss, levels="cyclic", num_samples=2, temperature=1.0, clamp=True,
+        tiny_run.loss, levels="cyclic", num_samples=2, temperature=1.0, clamp=True, grain=True,
         lmbda_consistency=1.0, lmbda_balance=1.0,
     )  # fmt: skip
     small = DiscriminatorConfig(features=(4, 4, 4, 4), condition_features=2, learning_rate=5e-3)

@@ -11,13 +11,16 @@ from sic_jax.codec.container import GRAIN_UNITS, MAX_GRAIN
 from sic_jax.codec.pixels import Pixels
 from sic_jax.model.detail import normal_noise
 
-_BLOCK = 16
-_MEASURED_LIMIT = 3.0
-_REACH = 8
+BLOCK = 16
+CALM, CALM_RATIO, MEASURED_LIMIT = (0.02, 0.1), 1.3, 3.0
+"""Shares of the calmest blocks, how far apart these may be, and the largest result: see
+`measure_grain`."""
+REACH = 8
+"""The noise that a place has is that of a window of 17 x 17 pixels."""
+SHARED, OWN = 857, 561
+"""Square roots of 0.7 and 0.3 in 1/1024: noise that all colours share, and noise of each."""
 _SEED = 0x47524149
 _STRIP_PIXELS = 2**18
-# Square roots of 0.7 and 0.3 in 1/1024: noise that all colours share, and noise of each.
-_SHARED, _OWN = 857, 561
 
 
 def measure_grain(image: Pixels) -> int:
@@ -35,13 +38,13 @@ def measure_grain(image: Pixels) -> int:
       Standard deviation in 1/16, at most 48; 0 if all blocks are black or white.
     """
     luma = _luma(image)
-    rows, columns = luma.shape[0] // _BLOCK, luma.shape[1] // _BLOCK
+    rows, columns = luma.shape[0] // BLOCK, luma.shape[1] // BLOCK
     if min(rows, columns) == 0:
         return 0
 
     def blocks(a: NDArray[np.int32]) -> NDArray[np.float64]:
-        cut = a[: rows * _BLOCK, : columns * _BLOCK]
-        mean: NDArray[np.float64] = cut.reshape(rows, _BLOCK, columns, _BLOCK).mean((1, 3))
+        cut = a[: rows * BLOCK, : columns * BLOCK]
+        mean: NDArray[np.float64] = cut.reshape(rows, BLOCK, columns, BLOCK).mean((1, 3))
         return mean
 
     energy = np.zeros_like(luma)
@@ -50,8 +53,8 @@ def measure_grain(image: Pixels) -> int:
     usable = (brightness > 8) & (brightness < 247)
     if not usable.any():
         return 0
-    calmest, calm = np.sqrt(np.quantile(blocks(energy)[usable] / 64, (0.02, 0.1)))
-    return grain_units(min(float(calm), 1.3 * float(calmest), _MEASURED_LIMIT))
+    calmest, calm = np.sqrt(np.quantile(blocks(energy)[usable] / 64, CALM))
+    return grain_units(min(float(calm), CALM_RATIO * float(calmest), MEASURED_LIMIT))
 
 
 def grain_units(sigma: float) -> int:
@@ -83,17 +86,17 @@ def add_grain(picture: Pixels, sigma: int, seed: int) -> Pixels:
     rows = max(1, _STRIP_PIXELS // width)
     for top in range(0, height, rows):
         bottom = min(top + rows, height)
-        first, last = max(1, top - _REACH), min(height, bottom + _REACH)
+        first, last = max(1, top - REACH), min(height, bottom + REACH)
         energy = _squared_differences(_luma(picture[first - 1 : last]))
         # Places beyond the picture's edge, and the first row and column, repeat the nearest.
-        above, below = first - (top - _REACH), bottom + _REACH - last
-        energy = np.pad(energy, ((above, below), (_REACH + 1, _REACH)), mode="edge")
+        above, below = first - (top - REACH), bottom + REACH - last
+        energy = np.pad(energy, ((above, below), (REACH + 1, REACH)), mode="edge")
         energy = _window_sums(_window_sums(energy).T).T
         missing = 256 * sigma**2 - 1024 * energy.astype(np.int64) // 289
         amplitude = np.sqrt(np.maximum(missing, 0)).astype(np.int32)[..., None]
         shape = (bottom - top, width, 4)
         noise = normal_noise(seed ^ _SEED, shape, start=top * width * 4)
-        noise = (_SHARED * noise[..., :1] + _OWN * noise[..., 1:]) >> 10
+        noise = (SHARED * noise[..., :1] + OWN * noise[..., 1:]) >> 10
         grain = (amplitude * noise + 2**17) >> 18
         out[top:bottom] = np.clip(picture[top:bottom] + grain, 0, 255)
     return out
@@ -117,5 +120,5 @@ def _window_sums(a: NDArray[np.int32]) -> NDArray[np.int32]:
     # The running sums may wrap around; their differences stay below 2^31.
     total = np.cumsum(a, axis=-1, dtype=np.int32)
     total = np.pad(total, ((0, 0), (1, 0)))
-    size = 2 * _REACH + 1
+    size = 2 * REACH + 1
     return total[:, size:] - total[:, :-size]

@@ -20,6 +20,7 @@ from sic_jax.evaluation.measures import METRICS, Metric
 from sic_jax.model.params import Params
 from sic_jax.model.sic import SicModel
 from sic_jax.model.transforms import PATCH
+from sic_jax.training.grain import add_grain, measure_grain
 from sic_jax.training.losses import Compared, Decodings, rate_terms, svi_loss
 from sic_jax.training.parallel import AXIS, replicate, shard_rows
 
@@ -36,6 +37,7 @@ def make_evaluate(
     batch_size: int,
     mesh: Mesh | None = None,
     temperature: float = 0.0,
+    grain: bool = False,
     seed: int = 0,
     dtype: DTypeLike | None = None,
 ) -> Evaluate:
@@ -49,6 +51,7 @@ def make_evaluate(
       mesh: Over whose one axis `sic_jax.training.parallel.AXIS` batches are spread, with processes
         that hold the same number of its devices each; default: one device.
       temperature: Of the details; 0 decodes their mean.
+      grain: Whether the images' grain is drawn on their decodings.
       seed: Of the details; image n draws the same ones at every level, in every batch, on any mesh.
       dtype: In which g_a and g_s compute; default: float32.
 
@@ -77,7 +80,7 @@ def make_evaluate(
     chosen = [known[name] for name in metrics]
     weights = {metric.name: replicate(metric.load(), mesh) for metric in chosen}
     sums = jax.jit(
-        _make_sums(cfg, chosen, temperature, seed, dtype),
+        _make_sums(cfg, chosen, temperature, grain, seed, dtype),
         out_shardings=NamedSharding(mesh, PartitionSpec()),
     )
     wanted = replicate(np.array(levels, np.int32), mesh)
@@ -129,6 +132,7 @@ def _make_sums(
     cfg: ModelConfig,
     metrics: Sequence[Metric],
     temperature: float,
+    grain: bool,
     seed: int,
     dtype: DTypeLike | None,
 ) -> Callable[..., dict[str, jax.Array]]:
@@ -153,7 +157,8 @@ def _make_sums(
         y, z = model.apply(variables, x, method="analyse")
         rated = model.apply(variables, y, z, method="rate")
         root = jax.random.key(seed)
-        keys = jax.vmap(lambda row: jax.random.fold_in(root, row))(rows) if temperature else None
+        keys = jax.vmap(lambda row: jax.random.fold_in(root, row))(rows)
+        sigma = measure_grain(x) if grain else None
 
         def at_level(level: jax.Array) -> dict[str, jax.Array]:
             each = jnp.full(rows.shape, level)
@@ -163,11 +168,14 @@ def _make_sums(
                 rated.hyper,
                 each,
                 temperature=jnp.full(rows.shape, temperature),
-                key=keys,
+                key=keys if temperature else None,
                 method="complete",
             )
             x_hat = model.apply(variables, y_hat, each, method="synthesise")
             x_hat = jnp.round(jnp.clip(x_hat, 0, 1) * 255) / 255
+            if sigma is not None:
+                x_hat = add_grain(x_hat, sigma, keys)
+                x_hat = jnp.round(jnp.clip(x_hat, 0, 1) * 255) / 255
             values = {
                 "bpp_est": rate_terms(rated.bits_z, rated.bits_y, each, pixels),
                 "mse": jnp.square(x - x_hat).mean((1, 2, 3)),

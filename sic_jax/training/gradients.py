@@ -12,6 +12,7 @@ from sic_jax.model.noise import split_keys
 from sic_jax.model.params import Params
 from sic_jax.model.sic import SicModel
 from sic_jax.training.discriminator import Discriminator
+from sic_jax.training.grain import add_grain, measure_grain
 from sic_jax.training.losses import (
     Compared,
     Decodings,
@@ -44,7 +45,7 @@ class Decoded(NamedTuple):
     x: jax.Array
     """[B, H, W, 3]."""
     x_hat: jax.Array
-    """[R, B, H, W, 3]."""
+    """[R, B, H, W, 3], with grain where the loss has it."""
     y_hat: jax.Array
     """What g_s saw, [R, B, h, w, C]."""
     plan: Decodings
@@ -134,20 +135,21 @@ def make_loss(
         x = batch.astype(jnp.float32) / 255
         pixels = x.shape[1] * x.shape[2]
         rated, y_hat, x_hat = decode(params, x, plan, keys)
-        decoded = Decoded(x, x_hat, y_hat, plan)
+        seen = _with_grain(x, x_hat, keys) if loss_cfg.grain else x_hat
+        decoded = Decoded(x, seen, y_hat, plan)
         compared = Compared(
             bpp=rate_terms(rated.bits_z, rated.bits_y, plan.level, pixels),
             mse=jnp.square(x - x_hat).mean((2, 3, 4)),
         )
         if "lpips" in perceptual:
-            compared = compared._replace(lpips=lpips_terms(x, x_hat, perceptual["lpips"]))
+            compared = compared._replace(lpips=lpips_terms(x, seen, perceptual["lpips"]))
         if "dists" in perceptual:
             every = loss_cfg.dists_every
             offset = jax.random.randint(jax.random.fold_in(key, 2), (), 0, every)
-            dists = dists_terms(x, x_hat, perceptual["dists"], offset, every)
+            dists = dists_terms(x, seen, perceptual["dists"], offset, every)
             compared = compared._replace(dists=dists)
         if state.discriminator is not None:
-            logits = _judge(cfg, state.discriminator, _flat(x_hat), _flat(y_hat), plan)
+            logits = _judge(cfg, state.discriminator, _flat(seen), _flat(y_hat), plan)
             compared = compared._replace(adv=generator_loss(logits).reshape(plan.level.shape))
         if loss_cfg.lmbda_balance:
             compared = compared._replace(balance=balance_term(rated.bits_y, pixels))
@@ -167,6 +169,18 @@ def make_loss(
         return loss, (terms, decoded)
 
     return loss_fn
+
+
+def _with_grain(x: jax.Array, x_hat: jax.Array, keys: jax.Array) -> jax.Array:
+    """Decodings [R, B, H, W, 3] with the grain of images [B, H, W, 3], drawn for each."""
+    sigma = measure_grain(x)
+
+    def draw(number: jax.Array, decodings: jax.Array) -> jax.Array:
+        own = jax.vmap(lambda key: jax.random.fold_in(jax.random.fold_in(key, 3), number))(keys)
+        return add_grain(decodings, sigma, own)
+
+    grainy: jax.Array = jax.vmap(draw)(jnp.arange(len(x_hat)), x_hat)
+    return grainy
 
 
 def _discriminator_loss(

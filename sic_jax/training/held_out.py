@@ -52,6 +52,7 @@ class HeldOutImages:
             batch_size=batch_size,
             mesh=self._mesh,
             temperature=cfg.model.temperature,
+            grain=cfg.loss.grain,
         )
         self._decode = jax.jit(partial(_decode, SicModel(cfg.model)))
 

@@ -1,7 +1,7 @@
 """Writes the golden container files from FORMAT.md alone, without sic_jax.
 
 Run `python tests/data/make_container_golden.py` to rewrite tests/data/container/*.sic. A change of
-these files is a change of the format: do it only together with a new version number.
+a file is a change of the format: do it only together with a new version number.
 """
 
 import struct
@@ -23,7 +23,7 @@ def crc16(data: bytes) -> int:
 
 
 def header(flags: int, model_id: bytes, sizes: bytes, num_levels: int, seed: bytes) -> bytes:
-    """Header bytes; sizes and seed are varints written by hand."""
+    """Header bytes; sizes and seed, with the grain where it is, are written by hand."""
     start = b"\x93SIC\x01" + bytes([flags]) + model_id + sizes + bytes([num_levels]) + seed
     return start + struct.pack(">H", crc16(start))
 
@@ -68,9 +68,11 @@ def golden_files() -> dict[str, bytes]:
     largest = header(
         2, b"\xff" * 6, b"\xff\xff\xff\x07\xff\xff\xff\x07", 1, b"\xff\xff\xff\xff\x0f"
     )
+    grainy = header(9, bytes(6), b"\x01\x01", 1, b"\x00\x15")
     short = [segment(0, b"\x01", [7], b"\x80"), segment(1, b"\x02", [-7], b"\x12\x34")]
     return {
         "minimal_gray.sic": minimal + b"".join(short),
+        "grain.sic": grainy + b"".join(short),
         "largest_fields.sic": largest + b"".join(short),
         "three_levels.sic": rgb + b"".join(levels),
         "three_levels_cut_to_two.sic": two_levels + b"".join(levels[:3]),

@@ -3,9 +3,9 @@
 python tests/golden/make_golden.py tests/golden/v1           (a tiny model; made once a version)
 python tests/golden/make_golden.py tests/golden/default --bundle default
 
-A folder holds files, the picture of each as PNG, and golden.json: hashes of all symbols, table
-indices, integer means and details. The folder of a format version is never written again; that of
-the default bundle is made anew with each new bundle.
+A folder holds files, the picture of each without grain as PNG, and golden.json: hashes of all
+symbols, table indices, integer means, details and grain. The folder of a format version is never
+written again; that of the default bundle is made anew with each new bundle.
 """
 
 import argparse
@@ -19,6 +19,7 @@ from PIL import Image
 from sic_jax.codec.bundle import export_bundle
 from sic_jax.codec.codec import Codec
 from sic_jax.codec.container import unpack
+from sic_jax.codec.grain import add_grain
 from sic_jax.demo import SAMPLE
 from sic_jax.model.detail import normal_noise, temperature_units
 from sic_jax.model.params import init_params
@@ -58,7 +59,7 @@ def decode(codec: Codec, data: bytes) -> dict[str, object]:
     details = codec._pass.complete(first, hyper, 1, noise, temperature_units(TEMPERATURE))
     units = np.asarray(details) * 256
     assert np.array_equal(units, np.round(units))
-    return {
+    record: dict[str, object] = {
         "model_id": container.header.model_id.hex(),
         "level": level,
         "num_symbols": y.size + z.size,
@@ -68,6 +69,11 @@ def decode(codec: Codec, data: bytes) -> dict[str, object]:
         "means": digest(*means),
         "details": digest(units.astype(np.int64)),
     }
+    header = container.header
+    if header.grain:
+        gray = np.full((header.height, header.width, 3), 128, np.uint8)
+        record["grain"] = digest(add_grain(gray, header.grain, header.seed))
+    return record
 
 
 def pictures() -> dict[str, np.ndarray]:
@@ -111,9 +117,8 @@ def main() -> None:
     for seed, (name, x) in enumerate(pictures().items()):
         data = codec.compress(x, seed=seed + 5)
         (args.folder / f"{name}.sic").write_bytes(data)
-        Image.fromarray(codec.decompress(data, temperature=TEMPERATURE, level=2)).save(
-            args.folder / f"{name}.png", optimize=True
-        )
+        picture = codec.decompress(data, temperature=TEMPERATURE, level=2, grain=False)
+        Image.fromarray(picture).save(args.folder / f"{name}.png", optimize=True)
         records[name] = decode(codec, data)
     (args.folder / "golden.json").write_text(json.dumps(records, indent=1) + "\n")
 

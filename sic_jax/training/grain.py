@@ -1,0 +1,56 @@
+"""Grain for training: what `sic_jax.codec.grain` does to files, for batches of floats."""
+
+import jax
+import jax.numpy as jnp
+
+from sic_jax.codec.grain import BLOCK, CALM, CALM_RATIO, MEASURED_LIMIT, OWN, REACH, SHARED
+from sic_jax.model.noise import draw_each
+
+
+def measure_grain(x: jax.Array) -> jax.Array:
+    """The grain [B] of images [B, H, W, 3] in [0, 1], in their units; sides a multiple of 16."""
+    luma = _luma(x)
+    brightness = _blocks(luma) * 255
+    usable = (brightness > 8) & (brightness < 247)
+    squares = jnp.pad(_squared_differences(luma), ((0, 0), (1, 0), (1, 0)))
+    variance = jnp.where(usable, _blocks(squares), jnp.nan)
+    calmest, calm = jnp.sqrt(jnp.nanquantile(variance, jnp.array(CALM), axis=-1))
+    sigma = jnp.minimum(jnp.minimum(calm, CALM_RATIO * calmest), MEASURED_LIMIT / 255)
+    return jnp.where(usable.any(-1), sigma, 0)
+
+
+def add_grain(x_hat: jax.Array, sigma: jax.Array, key: jax.Array) -> jax.Array:
+    """Draw grain on decodings; it is constant for gradients.
+
+    Args:
+      x_hat: [B, H, W, 3] in [0, 1].
+      sigma: Of each, in the same units, [B].
+      key: [B] keys.
+    """
+    squares = _squared_differences(_luma(x_hat))
+    around = ((0, 0), (REACH + 1, REACH), (REACH + 1, REACH))
+    size = 2 * REACH + 1
+    variance = jax.lax.reduce_window(
+        jnp.pad(squares, around, mode="edge"), 0.0, jax.lax.add, (1, size, size), (1, 1, 1), "VALID"
+    )
+    missing = jnp.square(sigma)[:, None, None] - variance / size**2
+    amplitude = jnp.sqrt(jnp.maximum(missing, 0))[..., None]
+    noise = draw_each(jax.random.normal, key, (*x_hat.shape[:3], 4))
+    noise = (SHARED * noise[..., :1] + OWN * noise[..., 1:]) / 1024
+    return x_hat + jax.lax.stop_gradient(amplitude * noise)
+
+
+def _luma(x: jax.Array) -> jax.Array:
+    return x @ jnp.array([77.0, 150.0, 29.0]) / 256
+
+
+def _squared_differences(luma: jax.Array) -> jax.Array:
+    """Squares of second differences, with the variance of white noise: [B, H - 1, W - 1]."""
+    return jnp.square(jnp.diff(jnp.diff(luma, axis=1), axis=2)) / 4
+
+
+def _blocks(a: jax.Array) -> jax.Array:
+    """Means of the blocks of [B, H, W]: [B, N]."""
+    b, h, w = a.shape
+    cut = a.reshape(b, h // BLOCK, BLOCK, w // BLOCK, BLOCK)
+    return cut.mean((2, 4)).reshape(b, -1)
