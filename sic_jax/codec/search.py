@@ -16,7 +16,8 @@ where they are whose gradient is small or changes sign. Where q changes by d, th
 refines it changes by -d times its factor: the sum of both stays what it was, or nearly, as a
 refinement keeps to the values that residuals can have.
 
-Levels take turns, so that every prefix of the file gains.
+Levels take turns, so that every prefix of the file gains. Decodings are compared without grain
+(`sic_jax.codec.grain`).
 
 Source: this project; gradient search of latents: Campos et al. 2019, Yang et al. 2020.
 """
