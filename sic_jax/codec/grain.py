@@ -121,4 +121,5 @@ def _window_sums(a: NDArray[np.int32]) -> NDArray[np.int32]:
     total = np.cumsum(a, axis=-1, dtype=np.int32)
     total = np.pad(total, ((0, 0), (1, 0)))
     size = 2 * REACH + 1
-    return total[:, size:] - total[:, :-size]
+    sums: NDArray[np.int32] = total[:, size:] - total[:, :-size]
+    return sums
