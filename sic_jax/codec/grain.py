@@ -111,7 +111,7 @@ def _luma(picture: Pixels) -> NDArray[np.int32]:
 
 def _squared_differences(luma: NDArray[np.int32]) -> NDArray[np.int32]:
     """Squares of the differences down of the differences right: [H - 1, W - 1]."""
-    second = np.diff(np.diff(luma, axis=0), axis=1)
+    second: NDArray[np.int32] = np.diff(np.diff(luma, axis=0), axis=1)
     return second * second
 
 
@@ -121,5 +121,4 @@ def _window_sums(a: NDArray[np.int32]) -> NDArray[np.int32]:
     total = np.cumsum(a, axis=-1, dtype=np.int32)
     total = np.pad(total, ((0, 0), (1, 0)))
     size = 2 * REACH + 1
-    sums: NDArray[np.int32] = total[:, size:] - total[:, :-size]
-    return sums
+    return total[:, size:] - total[:, :-size]
