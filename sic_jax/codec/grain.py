@@ -15,10 +15,15 @@ BLOCK = 16
 CALM, CALM_RATIO, MEASURED_LIMIT = (0.02, 0.1), 1.3, 3.0
 """Shares of the calmest blocks, how far apart these may be, and the largest result: see
 `measure_grain`."""
-REACH = 8
-"""The noise that a place has is that of a window of 17 x 17 pixels."""
+BRIGHTNESS = (8, 247)
+"""Mean luma of blocks that are neither black nor white lies between these."""
+WINDOW = 17
+"""Side of the window around a place whose noise is that of the place."""
+LUMA = (77, 150, 29)
+"""Weights of red, green and blue, in 1/256."""
 SHARED, OWN = 857, 561
 """Square roots of 0.7 and 0.3 in 1/1024: noise that all colours share, and noise of each."""
+_REACH = WINDOW // 2
 _SEED = 0x47524149
 _STRIP_PIXELS = 2**18
 
@@ -50,7 +55,8 @@ def measure_grain(image: Pixels) -> int:
     energy = np.zeros_like(luma)
     energy[1:, 1:] = _squared_differences(luma)
     brightness = blocks(luma) / 4
-    usable = (brightness > 8) & (brightness < 247)
+    black, white = BRIGHTNESS
+    usable = (brightness > black) & (brightness < white)
     if not usable.any():
         return 0
     calmest, calm = np.sqrt(np.quantile(blocks(energy)[usable] / 64, CALM))
@@ -73,7 +79,7 @@ def add_grain(picture: Pixels, sigma: int, seed: int) -> Pixels:
 
     Args:
       picture: uint8 [H, W, 3].
-      sigma: Standard deviation that luma has at least afterwards, in 1/16, 0 to 255.
+      sigma: Standard deviation of the grain, in 1/16, 0 to 255: what noise is topped up to.
       seed: 0 to 2^32 - 1.
 
     Returns:
@@ -86,13 +92,13 @@ def add_grain(picture: Pixels, sigma: int, seed: int) -> Pixels:
     rows = max(1, _STRIP_PIXELS // width)
     for top in range(0, height, rows):
         bottom = min(top + rows, height)
-        first, last = max(1, top - REACH), min(height, bottom + REACH)
+        first, last = max(1, top - _REACH), min(height, bottom + _REACH)
         energy = _squared_differences(_luma(picture[first - 1 : last]))
         # Places beyond the picture's edge, and the first row and column, repeat the nearest.
-        above, below = first - (top - REACH), bottom + REACH - last
-        energy = np.pad(energy, ((above, below), (REACH + 1, REACH)), mode="edge")
+        above, below = first - (top - _REACH), bottom + _REACH - last
+        energy = np.pad(energy, ((above, below), (_REACH + 1, _REACH)), mode="edge")
         energy = _window_sums(_window_sums(energy).T).T
-        missing = 256 * sigma**2 - 1024 * energy.astype(np.int64) // 289
+        missing = 256 * sigma**2 - 1024 * energy.astype(np.int64) // WINDOW**2
         amplitude = np.sqrt(np.maximum(missing, 0)).astype(np.int32)[..., None]
         shape = (bottom - top, width, 4)
         noise = normal_noise(seed ^ _SEED, shape, start=top * width * 4)
@@ -104,8 +110,9 @@ def add_grain(picture: Pixels, sigma: int, seed: int) -> Pixels:
 
 def _luma(picture: Pixels) -> NDArray[np.int32]:
     """Luma in quarters of a step, [H, W]."""
+    r, g, b = LUMA
     red, green, blue = np.moveaxis(picture.astype(np.int32), -1, 0)
-    luma: NDArray[np.int32] = (77 * red + 150 * green + 29 * blue + 32) >> 6
+    luma: NDArray[np.int32] = (r * red + g * green + b * blue + 32) >> 6
     return luma
 
 
@@ -116,9 +123,8 @@ def _squared_differences(luma: NDArray[np.int32]) -> NDArray[np.int32]:
 
 
 def _window_sums(a: NDArray[np.int32]) -> NDArray[np.int32]:
-    """Sums of 17 neighbours along the last axis, [..., n + 16] to [..., n]."""
+    """Sums of 17 neighbours along the last axis, [m, n + 16] to [m, n]."""
     # The running sums may wrap around; their differences stay below 2^31.
     total = np.cumsum(a, axis=-1, dtype=np.int32)
     total = np.pad(total, ((0, 0), (1, 0)))
-    size = 2 * REACH + 1
-    return total[:, size:] - total[:, :-size]
+    return total[:, WINDOW:] - total[:, :-WINDOW]

@@ -172,10 +172,9 @@ def _make_sums(
                 method="complete",
             )
             x_hat = model.apply(variables, y_hat, each, method="synthesise")
-            x_hat = jnp.round(jnp.clip(x_hat, 0, 1) * 255) / 255
+            x_hat = _in_8_bits(x_hat)
             if sigma is not None:
-                x_hat = add_grain(x_hat, sigma, keys)
-                x_hat = jnp.round(jnp.clip(x_hat, 0, 1) * 255) / 255
+                x_hat = _in_8_bits(add_grain(x_hat, sigma, keys))
             values = {
                 "bpp_est": rate_terms(rated.bits_z, rated.bits_y, each, pixels),
                 "mse": jnp.square(x - x_hat).mean((1, 2, 3)),
@@ -190,6 +189,10 @@ def _make_sums(
         return found
 
     return sums
+
+
+def _in_8_bits(x_hat: jax.Array) -> jax.Array:
+    return jnp.round(jnp.clip(x_hat, 0, 1) * 255) / 255
 
 
 def _own_rows(mesh: Mesh, batch_size: int) -> slice:

@@ -99,10 +99,6 @@ def make_loss(
         rated = model.apply(variables, y, z, key=keys, rounded=rounded, method="rate")
         uniform = jax.vmap(jax.random.uniform)(key_temperature)
         temperature = jnp.where(uniform < loss_cfg.sampled_share, loss_cfg.temperature, 0.0)
-        # A key for each of an image's draws.
-        draws = jax.vmap(lambda i: jax.vmap(lambda k: jax.random.fold_in(k, i))(key_detail))(
-            jnp.arange(r)
-        )
         level = plan.level.reshape(-1)
         y_hat = model.apply(
             variables,
@@ -110,7 +106,7 @@ def make_loss(
             jax.tree.map(repeat, rated.hyper),
             level,
             temperature=repeat(temperature),
-            key=draws.reshape(-1),
+            key=_draw_keys(key_detail, r),
             method="complete",
         )
         x_hat = model.apply(variables, y_hat, level, method="synthesise")
@@ -173,14 +169,17 @@ def make_loss(
 
 def _with_grain(x: jax.Array, x_hat: jax.Array, keys: jax.Array) -> jax.Array:
     """Decodings [R, B, H, W, 3] with the grain of images [B, H, W, 3], drawn for each."""
-    sigma = measure_grain(x)
+    own = jax.vmap(lambda key: jax.random.fold_in(key, 3))(keys)
+    sigma = jnp.broadcast_to(measure_grain(x), x_hat.shape[:2]).reshape(-1)
+    return add_grain(_flat(x_hat), sigma, _draw_keys(own, len(x_hat))).reshape(x_hat.shape)
 
-    def draw(number: jax.Array, decodings: jax.Array) -> jax.Array:
-        own = jax.vmap(lambda key: jax.random.fold_in(jax.random.fold_in(key, 3), number))(keys)
-        return add_grain(decodings, sigma, own)
 
-    grainy: jax.Array = jax.vmap(draw)(jnp.arange(len(x_hat)), x_hat)
-    return grainy
+def _draw_keys(keys: jax.Array, count: int) -> jax.Array:
+    """A key for each of an image's draws, all images' first ones first: [count * B] of keys [B]."""
+    draws: jax.Array = jax.vmap(lambda i: jax.vmap(lambda k: jax.random.fold_in(k, i))(keys))(
+        jnp.arange(count)
+    )
+    return draws.reshape(-1)
 
 
 def _discriminator_loss(

@@ -3,7 +3,17 @@
 import jax
 import jax.numpy as jnp
 
-from sic_jax.codec.grain import BLOCK, CALM, CALM_RATIO, MEASURED_LIMIT, OWN, REACH, SHARED
+from sic_jax.codec.grain import (
+    BLOCK,
+    BRIGHTNESS,
+    CALM,
+    CALM_RATIO,
+    LUMA,
+    MEASURED_LIMIT,
+    OWN,
+    SHARED,
+    WINDOW,
+)
 from sic_jax.model.noise import draw_each
 
 
@@ -11,7 +21,8 @@ def measure_grain(x: jax.Array) -> jax.Array:
     """The grain [B] of images [B, H, W, 3] in [0, 1], in their units; sides a multiple of 16."""
     luma = _luma(x)
     brightness = _blocks(luma) * 255
-    usable = (brightness > 8) & (brightness < 247)
+    black, white = BRIGHTNESS
+    usable = (brightness > black) & (brightness < white)
     squares = jnp.pad(_squared_differences(luma), ((0, 0), (1, 0), (1, 0)))
     variance = jnp.where(usable, _blocks(squares), jnp.nan)
     calmest, calm = jnp.sqrt(jnp.nanquantile(variance, jnp.array(CALM), axis=-1))
@@ -28,12 +39,11 @@ def add_grain(x_hat: jax.Array, sigma: jax.Array, key: jax.Array) -> jax.Array:
       key: [B] keys.
     """
     squares = _squared_differences(_luma(x_hat))
-    around = ((0, 0), (REACH + 1, REACH), (REACH + 1, REACH))
-    size = 2 * REACH + 1
-    variance = jax.lax.reduce_window(
-        jnp.pad(squares, around, mode="edge"), 0.0, jax.lax.add, (1, size, size), (1, 1, 1), "VALID"
-    )
-    missing = jnp.square(sigma)[:, None, None] - variance / size**2
+    around = (WINDOW // 2 + 1, WINDOW // 2)
+    squares = jnp.pad(squares, ((0, 0), around, around), mode="edge")
+    window = (1, WINDOW, WINDOW)
+    energy = jax.lax.reduce_window(squares, 0.0, jax.lax.add, window, (1, 1, 1), "VALID")
+    missing = jnp.square(sigma)[:, None, None] - energy / WINDOW**2
     amplitude = jnp.sqrt(jnp.maximum(missing, 0))[..., None]
     noise = draw_each(jax.random.normal, key, (*x_hat.shape[:3], 4))
     noise = (SHARED * noise[..., :1] + OWN * noise[..., 1:]) / 1024
@@ -41,7 +51,7 @@ def add_grain(x_hat: jax.Array, sigma: jax.Array, key: jax.Array) -> jax.Array:
 
 
 def _luma(x: jax.Array) -> jax.Array:
-    return x @ jnp.array([77.0, 150.0, 29.0]) / 256
+    return x @ jnp.array(LUMA, jnp.float32) / 256
 
 
 def _squared_differences(luma: jax.Array) -> jax.Array:
