@@ -1,26 +1,20 @@
-"""Distances between two sets of images: FID, KID, and a stand-in for FID on VGG16 features.
+"""Distances between two sets of images: FID and KID.
 
 Sets of images are cut into patches as in HiFiC (Mentzer et al., NeurIPS 2020, "FID/256") and
 MS-ILLM (Muckley et al., ICML 2023); a network turns every patch into one vector; `fid` and `kid`
 compare the two arrays of vectors. Only with the features of the Inception network of Heusel et al.
 (its 2048-channel pooled layer) are they the FID and KID of publications. Its weights are not part
-of this package: `sic_jax.inception` reads them from a file. `vgg_features` and `vgg_frechet` need
-nothing else, rank codecs by the same idea, and their values compare with nobody's FID.
+of this package: `sic_jax.inception` reads them from a file.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from sic_jax.convnet import Array, Weights
-from sic_jax.vgg import STAGE_CHANNELS, max_pool, vgg16_stages
-
-__all__ = ["fid", "kid", "patches", "vgg_features", "vgg_frechet"]
+__all__ = ["fid", "kid", "patches"]
 
 _BLOCK = 1024
 
@@ -101,43 +95,6 @@ def kid(features_a: ArrayLike, features_b: ArrayLike) -> float:
         self_pairs = np.power(np.square(x).sum(axis=1) / x.shape[1] + 1.0, 3).sum()
         within += (_kernel_sum(x, x) - self_pairs) / (len(x) * (len(x) - 1))
     return float(within - 2.0 * _kernel_sum(a, b) / (len(a) * len(b)))
-
-
-def vgg_features(x: Array, *, weights: Weights) -> jax.Array:
-    """Means over space of VGG16's last stage, for `vgg_frechet`: not Inception features.
-
-    Args:
-        x: ``[B, H, W, 3]`` in [0, 1], H and W at least `sic_jax.vgg.MIN_SIZE`.
-        weights: From `sic_jax.vgg.load_vgg16_weights`.
-
-    Returns:
-        ``[B, 512]`` float32.
-
-    Raises:
-        TypeError: `x` holds integers.
-        ValueError: `x` does not have the shape of RGB images of at least the minimum.
-    """
-    stages = vgg16_stages(x, weights=weights, pool=max_pool, metric="the VGG16 stand-in for FID")
-    return jnp.mean(stages[-1], axis=(1, 2))
-
-
-def vgg_frechet(features_a: ArrayLike, features_b: ArrayLike) -> float:
-    """Frechet distance of two results of `vgg_features`: a stand-in for FID, and not FID.
-
-    Args:
-        features_a: ``[N, 512]``, N at least 2.
-        features_b: ``[M, 512]``, M at least 2.
-
-    Returns:
-        The distance as `fid` computes it, on another scale than FID.
-
-    Raises:
-        ValueError: The shapes do not fit, or a feature is not finite.
-    """
-    a, b = _feature_pair(features_a, features_b)
-    if a.shape[1] != STAGE_CHANNELS[-1]:
-        raise ValueError(f"need features [N, {STAGE_CHANNELS[-1]}] of VGG16, got {a.shape}")
-    return fid(a, b)
 
 
 def _feature_pair(

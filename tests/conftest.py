@@ -16,8 +16,7 @@ import pytest
 from PIL import Image
 
 from sic_jax.config import ModelConfig, TrainConfig
-from sic_jax.model.context import all_parameters, context_of_group, group_parameters
-from sic_jax.model.exact_networks import complete
+from sic_jax.model.context import all_parameters, complete, context_of_group, group_parameters
 from sic_jax.model.hyper import HYPER_PATCH, hyper_synthesis
 from sic_jax.model.params import init_params
 from sic_jax.model.sic import SicModel
@@ -95,10 +94,10 @@ def functions(tiny: ModelConfig) -> Functions:
     model = SicModel(tiny)
     jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
-    def of_layers(function: Callable[..., Any], network: str | None = None) -> Callable[..., Any]:
+    def of_context(function: Callable[..., Any]) -> Callable[..., Any]:
         def run(variables: Any, *args: Any) -> Any:
             layers: Any = model.apply(variables, method="entropy_layers")
-            return function(layers if network is None else layers[network], *args)
+            return function(layers["context"], *args)
 
         return jit(run)
 
@@ -123,10 +122,10 @@ def functions(tiny: ModelConfig) -> Functions:
         analyse=method("analyse"),
         synthesise=method("synthesise"),
         hyper=jit(hyper),
-        context=of_layers(with_cfg(all_parameters), "context"),
-        group_parameters=of_layers(with_cfg(group_parameters), "context"),
-        context_of_group=of_layers(context_of_group, "context"),
-        complete=of_layers(with_cfg(complete)),
+        context=of_context(with_cfg(all_parameters)),
+        group_parameters=of_context(with_cfg(group_parameters)),
+        context_of_group=of_context(context_of_group),
+        complete=of_context(with_cfg(complete)),
         forward=jit(forward),
     )
 

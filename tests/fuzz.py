@@ -32,7 +32,7 @@ from sic_jax.codec.container import Header, Metadata, Segment, pack, unpack
 from sic_jax.codec.wire import crc16
 from sic_jax.errors import BitstreamError
 
-BUNDLE = Path(__file__).parent / "golden" / "v1" / "bundle"
+BUNDLE = Path(__file__).parent / "golden" / "v2" / "bundle"
 MAX_SECONDS = 2.0
 MAX_GROWTH = 300
 MAX_PIXELS = 64 * 64

@@ -1,6 +1,5 @@
 """The codec end to end: pictures to bytes and back, damage, prefixes, seeds."""
 
-import dataclasses
 import os
 import subprocess
 import sys
@@ -31,9 +30,9 @@ from sic_jax.entropy.range_coder import RangeDecoder, RangeEncoder, available_ba
 from sic_jax.model.detail import sigma_grid
 from sic_jax.model.levels import refinement_limit, refinement_sources
 from sic_jax.model.params import init_params
+from sic_jax.model.pyramid import with_klt
 from sic_jax.model.transforms import PATCH
 from sic_jax.presets import preset
-from sic_jax.training.klt import with_klt
 
 CFG = preset("smoke").model
 LEVELS = CFG.num_levels
@@ -44,7 +43,13 @@ def tiny_bundle(folder: Path, seed: int, cfg: ModelConfig = CFG) -> Path:
     rng = np.random.default_rng(seed)
     patches = rng.normal(size=(1500, PATCH, PATCH, 3)).cumsum(1).cumsum(2)
     patches *= 0.2 / np.abs(patches).max((1, 2, 3), keepdims=True)
-    params = with_klt(init_params(cfg, seed=seed), cfg, patches.reshape(1500, -1))
+    params = with_klt(
+        init_params(cfg, seed=seed),
+        cfg.pyramid,
+        patches.reshape(1500, -1),
+        sources=refinement_sources(cfg),
+        refine_factor=cfg.refine_factor,
+    )
     export_bundle(folder, cfg, params)
     return folder
 
@@ -73,7 +78,7 @@ def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
 def test_round_trip_of_symbols_at_any_size(codec: Codec, size: tuple[int, int]) -> None:
     x = picture(*size)
     data = codec.compress(x)
-    assert read_header(data).height, read_header(data).width == size
+    assert (read_header(data).height, read_header(data).width) == size
     assert codec.decompress(data).shape == (*size, 3)
     # The symbols are those that the encoder rounded, not merely some that decode.
     encoded, decoded = codec.encode_latents(x), codec.decode_latents(unpack(data))
@@ -129,9 +134,8 @@ def test_size_is_within_the_estimate(codec: Codec) -> None:
         assert size < 1.01 * expected + 24 + 6 * (level + 1)
 
 
-def test_density_logistic_gives_refinements_tables_of_their_own(tmp_path: Path) -> None:
-    cfg = dataclasses.replace(CFG, density="logistic")
-    codec = Codec.load(tiny_bundle(tmp_path / "logistic", 0, cfg))
+def test_refinements_have_tables_of_their_own(codec: Codec) -> None:
+    cfg = CFG
     refining = np.flatnonzero(refinement_sources(cfg) >= 0)
     first = cfg.num_sigmas * 16
     assert len(codec.bundle.tables_y.starts) == num_coding_tables(cfg) == first + 64 * 129
@@ -165,10 +169,12 @@ def test_density_logistic_gives_refinements_tables_of_their_own(tmp_path: Path) 
     np.testing.assert_array_equal(again, y)
 
 
-@pytest.mark.parametrize("density", ["normal", "logistic"])
-def test_tables_have_the_probabilities_that_training_has(density: str) -> None:
+@pytest.mark.parametrize("context", ["checkerboard", "raster"])
+def test_tables_have_the_probabilities_that_training_has(context: str) -> None:
     """-log2 of a table's mass is the bits that `SicModel.level_bits` counts."""
-    cfg = dataclasses.replace(CFG, density=density)
+    cfg = CFG
+    if context == "raster":
+        cfg = ModelConfig(level_channels=(2,) * 3, level_refinements=(0,) * 3, context="raster")
     tables = coding_tables(cfg)
     ends = np.append(tables.starts[1:], tables.lookup.size)
     rng = np.random.default_rng(0)
@@ -184,11 +190,11 @@ def test_tables_have_the_probabilities_that_training_has(density: str) -> None:
     y = np.round(mean / 16 + rng.uniform(-1, 1, 400) * sigma).astype(int)
     bits = (
         normal_bits(y, mean / 16, sigma)
-        if density == "normal"
+        if context == "raster"
         else logistic_bits(y, mean / 16, sigma, NO_REACH)
     )
     np.testing.assert_allclose(-np.log2(masses(indices, y - whole)), bits, atol=4e-3)
-    if density == "logistic":
+    if context == "checkerboard":
         found = refinement_table_indices(jnp.asarray(mean), jnp.asarray(scale), cfg)
         indices, whole = (np.asarray(a) for a in found)
         assert not whole.any()

@@ -5,15 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sic_jax.config import (
-    LossConfig,
-    ModelConfig,
-    RasterConfig,
-    SwinConfig,
-    TrainConfig,
-    from_dict,
-    to_dict,
-)
+from sic_jax.config import LossConfig, ModelConfig, RasterConfig, SwinConfig, TrainConfig
+from sic_jax.fields import from_dict, to_dict
+from sic_jax.model.pyramid import PyramidConfig
 from sic_jax.presets import PRESETS, paper_loss, paper_model, preset
 
 
@@ -28,14 +22,12 @@ def model_configs(draw: st.DrawFn) -> ModelConfig:
         level_channels=tuple(channels),
         level_refinements=tuple(refinements),
         refine_factor=draw(st.integers(2, 9)),
-        step=draw(st.floats(1e-3, 10)),
         deadzone=draw(st.floats(0, 0.49)),
-        deblock_jump=draw(st.floats(0, 1)),
-        restoration_width=draw(st.integers(0, 64)),
-        restoration_blocks=draw(st.integers(0, 9)),
-        synthesis_blocks=draw(st.tuples(st.integers(0, 9), st.integers(0, 9))),
-        density=draw(st.sampled_from(["normal", "logistic"])),
-        detail=draw(st.sampled_from(["prior", "uniform"])),
+        pyramid=PyramidConfig(
+            widths=draw(st.tuples(*[st.integers(1, 512)] * 4)),
+            synthesis_depths=draw(st.tuples(*[st.integers(0, 9)] * 4)),
+            step=draw(st.floats(1e-3, 10)),
+        ),
         temperature=draw(st.floats(0, 2)),
     )
 
@@ -84,7 +76,7 @@ def test_default_model_is_sixteen_levels() -> None:
 
 
 def test_unknown_preset() -> None:
-    with pytest.raises(ValueError, match="no preset 'best'; there are mse, perceptual"):
+    with pytest.raises(ValueError, match="no preset 'best'; there are lpips, perceptual"):
         preset("best")
 
 
@@ -94,18 +86,18 @@ def test_level_weights() -> None:
         (2**5.625, 128, 2**4.875)
     )
     assert (paper.lmbda_rate[15], paper.lmbda_dist[15], paper.lmbda_perc[15]) == (1, 2048, 8)
-    mse = preset("mse").loss
-    assert (mse.lmbda_rate[0], mse.lmbda_rate[15]) == pytest.approx((8, 1))
-    assert (mse.lmbda_dist[0], mse.lmbda_dist[15]) == pytest.approx((8 * 60, 2000))
-    assert mse.lmbda_perc == (0.0,) * 16
-    ratios = [b / a for a, b in zip(mse.lmbda_dist, mse.lmbda_dist[1:], strict=False)]
-    assert ratios == pytest.approx([(2000 / 480) ** (1 / 15)] * 15)
-    assert min(preset("perceptual").loss.lmbda_perc) > 0
+    first, second = preset("lpips").loss, preset("perceptual").loss
+    assert (first.lmbda_rate[0], first.lmbda_rate[15]) == pytest.approx((8, 1.25))
+    assert (first.lmbda_dist[0], first.lmbda_dist[15]) == pytest.approx((8 * 40, 1.25 * 1100))
+    ratios = [b / a for a, b in zip(first.lmbda_dist, first.lmbda_dist[1:], strict=False)]
+    assert ratios == pytest.approx([(1375 / 320) ** (1 / 15)] * 15)
+    assert (second.lmbda_perc[0], second.lmbda_perc[15]) == pytest.approx((8 * 0.32, 1.25 * 6.6))
+    assert preset("smoke").loss.lmbda_perc == (0.0,) * 3
 
 
 def test_unknown_field_is_named() -> None:
-    with pytest.raises(ValueError, match=r"ModelConfig has no field 'widht_8'; it has \['analysis"):
-        from_dict(ModelConfig, {"widht_8": 8})
+    with pytest.raises(ValueError, match=r"ModelConfig has no field 'widhts'; it has \['anchor"):
+        from_dict(ModelConfig, {"widhts": 8})
     data = to_dict(preset("smoke"))
     data["loss"]["alpha"] = 1
     with pytest.raises(ValueError, match="LossConfig has no field 'alpha'"):
@@ -115,16 +107,16 @@ def test_unknown_field_is_named() -> None:
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("width_8", "8", r"ModelConfig\.width_8 must be int, got '8'"),
-        ("width_8", 8.0, r"ModelConfig\.width_8 must be int, got 8\.0"),
-        ("width_8", True, r"ModelConfig\.width_8 must be int, got True"),
-        ("width_8", None, r"ModelConfig\.width_8 must be int, got None"),
-        ("step", "0.25", r"ModelConfig\.step must be float, got '0\.25'"),
-        ("step", False, r"ModelConfig\.step must be float, got False"),
-        ("detail", 1, r"ModelConfig\.detail must be str, got 1"),
+        ("head_width", "8", r"ModelConfig\.head_width must be int, got '8'"),
+        ("head_width", 8.0, r"ModelConfig\.head_width must be int, got 8\.0"),
+        ("head_width", True, r"ModelConfig\.head_width must be int, got True"),
+        ("head_width", None, r"ModelConfig\.head_width must be int, got None"),
+        ("deadzone", "0.25", r"ModelConfig\.deadzone must be float, got '0\.25'"),
+        ("deadzone", False, r"ModelConfig\.deadzone must be float, got False"),
+        ("transforms", 1, r"ModelConfig\.transforms must be str, got 1"),
         ("level_channels", 4, r"ModelConfig\.level_channels must be a list, got 4"),
         ("level_channels", [4, "4"], r"ModelConfig\.level_channels must be int, got '4'"),
-        ("analysis_blocks", [1], r"ModelConfig\.analysis_blocks must have 2 entries, got \[1\]"),
+        ("pyramid", {"widths": [1]}, r"PyramidConfig\.widths must have 4 entries, got \[1\]"),
     ],
 )
 def test_wrong_types(field: str, value: object, message: str) -> None:
@@ -152,6 +144,7 @@ def test_not_an_object_and_missing_fields() -> None:
         (SwinConfig, {"analysis_widths": (2**15, 256, 256)}),
         (SwinConfig, {"synthesis_widths": (256, 256, 2**15)}),
         (SwinConfig, {"mlp_ratio": 65}),
+        (PyramidConfig, {"widths": (8, 8, 8, 2**15)}),
         (RasterConfig, {"analysis_width": 2**15}),
         (RasterConfig, {"synthesis_widths": (2**15, 8)}),
         (RasterConfig, {"head_width": 2**15}),
@@ -176,24 +169,9 @@ def test_widths_are_bounded(cls: type, changes: dict[str, object]) -> None:
             {"level_channels": (1, 2, 2), "level_refinements": (0, 1, 2)},
             r"\(0, 1, 2\); it must be of channels of earlier levels",
         ),
-        ({"density": "cauchy"}, r"density is 'cauchy'; it must be one of \('normal', 'logistic'\)"),
-        (
-            {"density": "logistic", "context": "raster", "detail": "uniform"},
-            r"density is 'logistic'; it must be one of \('normal',\) with the context raster",
-        ),
-        ({"detail": "gauss"}, r"ModelConfig\.detail is 'gauss'; it must be prior or uniform"),
         ({"sigma_min": 0.0}, r"sigma_min, sigma_max is \(0\.0, 64\.0\); it must be rising, in"),
         ({"sigma_min": 70.0}, r"sigma_min, sigma_max is \(70\.0, 64\.0\)"),
         ({"sigma_max": 128.0}, r"sigma_min, sigma_max is \(0\.11, 128\.0\)"),
-        (
-            {"analysis_blocks": (3, 10**9)},
-            r"analysis_blocks is \(3, 1000000000\); it must be 0 to 64",
-        ),
-        ({"synthesis_blocks": (-1, 3)}, r"synthesis_blocks is \(-1, 3\); it must be 0 to 64 each"),
-        ({"deblock_jump": -0.1}, r"ModelConfig\.deblock_jump is -0\.1; it must be in \[0, 1\]"),
-        ({"deblock_activity": 0.0}, r"deblock_activity is 0\.0; it must be in \(0, 1\]"),
-        ({"restoration_width": -1}, r"ModelConfig\.restoration_width is -1; it must be 0 to 16384"),
-        ({"restoration_blocks": 65}, r"restoration_blocks is 65; it must be 0 to 64"),
         ({"deadzone": 0.5}, r"ModelConfig\.deadzone is 0\.5; it must be in \[0, 0\.5\)"),
         ({"refine_factor": 1}, r"ModelConfig\.refine_factor is 1; it must be at least 2"),
         ({"refine_factor": 65}, r"refine_factor is 65; it must be at least 2, at most 64"),
@@ -204,7 +182,7 @@ def test_widths_are_bounded(cls: type, changes: dict[str, object]) -> None:
             {"hyper_channels": 2**14 + 1},
             r"hyper_channels is 16385; it must be positive, at most 16",
         ),
-        ({"width_16": 2**40}, r"width_16 is 1099511627776; it must be positive, at most 16384"),
+        ({"head_width": 2**40}, r"head_width is 1099511627776; it must be positive, at most 16384"),
         ({"num_sigmas": 10**9}, r"num_sigmas is 1000000000; it must be at least 2, at most 16384"),
         ({"temperature": 17.0}, r"ModelConfig\.temperature is 17\.0; it must be 0 to 16"),
     ],
@@ -212,6 +190,30 @@ def test_widths_are_bounded(cls: type, changes: dict[str, object]) -> None:
 def test_model_validation(changes: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ModelConfig(**changes)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"analysis_depths": (3, 2, 2, 10**9)},
+            r"is \(3, 2, 2, 1000000000\); it must be 0 to 64 ea",
+        ),
+        (
+            {"synthesis_depths": (-1, 3, 3, 3)},
+            r"synthesis_depths is \(-1, 3, 3, 3\); it must be 0 to",
+        ),
+        (
+            {"widths": (8, 0, 8, 8)},
+            r"PyramidConfig\.widths is \(8, 0, 8, 8\); it must be positive, at",
+        ),
+        ({"step": 0.0}, r"PyramidConfig\.step is 0\.0; it must be positive"),
+        ({"coarse_step": -1.0}, r"PyramidConfig\.coarse_step is -1\.0; it must be positive"),
+    ],
+)
+def test_pyramid_validation(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        PyramidConfig(**changes)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -240,7 +242,10 @@ def test_loss_validation(changes: dict[str, object], message: str) -> None:
         ({"ema_decay": 1.0}, r"TrainConfig\.ema_decay is 1\.0; it must be in \[0, 1\)"),
         ({"learning_rate": 0.0}, r"TrainConfig\.learning_rate is 0\.0; it must be positive"),
         ({"compute_dtype": "half"}, r"compute_dtype is 'half'; it must be float32 or bfloat16"),
-        ({"loss": preset("mse").loss}, "loss is 'weights for 16 levels'; it must be for 3 levels"),
+        (
+            {"loss": preset("lpips").loss},
+            "loss is 'weights for 16 levels'; it must be for 3 lev",
+        ),
     ],
 )
 def test_train_validation(changes: dict[str, object], message: str) -> None:

@@ -264,7 +264,7 @@ def test_varint_test_vectors() -> None:
         ("seed", -1, "seed must be in 0 to 4294967295, got -1"),
         ("seed", 2**32, "seed must be in 0 to 4294967295, got 4294967296"),
         ("grain", 256, "grain must be in 0 to 255, got 256"),
-        ("version", 2, "version must be in 1 to 1, got 2"),
+        ("version", 1, "version must be in 2 to 2, got 1"),
     ],
 )
 def test_header_value_errors(field: str, value: object, message: str) -> None:

@@ -132,15 +132,15 @@ def test_random_damage_never_gives_another_exception() -> None:
         (b"hello, this is text", "not a sic file: it starts with b'hell'"),
         (b"\x89PNG\r\n\x1a\n", r"not a sic file: it starts with b'\\x89PNG'"),
         (b"\x93SIC", "the file is truncated: it ends inside the header"),
-        (b"\x93SIC\x02", "the file has format version 2; this software reads version 1"),
-        (b"\x93SIC\x00", "the file has format version 0; this software reads version 1"),
-        (b"\x93SIC\x01\x00" + bytes(6) + b"\x80\x00", "height = 0 is written with 2 bytes"),
+        (b"\x93SIC\x01", "the file has format version 1; this software reads version 2"),
+        (b"\x93SIC\x00", "the file has format version 0; this software reads version 2"),
+        (b"\x93SIC\x02\x00" + bytes(6) + b"\x80\x00", "height = 0 is written with 2 bytes"),
         (
-            b"\x93SIC\x01\x00" + bytes(6) + b"\x01" + b"\xff" * 5,
+            b"\x93SIC\x02\x00" + bytes(6) + b"\x01" + b"\xff" * 5,
             "width exceeds the limit of 4294967295",
         ),
         (
-            b"\x93SIC\x01\x00" + bytes(6) + b"\x01\x01\x01\xff\xff\xff\xff\x10",
+            b"\x93SIC\x02\x00" + bytes(6) + b"\x01\x01\x01\xff\xff\xff\xff\x10",
             "seed exceeds the limit of 4294967295",
         ),
     ],
@@ -167,7 +167,7 @@ def test_bad_starts(data: bytes, message: str) -> None:
     ],
 )
 def test_bad_header_values(flags: int, rest: bytes, message: str) -> None:
-    data = with_crc(b"\x93SIC\x01" + bytes([flags]) + HEADER.model_id + rest)
+    data = with_crc(b"\x93SIC\x02" + bytes([flags]) + HEADER.model_id + rest)
     with pytest.raises(BitstreamError, match=message):
         read_header(data)
 

@@ -7,14 +7,14 @@ from sic_jax.training.main import _weights
 
 
 def test_the_default_bundle_starts_the_presets_of_its_architecture() -> None:
-    for name in ("mse", "perceptual"):
+    for name in ("lpips", "perceptual"):
         assert "g_s" in _weights("default", preset(name))
 
 
 def test_fields_that_parameters_do_not_depend_on_may_differ() -> None:
     cfg = preset("perceptual")
-    model = dataclasses.replace(cfg.model, deadzone=0.2, deblock_jump=0.0, temperature=1.0)
+    model = dataclasses.replace(cfg.model, deadzone=0.2, temperature=1.0)
     assert "g_s" in _weights("default", dataclasses.replace(cfg, model=model))
-    model = dataclasses.replace(cfg.model, width_8=cfg.model.width_8 + 1)
+    model = dataclasses.replace(cfg.model, head_width=cfg.model.head_width + 1)
     with pytest.raises(ValueError, match="--init-from default: its model config differs"):
         _weights("default", dataclasses.replace(cfg, model=model))

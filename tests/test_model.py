@@ -1,4 +1,3 @@
-import dataclasses
 from typing import Any
 
 import flax.linen as nn
@@ -9,18 +8,17 @@ import pytest
 from conftest import BATCH, SIDE, Functions
 
 from sic_jax.config import ModelConfig
-from sic_jax.entropy.distributions import normal_bits
-from sic_jax.entropy.exact import Layer, log_compressed
+from sic_jax.entropy.distributions import NO_REACH, logistic_bits
+from sic_jax.entropy.exact import log_compressed
 from sic_jax.model.complexity import codec_macs_per_pixel, count_macs
 from sic_jax.model.context import (
     all_parameters,
     checkerboard,
-    context_of_group,
-    group_parameters,
+    complete,
 )
-from sic_jax.model.detail import prior_sigmas
-from sic_jax.model.exact_networks import complete
+from sic_jax.model.detail import limited_moments, prior_sigmas
 from sic_jax.model.levels import channel_levels, level_starts, refinement_sources, split_latents
+from sic_jax.model.pyramid import karhunen_loeve, with_klt
 from sic_jax.model.sic import SicModel
 from sic_jax.model.transforms import (
     PATCH,
@@ -28,7 +26,6 @@ from sic_jax.model.transforms import (
     log_compress,
     space_to_depth,
 )
-from sic_jax.training.klt import karhunen_loeve, with_klt
 
 N = SIDE // PATCH
 ANCHOR = checkerboard(N, N)
@@ -56,10 +53,22 @@ def noise(tiny: ModelConfig) -> np.ndarray:
     return np.round(values).astype(np.int32)
 
 
+def cut_moments(mean: np.ndarray, scale: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean in sixteenths and sigma in 1/4096 of logistic densities that are cut to -1, 0 and 1."""
+    m = np.clip(mean, -64, 64) / 16
+    sigma = np.geomspace(0.11, 64, 64)[scale.astype(int)]
+    edges = np.arange(-1.5, 2)
+    cdf = 0.5 + 0.5 * np.tanh((edges - m[..., None]) * np.pi / (2 * 3**0.5 * sigma[..., None]))
+    p = np.diff(cdf) / (cdf[..., -1:] - cdf[..., :1])
+    first, second = p[..., 2] - p[..., 0], p[..., 2] + p[..., 0]
+    deviation = np.floor(4096 * np.sqrt(second - first**2) + 0.5).astype(int)
+    return np.floor(16 * first + 0.5), deviation
+
+
 def walk(
     functions: Functions, params: Arrays, cfg: ModelConfig, y: np.ndarray, hyper: Any, level: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Group by group as the codec walks, with the means above `level`: (mean, scale index, y)."""
+    """Group by group as the codec walks: (mean, scale index, y with the means above `level`)."""
     variables = {"params": params}
     starts, size = level_starts(cfg), max(cfg.level_channels)
     logs = np.zeros_like(y)
@@ -72,12 +81,16 @@ def walk(
         context = functions.context_of_group(variables, g, logs)
         for half in (ANCHOR, ~ANCHOR):
             mean, scale = functions.group_parameters(variables, g, hyper, context, group)
-            halves.append((np.asarray(mean)[..., :count], np.asarray(scale)[..., :count]))
-            new = known if g < level else np.floor(halves[-1][0] / 16 + 0.5)
+            mean, scale = np.asarray(mean)[..., :count], np.asarray(scale)[..., :count]
+            detail, refining = mean.copy(), cfg.level_refinements[g]
+            detail[..., :refining] = cut_moments(mean[..., :refining], scale[..., :refining])[0]
+            halves.append((mean, scale, detail))
+            new = known if g < level else np.floor(detail / 16 + 0.5)
             group[..., :count] = np.where(half, new, group[..., :count])
-        means.append(np.where(ANCHOR, halves[0][0], halves[1][0]))
-        scales.append(np.where(ANCHOR, halves[0][1], halves[1][1]))
-        filled.append(known if g < level else means[-1] / 16)
+        mean, scale, detail = (np.where(ANCHOR, a, b) for a, b in zip(*halves, strict=True))
+        means.append(mean)
+        scales.append(scale)
+        filled.append(known if g < level else detail / 16)
         logs[..., starts[g] : starts[g + 1]] = log_compressed(jnp.asarray(group[..., :count]))
     return np.concatenate(means, -1), np.concatenate(scales, -1), np.concatenate(filled, -1)
 
@@ -106,7 +119,8 @@ def test_log_compress() -> None:
 
 def klt_params(untrained: Arrays, cfg: ModelConfig, pictures: np.ndarray) -> Arrays:
     patches = np.asarray(space_to_depth(jnp.asarray(pictures) - 0.5, PATCH)).reshape(-1, 768)
-    return with_klt(untrained, cfg, patches)
+    sources = refinement_sources(cfg)
+    return with_klt(untrained, cfg.pyramid, patches, sources=sources, refine_factor=3)
 
 
 def test_karhunen_loeve(pictures: np.ndarray) -> None:
@@ -263,34 +277,24 @@ def test_drawn_details(
 
 
 def test_details_of_refinements_have_the_moments_of_the_cut_density(
-    params: Arrays, tiny: ModelConfig, y_hat: Any, hyper: Any, noise: Any
+    functions: Functions, params: Arrays, tiny: ModelConfig, y_hat: Any, hyper: Any, noise: Any
 ) -> None:
-    layers: Any = SicModel(tiny).apply({"params": params}, method="entropy_layers")
     y_s = np.asarray(split_latents(jnp.asarray(y_hat), 2, tiny)[0])
     levels, temperature = np.full(BATCH, 2, np.int32), np.full(BATCH, 128, np.int32)
-
-    def draw(density: str) -> np.ndarray:
-        cfg = dataclasses.replace(tiny, density=density)
-        return np.asarray(
-            jax.jit(lambda: complete(layers, cfg, y_s, hyper, levels, noise, temperature))()
-        )
-
-    normal, cut = draw("normal"), draw("logistic")
+    variables = {"params": params}
+    drawn = np.asarray(functions.complete(variables, y_s, hyper, levels, noise, temperature))
+    mean, scale, _ = walk(functions, params, tiny, y_s, hyper, 2)
     anchors = ANCHOR[..., 0]
-    np.testing.assert_array_equal(cut[:, anchors, 6:], normal[:, anchors, 6:])
-    context = context_of_group(layers["context"], 2, log_compressed(jnp.asarray(y_s)))
-    nothing = jnp.zeros((*y_s.shape[:3], 4))
-    mean, scale = group_parameters(layers["context"], tiny, 2, hyper, context, nothing)
-    m = np.clip(np.asarray(mean)[:, anchors, :2], -64, 64) / 16
-    sigma = np.geomspace(0.11, 64, 64)[np.asarray(scale, int)[:, anchors, :2]]
-    edges = np.arange(-1.5, 2)
-    cdf = 0.5 + 0.5 * np.tanh((edges - m[..., None]) * np.pi / (2 * 3**0.5 * sigma[..., None]))
-    p = np.diff(cdf) / (cdf[..., -1:] - cdf[..., :1])
-    first, second = p[..., 2] - p[..., 0], p[..., 2] + p[..., 0]
-    spread = (np.floor(4096 * np.sqrt(second - first**2) + 0.5).astype(int) * 128) >> 12
-    expected = 16 * np.floor(16 * first + 0.5) + ((spread * noise[:, anchors, 4:6]) >> 10)
-    np.testing.assert_array_equal(cut[:, anchors, 4:6] * 256, expected)
-    assert np.abs(expected).mean() > 5
+    refining = np.arange(tiny.num_channels) // 2 == 2
+    cut_mean, cut_sigma = cut_moments(mean, scale)
+    mean = np.where(refining, cut_mean, mean)
+    sigma = np.where(refining, cut_sigma, prior_sigmas(tiny)[scale.astype(int)])
+    expected = 16 * mean + ((((sigma * 128) >> 12) * noise) >> 10)
+    np.testing.assert_array_equal(drawn[:, anchors, 4:] * 256, expected[:, anchors, 4:])
+    assert np.abs(expected[:, anchors, 4:6]).mean() > 5
+    means, deviations = limited_moments(tiny)
+    assert np.abs(means).max() <= 16
+    assert 0 <= deviations.min() < deviations.max() < 4096
 
 
 def test_details_carry_no_gradient(
@@ -301,7 +305,7 @@ def test_details_carry_no_gradient(
     def total(params: Arrays, y_s: jax.Array, hyper: jax.Array) -> jax.Array:
         layers: Any = model.apply({"params": params}, method="entropy_layers")
         ones = jnp.full(BATCH, 256)
-        out = complete(layers, tiny, y_s, hyper, jnp.asarray(LEVELS), noise, ones)
+        out = complete(layers["context"], tiny, y_s, hyper, jnp.asarray(LEVELS), noise, ones)
         return (out * (1 + jnp.arange(tiny.num_channels))).sum()
 
     grads = jax.jit(jax.grad(total, (0, 1, 2)), compiler_options=QUICK)(params, y_hat, hyper)
@@ -312,36 +316,6 @@ def test_details_carry_no_gradient(
         grads[1],
         np.broadcast_to(np.where(coded, 1.0 + np.arange(tiny.num_channels), 0), y_hat.shape),
     )
-
-
-def test_uniform_details(y_hat: np.ndarray, hyper: np.ndarray, noise: np.ndarray) -> None:
-    cfg = ModelConfig(
-        level_channels=(2, 2, 4), level_refinements=(0, 0, 2), hyper_width=8, detail="uniform"
-    )
-    rng = np.random.default_rng(6)
-    kernel = np.round(30 * rng.standard_normal((8, 8))).astype(np.float32)
-    bias = np.round(1000 * rng.standard_normal(8)).astype(np.float32)
-    # The edges of the paper's U(-2, 2), as the codec's unit-variance noise has them.
-    edge = np.where(noise > 0, 1774, -1774).astype(np.int32)
-    temperature = np.array([256, 0, 256], np.int32)
-    levels = np.array([1, 1, 3], np.int32)
-
-    def run(bias: jax.Array) -> jax.Array:
-        layers = {"detail": {"mean": Layer(jnp.asarray(kernel), bias, jnp.full(8, 2.0**-6))}}
-        args = map(jnp.asarray, (y_hat, hyper, levels, edge, temperature))
-        return complete(layers, cfg, *args)
-
-    got = run(jnp.asarray(bias))
-    mean = np.floor((hyper @ kernel + bias) / 64 + 0.5) / 16
-    spread = temperature[:, None, None, None] / 256 * np.where(noise > 0, 2, -2)
-    # 1774 / 1024 and 295 / 256 are not quite the square roots of 3 and 4 / 3.
-    assert np.abs(np.asarray(got - mean - spread))[:2, ..., 2:].max() <= 0.52
-    np.testing.assert_array_equal(got[1, ..., 2:], np.floor(mean + 0.5)[1, ..., 2:])
-    np.testing.assert_array_equal(got[..., :2], y_hat[..., :2])
-    np.testing.assert_array_equal(got[2], y_hat[2])
-    # The mean learns through the rounding: 2 pictures have details in channels 2 to 7.
-    slope = jax.grad(lambda b: run(b).sum())(jnp.asarray(bias))
-    np.testing.assert_allclose(slope, np.array([0, 0, *[2] * 6]) * N * N / 64 / 16)
 
 
 def test_forward_pass(
@@ -360,8 +334,11 @@ def test_forward_pass(
     hyper = functions.hyper(variables, np.round(z))
     mean, scale = functions.context(variables, y_hat, hyper)
     sigma = np.geomspace(tiny.sigma_min, tiny.sigma_max, tiny.num_sigmas)[np.asarray(scale, int)]
-    bits = np.asarray(normal_bits(jnp.asarray(y_hat), mean / 16, jnp.asarray(sigma, jnp.float32)))
-    bits = bits.sum((1, 2))
+    reach = jnp.where(refinement_sources(tiny) < 0, NO_REACH, 1.5)
+    bits = np.asarray(logistic_bits(y_hat, mean / 16, jnp.asarray(sigma, jnp.float32), reach))
+    # What an outlier costs in a file: an escape, and 2 bits for each doubling of its distance.
+    distance = np.maximum(np.abs(y_hat - np.asarray(mean) / 16), 1)
+    bits = np.minimum(bits, 18 + 2 * np.log2(distance)).sum((1, 2))
     by_level = np.add.reduceat(bits, level_starts(tiny)[:-1], axis=1)
     np.testing.assert_allclose(out.bits_y, by_level, rtol=1e-4)
     np.testing.assert_allclose(np.asarray(out.bits_y).sum(1), bits.sum(1), rtol=1e-4)
@@ -421,16 +398,20 @@ def test_macs_by_hand() -> None:
 
 def test_macs_of_the_tiny_model_by_hand(tiny: ModelConfig) -> None:
     c, base, f, levels = 8, 6, 8, 3
-    # A pixel of the 1/8 and 1/16 grids costs 1/64 and 1/256; z lies on the 1/64 grid.
+    # A position of the 1/2 grid costs 1/4 a pixel, and so on; z lies on the 1/64 grid.
     block = 9 * f * f + f * f
-    analysis = (9 * 192 * f + block) / 64 + (768 * base + 16 * f * f + block + f * base) / 256
+    # Down and up: four positions of f features become one of f, and one becomes four.
+    down = 4 * f * f
+    analysis = (9 * 12 * f + block) / 4 + (down + block) / 16 + (down + block) / 64
+    analysis += (768 * base + down + block + f * base) / 256
     hyper_analysis = 9 * c * f / 256 + 4 * f * f / 1024 + (4 * f * f + f * 2) / 4096
     hyper_synthesis = (9 * 2 * f + f * 4 * f) / 4096 + f * 4 * f / 1024 + 9 * f * f / 256
     features = 4 + 8 + 4
     group = 4 * 4 * (4 + 4) + features * 8 + 8 * 8 + 8 * 2 * 4
     context = 9 * c * 4
     coding = levels * (2 * group + context) / 256
-    synthesis = (c * 768 + 9 * c * f + block + f * 4 * f) / 256 + (block + 9 * f * 192) / 64
+    synthesis = (c * 768 + 9 * c * f + block + down) / 256 + (block + down) / 64
+    synthesis += (block + down) / 16 + (9 * 12 * f + block + 9 * f * 12) / 4
     macs = codec_macs_per_pixel(tiny)
     shared = hyper_synthesis + coding
     assert macs["encode"] == pytest.approx(analysis + hyper_analysis + shared)

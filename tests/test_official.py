@@ -7,13 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from official_forward import reference_forward
 
 from sic_jax.config import ModelConfig
 from sic_jax.entropy.distributions import deep_factorized_bits, normal_bits
 from sic_jax.model import raster
 from sic_jax.model.params import flatten_params, num_params, param_shapes
 from sic_jax.model.sic import SicModel, quantise_hyper
-from sic_jax.official import convert_state_dict, infer_config, reference_forward
+from sic_jax.official import convert_state_dict, infer_config
 from sic_jax.official.names import parameter_sources
 from sic_jax.presets import paper_model
 

@@ -30,7 +30,6 @@ CFG = ModelConfig(
     level_refinements=(0, 0, 0),
     transforms="swin",
     context="raster",
-    detail="uniform",
     temperature=1.0,
     hyper_channels=3,
     swin=SwinConfig(

@@ -16,6 +16,7 @@ from sic_jax.entropy.distributions import (
 )
 from sic_jax.model import raster
 from sic_jax.model.params import init_params, num_params, param_shapes
+from sic_jax.model.pyramid import PyramidConfig
 from sic_jax.model.sic import SicModel, quantise_hyper
 from sic_jax.model.wavefront import (
     MARGIN,
@@ -39,6 +40,9 @@ SWIN = SwinConfig(
     window=4,
     mlp_ratio=2,
 )
+PYRAMID = PyramidConfig(
+    widths=(6, 8, 8, 8), analysis_depths=(1, 0, 0, 1), synthesis_depths=(0, 1, 1, 0)
+)
 RASTER = RasterConfig(analysis_width=6, synthesis_widths=(6, 8), head_width=6)
 
 
@@ -49,14 +53,10 @@ def config(transforms: str, context: str, **fields: Any) -> ModelConfig:
         level_refinements=(0, 0, 0),
         transforms=transforms,
         context=context,
-        detail="uniform" if context == "raster" else "prior",
         hyper_channels=3,
         swin=SWIN,
         raster=RASTER,
-        width_8=8,
-        width_16=8,
-        analysis_blocks=(1, 0),
-        synthesis_blocks=(1, 0),
+        pyramid=PYRAMID,
         hyper_width=8,
         context_width=4,
         anchor_width=4,
@@ -375,7 +375,7 @@ def test_rate_and_details_of_the_paper_model(paper_like: Arrays) -> None:
         np.testing.assert_array_equal(quiet, np.where(open_part, np.round(mean), y_hat))
 
 
-FAMILIES = [("swin", "raster"), ("conv", "raster"), ("swin", "checkerboard")]
+FAMILIES = [("swin", "raster"), ("pyramid", "raster"), ("swin", "checkerboard")]
 
 
 @pytest.mark.parametrize(("transforms", "context"), FAMILIES)
@@ -419,13 +419,12 @@ def test_every_network_learns(transforms: str, context: str, quick: None) -> Non
     ("fields", "message"),
     [
         ({"level_channels": (4, 5)}, r"level_channels is \(4, 5\); it must be equal for all level"),
-        ({"detail": "prior"}, "detail is 'prior'; it must be uniform with context raster"),
         ({"context": "group"}, "context is 'group'; it must be checkerboard or raster"),
-        ({"transforms": "resnet"}, "transforms is 'resnet'; it must be conv or swin"),
+        ({"transforms": "resnet"}, "transforms is 'resnet'; it must be pyramid or swin"),
     ],
 )
 def test_validation(fields: dict[str, Any], message: str) -> None:
-    good: dict[str, Any] = {"context": "raster", "detail": "uniform", "level_channels": (4, 4)}
+    good: dict[str, Any] = {"context": "raster", "level_channels": (4, 4)}
     with pytest.raises(ValueError, match=message):
         ModelConfig(level_refinements=(0, 0), **(good | fields))
     with pytest.raises(ValueError, match=r"RasterConfig\.head_width is 0; it must be positive"):

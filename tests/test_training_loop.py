@@ -18,7 +18,8 @@ from jax.experimental import multihost_utils
 from PIL import Image
 
 from sic_jax.codec.bundle import load_bundle
-from sic_jax.config import TrainConfig, from_dict
+from sic_jax.config import TrainConfig
+from sic_jax.fields import from_dict
 from sic_jax.model.params import entropy_layers, num_params
 from sic_jax.presets import preset
 from sic_jax.training import loop

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from sic_jax.config import TrainConfig, to_dict
+from sic_jax.config import TrainConfig
+from sic_jax.fields import to_dict
 from sic_jax.presets import PRESETS, preset
 from sic_jax.training.main import main, parse
 
@@ -31,18 +32,20 @@ def test_every_field_is_a_flag(tiny_run: TrainConfig) -> None:
     assert len({flag for flag, _ in every}) == len(every) > 60
     argv = [word for flag, values in every for word in (flag, *values)]
     # The values of `smoke`, all of them on the command line of another preset.
-    cfg, args = parse(["mse", *RUN, *argv])
+    cfg, args = parse(["lpips", *RUN, *argv])
     assert cfg == tiny_run
     assert (args.data, args.workdir, args.init_from, args.export) == ("images", "run", None, None)
 
 
 def test_flags_override_the_preset(tiny_run: TrainConfig) -> None:
     assert parse(["smoke", *RUN])[0] == tiny_run
-    words = "--steps 7 --learning-rate 1e-2 --loss.lmbda-perc 0 1 2.5 --model.analysis-blocks 2 3"
+    words = (
+        "--steps 7 --learning-rate 1e-2 --loss.lmbda-perc 0 1 2.5 --model.pyramid.widths 2 3 4 5"
+    )
     cfg, _ = parse(["smoke", *RUN, *words.split(), "--compute-dtype", "bfloat16"])
     assert (cfg.steps, cfg.learning_rate, cfg.compute_dtype) == (7, 0.01, "bfloat16")
     assert cfg.loss.lmbda_perc == (0.0, 1.0, 2.5)
-    assert cfg.model.analysis_blocks == (2, 3)
+    assert cfg.model.pyramid.widths == (2, 3, 4, 5)
     assert cfg.loss.lmbda_rate == tiny_run.loss.lmbda_rate
     words = "--model.transforms swin --model.swin.window 4 --model.swin.analysis-depths 1 1 0 2"
     words += " --model.swin.num-heads 2 --model.level-channels 4 4 4"
@@ -71,8 +74,8 @@ def test_wrong_command_lines(
 
 
 def test_wrong_values_are_one_line(tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match=r"^train.py: error: .*analysis_blocks must have 2 entr"):
-        main(["smoke", *RUN, "--model.analysis-blocks", "1"])
+    with pytest.raises(SystemExit, match=r"^train.py: error: .*widths must have 4 entr"):
+        main(["smoke", *RUN, "--model.pyramid.widths", "1"])
     with pytest.raises(SystemExit, match=r"^train.py: error: data folder '.*none' does not exist"):
         main(["smoke", "--data", str(tmp_path / "none"), "--workdir", str(tmp_path)])
 
@@ -119,7 +122,7 @@ def test_dry_run(tiny_run: TrainConfig, capsys: pytest.CaptureFixture[str]) -> N
         json.dumps(to_dict(dataclasses.replace(tiny_run, batch_size=4)))
     )
     parameters = told["parameters"]
-    assert parameters["total"] == 47924 == sum(v for k, v in parameters.items() if k != "total")
+    assert parameters["total"] == 25752 == sum(v for k, v in parameters.items() if k != "total")
     # Parameters, their average and two moments, four bytes each.
     assert told["memory_gb"]["state"] == pytest.approx(16 * 47924 / 1e9, abs=6e-4)
     assert told["kmac_per_pixel"] > 1

@@ -18,7 +18,6 @@ from sic_jax.codec.windows import in_windows, spans
 from sic_jax.config import ModelConfig, SwinConfig, TrainConfig
 from sic_jax.model.params import param_shapes
 from sic_jax.model.sic import SicModel
-from sic_jax.model.transforms import analysis_margin, synthesis_margin
 
 
 def test_spans_by_hand() -> None:
@@ -79,9 +78,12 @@ def test_no_margin_is_one_window() -> None:
     np.testing.assert_array_equal(out, np.kron(x, np.ones((2, 2), int)))
 
 
-def test_margins_of_the_default_model() -> None:
-    assert analysis_margin(ModelConfig()) == 6
-    assert synthesis_margin(ModelConfig()) == 9
+def test_reach_by_hand() -> None:
+    # g_a: 2 + 2 (2 + 4 + 8 + 16) = 62 pixels; g_s: 16 + 3 * 16 + 4 * 8 + 4 * 4 + 3 * 2 + 2 = 120.
+    cfg = ModelConfig()
+    assert (cfg.analysis_reach, cfg.synthesis_reach) == (4, 8)
+    cfg = ModelConfig(transforms="swin", level_channels=(16,), level_refinements=(0,))
+    assert (cfg.analysis_reach, cfg.synthesis_reach) == (None, None)
 
 
 def check_windows(codec: Codec, small: Codec, x: np.ndarray, level: int) -> None:
@@ -104,7 +106,7 @@ def test_codec_in_windows(params: Any, tiny_run: TrainConfig, tmp_path: Path) ->
                 strong[transform][name] = jax.tree.map(lambda a: 2 * a, p)
     export_bundle(tmp_path, tiny_run.model, strong)
     bundle = load_bundle(tmp_path)
-    assert (analysis_margin(bundle.cfg), synthesis_margin(bundle.cfg)) == (3, 3)
+    assert (bundle.cfg.analysis_reach, bundle.cfg.synthesis_reach) == (2, 3)
     rng = np.random.default_rng(5)
     x = rng.integers(0, 256, (150, 213, 3), np.uint8)
     codec, small = Codec(bundle), Codec(bundle, window=7 * 16)

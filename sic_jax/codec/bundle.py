@@ -24,12 +24,13 @@ from numpy.typing import NDArray
 
 from sic_jax.codec.coding import coding_tables, num_coding_tables
 from sic_jax.codec.container import MODEL_ID_BYTES
-from sic_jax.config import ModelConfig, from_dict, to_dict
+from sic_jax.config import ModelConfig
 from sic_jax.entropy.distributions import deep_factorized_logits
 from sic_jax.entropy.exact import Layer, LayerSpec, check_layer, dequantise
 from sic_jax.entropy.tables import CdfTables, tables_from_pmfs, validate_tables
+from sic_jax.fields import from_dict, to_dict
 from sic_jax.model.complexity import codec_macs_per_pixel
-from sic_jax.model.exact_networks import EntropyLayers, entropy_specs
+from sic_jax.model.context import EntropyLayers, entropy_specs
 from sic_jax.model.hyper import medians
 from sic_jax.model.params import (
     Params,

@@ -37,10 +37,10 @@ from sic_jax.entropy.range_coder import (
     default_backend,
 )
 from sic_jax.errors import BitstreamError
-from sic_jax.model.detail import normal_noise, temperature_units, uniform_noise
+from sic_jax.model.detail import temperature_units
 from sic_jax.model.hyper import HYPER_PATCH, medians
 from sic_jax.model.sic import SicModel
-from sic_jax.model.transforms import PATCH, analysis_margin, synthesis_margin
+from sic_jax.model.transforms import PATCH
 
 
 class Latents(NamedTuple):
@@ -78,18 +78,18 @@ class Codec:
           bundle: The model.
           coder: Range-coder backend, `native` or `tfc`; both write the same bytes. Default: the
             one that starts faster.
-          window: Pixels of a side that the transforms `conv` see at once; larger pictures are
-            processed in overlapping windows, which bounds the transforms' memory and changes
-            nothing but float rounding. The transforms `swin` see pictures whole, whatever the
-            window: their memory grows with the picture.
+          window: Pixels of a side that the transforms see at once; larger pictures are processed in
+            overlapping windows, which bounds the memory and changes nothing but float rounding.
+            The transforms `swin` see pictures whole, whatever the window: their memory grows with
+            the picture.
 
         Raises:
           ValueError: If the backend is not known or not installed, or the window too small.
         """
-        # Transforms without a margin see pictures whole, whatever the window.
-        margin = max(analysis_margin(bundle.cfg) or 0, synthesis_margin(bundle.cfg) or 0)
-        if window // PATCH <= 2 * margin:
-            least = (2 * margin + 1) * PATCH
+        # Transforms without a reach see pictures whole, whatever the window.
+        reach = max(bundle.cfg.analysis_reach or 0, bundle.cfg.synthesis_reach or 0)
+        if window // PATCH <= 2 * reach:
+            least = (2 * reach + 1) * PATCH
             raise ValueError(f"window must be at least {least} for this bundle, got {window}")
         self._window = window // PATCH
         if coder is not None and coder not in available_backends():
@@ -229,7 +229,7 @@ class Codec:
             unit_in=PATCH,
             unit_out=1,
             limit=self._window,
-            margin=analysis_margin(cfg),
+            margin=cfg.analysis_reach,
         )
         limit = VALUE_LIMIT // 2
         y_hat, z_hat = (np.asarray(a) for a in self._quantise(self._variables, y))
@@ -320,11 +320,10 @@ class Codec:
         latents, hyper = self._decode(container, level)
         shape = latents.y_s.shape
         levels = np.array([latents.level], np.int32)
-        draw = uniform_noise if cfg.detail == "uniform" else normal_noise
         out = []
         for member in range(num_samples):
             member_seed = (seed + member) % (MAX_SEED + 1)
-            noise = draw(member_seed, shape)
+            noise = self._pass.noise(member_seed, shape)
             y_hat = self._pass.complete(latents.y_s, hyper, latents.level, noise, units)
             x_hat = self._reconstruct(np.asarray(y_hat[0]), levels)
             x_hat = x_hat[: header.height, : header.width]
@@ -342,7 +341,7 @@ class Codec:
             unit_in=1,
             unit_out=PATCH,
             limit=self._window,
-            margin=synthesis_margin(self.bundle.cfg),
+            margin=self.bundle.cfg.synthesis_reach,
         )
         return x_hat
 

@@ -25,15 +25,16 @@ from sic_jax.entropy.tables import (
 )
 from sic_jax.model.context import (
     MEAN_BINS,
+    EntropyLayers,
     checkerboard,
+    complete,
     context_of_group,
     group_parameters,
     group_size,
     is_refinement,
     refinement_rows,
 )
-from sic_jax.model.detail import REFINEMENT_MEAN_LIMIT, sigma_grid
-from sic_jax.model.exact_networks import EntropyLayers, complete
+from sic_jax.model.detail import REFINEMENT_MEAN_LIMIT, normal_noise, sigma_grid
 from sic_jax.model.hyper import hyper_synthesis
 from sic_jax.model.levels import level_starts, refinement_limit
 
@@ -55,9 +56,12 @@ class Request(NamedTuple):
 
 
 def coding_tables(cfg: ModelConfig) -> CdfTables:
-    """The tables of latents, numbered as by `table_indices` and `refinement_table_indices`."""
+    """The tables of latents, numbered as by `table_indices` and `refinement_table_indices`.
+
+    Those of normal densities with context raster, which has no tables for refinements.
+    """
     sigmas = sigma_grid(cfg)
-    if cfg.density == "normal":
+    if cfg.context == "raster":
         return gaussian_tables(sigmas, MEAN_BINS)
     refining = limited_tables(
         sigmas, MEAN_BINS, limit=refinement_limit(cfg), mean_limit=REFINEMENT_MEAN_LIMIT
@@ -67,7 +71,7 @@ def coding_tables(cfg: ModelConfig) -> CdfTables:
 
 def num_coding_tables(cfg: ModelConfig) -> int:
     """How many tables that are."""
-    if cfg.density == "normal":
+    if cfg.context == "raster":
         return cfg.num_sigmas * MEAN_BINS
     return cfg.num_sigmas * (MEAN_BINS + 2 * REFINEMENT_MEAN_LIMIT + 1)
 
@@ -86,7 +90,7 @@ def table_indices(mean: jax.Array, scale_index: jax.Array) -> tuple[jax.Array, j
 def refinement_table_indices(
     mean: jax.Array, scale_index: jax.Array, cfg: ModelConfig
 ) -> tuple[jax.Array, jax.Array]:
-    """The same for refinement channels with the density `logistic`: the integer mean is 0."""
+    """The same for refinement channels: the integer mean is 0."""
     rows = refinement_rows(mean, scale_index)
     return cfg.num_sigmas * MEAN_BINS + rows, jnp.zeros_like(rows)
 
@@ -126,6 +130,8 @@ class CodingPass:
 
     float_entropy: Final = False
     """What a file's header says."""
+    noise: Final = staticmethod(normal_noise)
+    """Noise of the details, int32, of a seed and a shape [h, w, C]."""
 
     def __init__(self, cfg: ModelConfig, layers: EntropyLayers) -> None:
         """Place the entropy networks' integers on the CPU.
@@ -155,7 +161,7 @@ class CodingPass:
         Noise is int32 [h, w, C], `temperature` in 1/256: see `sic_jax.model.detail`.
         """
         y_hat: jax.Array = self._complete(
-            self.layers,
+            self.layers["context"],
             y_s=y_s.astype(np.float32)[None],
             hyper=hyper,
             level=np.array([level], np.int32),
@@ -171,8 +177,6 @@ class CodingPass:
         cfg = self.cfg
         (mean,), (scale,) = group_parameters(layers, cfg, g, hyper, context, known)
         found = table_indices(mean, scale)
-        if cfg.density == "normal":
-            return found
         refining = is_refinement(cfg, g)
         index, whole = refinement_table_indices(mean, scale, cfg)
         return jnp.where(refining, index, found[0]), jnp.where(refining, whole, found[1])

@@ -1,4 +1,4 @@
-"""The sic file, format version 1: a header, one segment for z and one a level, then metadata.
+"""The sic file, format version 2: a header, one segment for z and one a level, then metadata.
 
 FORMAT.md beside this module specifies every byte. Only the standard library is imported, so that
 files can be inspected and truncated without a model.
@@ -27,7 +27,7 @@ from sic_jax.codec.wire import (
 from sic_jax.errors import BitstreamError
 
 MAGIC = b"\x93SIC"
-VERSION = 1
+VERSION = 2
 MODEL_ID_BYTES = 6
 MAX_LEVELS = 64
 MAX_SIDE = 2**24 - 1
@@ -62,7 +62,7 @@ class Header:
             to 255.
         float_entropy: The entropy path was computed in float arithmetic, so that the symbols
             decode only where that arithmetic agrees.
-        version: Format version, 1.
+        version: Format version, 2.
     """
 
     model_id: bytes

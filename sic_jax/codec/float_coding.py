@@ -17,7 +17,7 @@ from sic_jax.codec.coding import Ints, Request, table_indices
 from sic_jax.config import ModelConfig
 from sic_jax.model import raster
 from sic_jax.model.context import MEAN_BINS, MEAN_LIMIT
-from sic_jax.model.detail import NOISE_BITS, TEMPERATURE_BITS
+from sic_jax.model.detail import NOISE_BITS, TEMPERATURE_BITS, uniform_noise
 from sic_jax.model.hyper import medians
 from sic_jax.model.levels import merge_latents
 from sic_jax.model.params import Params
@@ -56,6 +56,8 @@ class FloatCodingPass:
 
     float_entropy: Final = True
     """What a file's header says."""
+    noise: Final = staticmethod(uniform_noise)
+    """Noise of the details, int32, of a seed and a shape [h, w, C]."""
 
     def __init__(self, cfg: ModelConfig, params: Params) -> None:
         """Place the entropy networks on the CPU.

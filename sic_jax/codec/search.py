@@ -39,7 +39,7 @@ from sic_jax.lpips import MIN_SIZE, lpips_features, lpips_from_features
 from sic_jax.model.levels import refinement_limit, refinement_sources
 from sic_jax.model.params import Params
 from sic_jax.model.sic import SicModel
-from sic_jax.model.transforms import PATCH, synthesis_margin
+from sic_jax.model.transforms import PATCH
 from sic_jax.presets import geometric_loss
 from sic_jax.training.losses import (
     Compared,
@@ -141,7 +141,7 @@ class LatentSearch:
         out = np.array(y)
         if not steps or min(x.shape[:2]) < MIN_SIZE:
             return np.round(out).astype(np.int32)
-        margin = None if synthesis_margin(self._cfg) is None else _MARGIN
+        margin = None if self._cfg.synthesis_reach is None else _MARGIN
         rows, columns = (spans(n, WINDOW, margin) for n in y.shape[:2])
         windows = list(itertools.product(rows, columns))
         done = itertools.count(1)

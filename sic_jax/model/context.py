@@ -1,4 +1,4 @@
-"""Checkerboard context model over the level groups and the sampler of the details.
+"""The checkerboard context model over the level groups, and the details drawn from it.
 
 The means and scales of a group's channels depend on z (through h_s), on all earlier groups in a
 3x3 neighbourhood, and, at the second half of the checkerboard ("non-anchors"), on the group's own
@@ -43,7 +43,8 @@ from sic_jax.model.detail import (
     prior_sigmas,
     round_detail,
 )
-from sic_jax.model.levels import channel_levels, level_starts
+from sic_jax.model.hyper import hyper_synthesis_specs
+from sic_jax.model.levels import channel_levels, level_starts, merge_latents
 
 MEAN_BINS = 2**FRACTION_BITS
 """Fractions of an integer that a mean can have."""
@@ -51,6 +52,17 @@ MEAN_LIMIT = 2**11 * MEAN_BINS
 """Magnitude at which means, in sixteenths, are clipped."""
 _SIGMA_ONE = 22 / 2**FRACTION_BITS
 """Initial scale output: index 22 is near sigma = 1 on the default grid."""
+
+
+EntropyLayers = dict[str, Layers]
+"""Integers of the entropy networks, `h_s` and `context`; none with context raster."""
+
+
+def entropy_specs(cfg: ModelConfig) -> dict[str, dict[str, LayerSpec]]:
+    """The layers of the entropy networks, by network and name; none with context raster."""
+    if cfg.context == "raster":
+        return {}
+    return {"h_s": hyper_synthesis_specs(cfg), "context": context_specs(cfg)}
 
 
 def checkerboard(h: int, w: int) -> NDArray[np.bool_]:
@@ -227,7 +239,7 @@ def is_refinement(cfg: ModelConfig, g: jax.Array) -> jax.Array:
     return refining
 
 
-def sample_details(
+def complete(
     layers: Layers,
     cfg: ModelConfig,
     y_s: jax.Array,
@@ -249,9 +261,23 @@ def sample_details(
         they are, the context model their rounded values, as it knows only integers.
 
     Returns:
-      y_hat [B,h,w,C]: y_s in its channels, details, multiples of 1/256, in the others. No gradient
-      flows.
+      y_hat [B,h,w,C]: y_s in its channels, details, multiples of 1/256, in the others. Gradients
+      flow through y_s alone.
     """
+    details = _details(layers, cfg, y_s, hyper, level, noise, temperature)
+    return merge_latents(y_s, details, level, cfg)
+
+
+def _details(
+    layers: Layers,
+    cfg: ModelConfig,
+    y_s: jax.Array,
+    hyper: jax.Array,
+    level: jax.Array,
+    noise: jax.Array,
+    temperature: jax.Array,
+) -> jax.Array:
+    """What `complete` returns, without gradients."""
     size = group_size(cfg)
     layers, y_s, hyper = jax.lax.stop_gradient((layers, y_s, hyper))
     starts = jnp.asarray(level_starts(cfg))
@@ -259,20 +285,14 @@ def sample_details(
     is_anchor = jnp.asarray(checkerboard(*y_s.shape[1:3]))
     pad = ((0, 0), (0, 0), (0, 0), (0, size))
     noise = jnp.pad(noise, pad)
-    sigmas = prior_sigmas(cfg)
-    limited = cfg.density == "logistic"
-    if limited:
-        limited_means, limited_sigmas = limited_moments(cfg)
-        sigmas = np.concatenate([sigmas, limited_sigmas])
-    table = detail_spreads(sigmas, temperature)
+    limited_means, limited_sigmas = limited_moments(cfg)
+    table = detail_spreads(np.concatenate([prior_sigmas(cfg), limited_sigmas]), temperature)
 
     def draw(parameters: tuple[jax.Array, jax.Array], n: jax.Array, g: jax.Array) -> jax.Array:
         mean, scale = parameters
-        index = scale.astype(jnp.int32)
-        if limited:
-            rows, refining = refinement_rows(mean, scale), is_refinement(cfg, g)
-            mean = jnp.where(refining, jnp.asarray(limited_means)[rows], mean)
-            index = jnp.where(refining, cfg.num_sigmas + rows, index)
+        rows, refining = refinement_rows(mean, scale), is_refinement(cfg, g)
+        mean = jnp.where(refining, jnp.asarray(limited_means)[rows], mean)
+        index = jnp.where(refining, cfg.num_sigmas + rows, scale.astype(jnp.int32))
         spread = jax.vmap(jnp.take)(table, index)
         return draw_detail(mean, spread, n)
 
@@ -299,5 +319,5 @@ def sample_details(
 
     y = jnp.pad(y_s, pad)
     y, _ = jax.lax.fori_loop(jnp.min(level), cfg.num_levels, body, (y, log_compressed(y)))
-    y_hat: jax.Array = jax.lax.stop_gradient(y[..., : cfg.num_channels])
-    return y_hat
+    details: jax.Array = jax.lax.stop_gradient(y[..., : cfg.num_channels])
+    return details

@@ -25,8 +25,8 @@ TEMPERATURE_MAX = 16
 DETAIL_BITS = 8
 _SIGMA_BITS = 12
 REFINEMENT_MEAN_LIMIT = 4 * 2**FRACTION_BITS
-"""Magnitude at which means of refinement channels, in sixteenths, are clipped with the density
-`logistic`: further out a mean changes little about the few values that it is for."""
+"""Magnitude at which means of refinement channels, in sixteenths, are clipped: further out a mean
+changes little about the few values that it is for."""
 # Factors that bring the raw sums to units of 2^-10 standard deviations, times 2^16: the sum of four
 # 16-bit words deviates by 37837.2, twice a centred 16-bit word by 37837.2 too.
 _NOISE_FACTOR = 1774
@@ -74,7 +74,7 @@ def normal_noise(seed: int, shape: tuple[int, ...], *, start: int = 0) -> NDArra
 
 
 def uniform_noise(seed: int, shape: tuple[int, ...]) -> NDArray[np.int32]:
-    """Uniform noise in 1/1024 of its standard deviation."""
+    """Uniform noise in 1/1024 of its standard deviation, for the paper's details."""
     a, _ = detail_words(seed, int(np.prod(shape)))
     return _scaled(2 * (a >> np.uint32(16)).astype(np.int32) - 65535).reshape(shape)
 
@@ -90,13 +90,6 @@ def random_normal_noise(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """Noise for training: as `normal_noise`, but normal and from a key."""
     noise = jax.random.normal(key, shape) * 2**NOISE_BITS
     return jnp.round(jnp.clip(noise, -4 * 2**NOISE_BITS, 4 * 2**NOISE_BITS)).astype(jnp.int32)
-
-
-def random_uniform_noise(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Noise for training: as `uniform_noise`, but from a key."""
-    edge = 3**0.5 * 2**NOISE_BITS
-    noise = jax.random.uniform(key, shape, minval=-edge, maxval=edge)
-    return jnp.round(noise).astype(jnp.int32)
 
 
 def temperature_units(temperature: float) -> int:
@@ -121,7 +114,7 @@ def prior_sigmas(cfg: ModelConfig) -> NDArray[np.int32]:
 
 
 def limited_moments(cfg: ModelConfig) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    """Means and standard deviations of refinements with the density `logistic`.
+    """Means and standard deviations of refinements.
 
     What the entropy networks say of a refinement channel counts before its density is cut; these
     are the moments of the values that are left.
@@ -145,11 +138,6 @@ def _units(a: NDArray[np.float64], bits: int) -> NDArray[np.int32]:
     return rounded
 
 
-def uniform_sigmas() -> NDArray[np.int32]:
-    """Standard deviation of the paper's U(-2, 2) in 1/4096, int32 [1]."""
-    return _units(np.array([2 / 3**0.5]), _SIGMA_BITS)
-
-
 def detail_spreads(sigmas: NDArray[np.int32], temperature: jax.Array) -> jax.Array:
     """Standard deviations of details in 1/256: int32 [B, S].
 
@@ -166,7 +154,7 @@ def draw_detail(mean: jax.Array, spread: jax.Array, noise: jax.Array) -> jax.Arr
     Args:
       mean: Integers as float32, in sixteenths.
       spread: int32, from `detail_spreads`.
-      noise: int32, from `normal_noise` or `uniform_noise`.
+      noise: int32, from `normal_noise`.
     """
     units: jax.Array = mean.astype(jnp.int32) * 2 ** (DETAIL_BITS - FRACTION_BITS)
     units = units + jnp.right_shift(spread * noise, NOISE_BITS)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sic_jax.config import ModelConfig
-from sic_jax.model.exact_networks import EntropyLayers
+from sic_jax.model.context import EntropyLayers
 from sic_jax.model.sic import SicModel
 
 Params = dict[str, Any]

@@ -19,9 +19,15 @@ from sic_jax.entropy.distributions import (
 )
 from sic_jax.entropy.exact import ExactLayers
 from sic_jax.model import raster
-from sic_jax.model.context import MEAN_BINS, all_parameters, sigmas_of
-from sic_jax.model.detail import TEMPERATURE_BITS, random_normal_noise, random_uniform_noise
-from sic_jax.model.exact_networks import EntropyLayers, complete, entropy_specs
+from sic_jax.model.context import (
+    MEAN_BINS,
+    EntropyLayers,
+    all_parameters,
+    complete,
+    entropy_specs,
+    sigmas_of,
+)
+from sic_jax.model.detail import TEMPERATURE_BITS, random_normal_noise
 from sic_jax.model.float_layers import ConvLayers
 from sic_jax.model.hyper import FactorizedPrior, HyperAnalysis, hyper_synthesis
 from sic_jax.model.levels import (
@@ -33,8 +39,8 @@ from sic_jax.model.levels import (
     split_latents,
 )
 from sic_jax.model.noise import draw_each, split_keys, unit_noise
+from sic_jax.model.pyramid import PyramidAnalysis, PyramidSynthesis
 from sic_jax.model.swin import SwinAnalysis, SwinSynthesis
-from sic_jax.model.transforms import AnalysisTransform, SynthesisTransform
 
 _ESCAPE_BITS = 18.0
 """What an outlier costs in a file, whatever the tail of its distribution says: the escape has at
@@ -106,8 +112,8 @@ class SicModel(nn.Module):
             self.g_a: nn.Module = SwinAnalysis(cfg, self.dtype, self.remat)
             self.g_s: nn.Module = SwinSynthesis(cfg, self.dtype, self.remat)
         else:
-            self.g_a = AnalysisTransform(cfg, self.dtype, self.remat)
-            self.g_s = SynthesisTransform(cfg, self.dtype, self.remat)
+            self.g_a = PyramidAnalysis(cfg.pyramid, cfg.num_base_channels, self.dtype, self.remat)
+            self.g_s = PyramidSynthesis(cfg.pyramid, cfg.num_levels, self.dtype, self.remat)
         if cfg.context == "raster":
             self.h_a: nn.Module = raster.HyperAnalysis(cfg)
             filters = (3, 3, 3, 3)
@@ -122,8 +128,6 @@ class SicModel(nn.Module):
             specs = entropy_specs(cfg)
             self.h_s = ExactLayers(specs["h_s"])
             self.context = ExactLayers(specs["context"])
-            if "detail" in specs:
-                self.detail = ExactLayers(specs["detail"])
 
     def analyse(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Unquantised (y, z) of images [B, H, W, 3] in [0, 1] with sides a multiple of 16."""
@@ -143,10 +147,7 @@ class SicModel(nn.Module):
         """Integers of the entropy networks: all that coding needs; none with context raster."""
         if self.cfg.context == "raster":
             return {}
-        layers = {"h_s": self.h_s(), "context": self.context()}
-        if self.cfg.detail == "uniform":
-            layers["detail"] = self.detail()
-        return layers
+        return {"h_s": self.h_s(), "context": self.context()}
 
     def raster_params(self) -> raster.Params:
         """Parameters that the functions of `sic_jax.model.raster` take."""
@@ -230,14 +231,12 @@ class SicModel(nn.Module):
         cfg = self.cfg
         if cfg.context == "raster":
             mu, sigma = raster.all_parameters(self.raster_params(), cfg, y_hat, hyper)
+            bits = normal_bits(y_rated, mu, sigma)
         else:
             mean, index = all_parameters(self.entropy_layers()["context"], cfg, y_hat, hyper)
             mu, sigma = mean / MEAN_BINS, sigmas_of(index, cfg)
-        if cfg.density == "logistic":
             reach = np.where(refinement_sources(cfg) < 0, NO_REACH, refinement_limit(cfg) + 0.5)
             bits = logistic_bits(y_rated, mu, sigma, jnp.asarray(reach, jnp.float32))
-        else:
-            bits = normal_bits(y_rated, mu, sigma)
         if escapes:
             distance = jnp.maximum(jnp.abs(y_rated - mu), 1.0)
             bits = jnp.minimum(bits, _ESCAPE_BITS + 2 * jnp.log2(distance))
@@ -278,11 +277,11 @@ class SicModel(nn.Module):
             return merge_latents(y_hat, details, level, cfg)
         noise = jnp.zeros(y_hat.shape, jnp.int32)
         if key is not None:
-            draw = random_uniform_noise if cfg.detail == "uniform" else random_normal_noise
-            noise = draw_each(draw, key, y_hat.shape)
+            noise = draw_each(random_normal_noise, key, y_hat.shape)
         y_s, _ = split_latents(y_hat, level, cfg)
         units = jnp.round(temperature * 2**TEMPERATURE_BITS).astype(jnp.int32)
-        return complete(self.entropy_layers(), cfg, y_s, hyper, level, noise, units)
+        context = self.entropy_layers()["context"]
+        return complete(context, cfg, y_s, hyper, level, noise, units)
 
     def __call__(
         self,

@@ -25,8 +25,11 @@ from jax.experimental import multihost_utils
 from numpy.typing import NDArray
 
 import sic_jax
-from sic_jax.config import TrainConfig, from_dict, to_dict
+from sic_jax.config import TrainConfig
+from sic_jax.fields import from_dict, to_dict
+from sic_jax.model.levels import refinement_sources
 from sic_jax.model.params import Params, init_params
+from sic_jax.model.pyramid import with_klt
 from sic_jax.model.transforms import PATCH
 from sic_jax.training.batches import batches
 from sic_jax.training.checkpoints import (
@@ -37,7 +40,6 @@ from sic_jax.training.checkpoints import (
     save,
     wait,
 )
-from sic_jax.training.klt import with_klt
 from sic_jax.training.losses import load_perceptual_weights
 from sic_jax.training.meters import Clock, Pending
 from sic_jax.training.parallel import check_same_everywhere, local_rows, make_runner
@@ -70,11 +72,13 @@ class HeldOut(Protocol):
 
 def initial_params(cfg: TrainConfig, source: Source) -> Params:
     """Parameters of a run from scratch: random networks, linear branches (if any) the KLT."""
-    params = init_params(cfg.model, seed=cfg.seed)
-    if cfg.model.transforms != "conv":
+    model = cfg.model
+    params = init_params(model, seed=cfg.seed)
+    if model.transforms != "pyramid":
         return params
     patches = sample_patches(source, PATCH, _PATCHES_PER_IMAGE, seed=cfg.seed)
-    return with_klt(params, cfg.model, patches)
+    sources, factor = refinement_sources(model), model.refine_factor
+    return with_klt(params, model.pyramid, patches, sources=sources, refine_factor=factor)
 
 
 def train(

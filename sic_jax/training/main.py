@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sic_jax.config import ModelConfig, TrainConfig, from_dict, to_dict
+from sic_jax.config import ModelConfig, TrainConfig
+from sic_jax.fields import from_dict, to_dict
 from sic_jax.presets import PRESETS, preset
 
 if typing.TYPE_CHECKING:
@@ -166,9 +167,7 @@ def _run(cfg: TrainConfig, args: argparse.Namespace) -> None:
 
 def _shape(cfg: ModelConfig) -> ModelConfig:
     """A model's config without what parameters do not depend on."""
-    return dataclasses.replace(
-        cfg, temperature=0.0, deadzone=0.0, deblock_jump=0.0, deblock_activity=1.0
-    )
+    return dataclasses.replace(cfg, temperature=0.0, deadzone=0.0)
 
 
 def _weights(name: str, cfg: TrainConfig) -> "Params":

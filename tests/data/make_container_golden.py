@@ -24,7 +24,7 @@ def crc16(data: bytes) -> int:
 
 def header(flags: int, model_id: bytes, sizes: bytes, num_levels: int, seed: bytes) -> bytes:
     """Header bytes; sizes and seed, with the grain where it is, are written by hand."""
-    start = b"\x93SIC\x01" + bytes([flags]) + model_id + sizes + bytes([num_levels]) + seed
+    start = b"\x93SIC\x02" + bytes([flags]) + model_id + sizes + bytes([num_levels]) + seed
     return start + struct.pack(">H", crc16(start))
 
 

@@ -1,6 +1,6 @@
 """Writes golden files of the current format, with what they must decode to.
 
-python tests/golden/make_golden.py tests/golden/v1           (a tiny model; made once a version)
+python tests/golden/make_golden.py tests/golden/v2           (a tiny model; made once a version)
 python tests/golden/make_golden.py tests/golden/default --bundle default
 
 A folder holds files, the picture of each without grain as PNG, and golden.json: hashes of all
@@ -110,6 +110,9 @@ def main() -> None:
                 for name, a in leaf.items():
                     if not isinstance(a, dict):
                         leaf[name] = np.asarray(a) + 0.1 * rng.standard_normal(a.shape)
+        # Large symbols, so that the files say something.
+        params["g_a"]["linear"] *= 8
+        params["h_a"]["Conv_3"]["kernel"] *= 10
         bundle = args.folder / "bundle"
         export_bundle(bundle, cfg, params, card="# A tiny random model for golden files\n")
     codec = Codec.load(bundle)
