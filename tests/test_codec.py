@@ -98,6 +98,21 @@ def test_both_coders_write_the_same_bytes_and_read_each_other(folder: Path, code
     np.testing.assert_array_equal(other.decompress(data), codec.decompress(data))
 
 
+def test_a_decoder_imports_nothing_of_training(folder: Path, codec: Codec, tmp_path: Path) -> None:
+    path = tmp_path / "a.sic"
+    path.write_bytes(codec.compress(picture(32, 32)))
+    program = (
+        "import sys; from pathlib import Path; import sic_jax\n"
+        "sic_jax.Codec.load(sys.argv[1]).decompress(Path(sys.argv[2]).read_bytes())\n"
+        "print(*sorted(m for m in sys.modules if m.startswith('sic_jax')))"
+    )
+    argv = [sys.executable, "-c", program, str(folder), str(path)]
+    out = subprocess.run(argv, check=True, capture_output=True, text=True).stdout.split()
+    assert "sic_jax.codec.codec" in out
+    unwanted = ("training", "evaluation", "presets", "lpips", "dists", "vgg", "search")
+    assert not [m for m in out if set(m.split(".")) & set(unwanted)]
+
+
 def test_unknown_coder_is_refused(folder: Path) -> None:
     with pytest.raises(ValueError, match="coder must be one of"):
         Codec.load(folder, coder="huffman")

@@ -175,7 +175,7 @@ def test_bad_header_values(flags: int, rest: bytes, message: str) -> None:
 def test_corrupted_header_and_segment_messages() -> None:
     data = bytearray(golden("three_levels"))
     data[8] ^= 1
-    with pytest.raises(BitstreamError, match=r"the header is corrupted: its CRC is 0x.* 0xa021"):
+    with pytest.raises(BitstreamError, match=r"the header is corrupted: its CRC is 0x.* 0x2d82"):
         read_header(data)
     data = bytearray(golden("three_levels"))
     data[-1] ^= 1

@@ -14,11 +14,13 @@ from test_codec import CFG, LEVELS, picture, tiny_bundle
 from sic_jax.codec import search
 from sic_jax.codec.codec import Codec
 from sic_jax.codec.container import truncate, unpack
-from sic_jax.codec.search import SearchState, descend, level_of_step, search_loss
+from sic_jax.codec.search import LatentSearch, SearchState, descend, level_of_step
+from sic_jax.config import SearchConfig
 from sic_jax.demo import SAMPLE
 from sic_jax.dists import dists, load_dists_weights
 from sic_jax.lpips import load_alexnet_weights, lpips
 from sic_jax.model.levels import channel_levels, refinement_sources
+from sic_jax.presets import default_model
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -41,13 +43,17 @@ def test_every_level_has_its_turn(level: int, first: int) -> None:
     assert seen == set(range(1, level + 1))
 
 
-def test_the_loss_is_geometric_in_the_level_with_a_rate_of_1() -> None:
-    loss = search_loss(16)
-    assert loss.lmbda_rate == (1,) * 16
-    np.testing.assert_allclose(loss.lmbda_dist[::15], (40, 1200))
-    np.testing.assert_allclose(loss.lmbda_perc[::15], (0.45, 2.8))
-    np.testing.assert_allclose(np.diff(np.log(loss.lmbda_dist)), np.log(30) / 15)
-    assert loss.lmbda_dists == 1
+def test_weights_are_geometric_in_the_level() -> None:
+    search = LatentSearch(default_model(), {})
+    np.testing.assert_allclose(search._lmbda_dist[::15], (40, 1200), rtol=1e-6)
+    np.testing.assert_allclose(search._lmbda_perc[::15], (0.45, 2.8), rtol=1e-6)
+    np.testing.assert_allclose(np.diff(np.log(search._lmbda_dist)), np.log(30) / 15, rtol=1e-5)
+    with pytest.raises(
+        ValueError, match=r"lmbda_dist is \(0\.0, 1\.0\); it must be positive and fin"
+    ):
+        SearchConfig(lmbda_dist=(0.0, 1.0))
+    with pytest.raises(ValueError, match=r"lmbda_dists is -1\.0; it must be at least 0 and finite"):
+        SearchConfig(lmbda_dists=-1.0)
 
 
 def step(v, g, keep=None, *, number=1, eta=0.02, reach=0.3, cfg=CFG) -> SearchState:
@@ -114,7 +120,8 @@ def test_positions_that_are_not_kept_do_not_move_and_do_not_count() -> None:
 
 def losses(codec: Codec, x: np.ndarray, data: bytes) -> np.ndarray:
     """The loss of a search at each level, by the bytes of files and decoded pictures."""
-    cfg, out = search_loss(LEVELS), []
+    loss, out = CFG.search, []
+    lmbda_dist, lmbda_perc = (np.geomspace(*w, LEVELS) for w in (loss.lmbda_dist, loss.lmbda_perc))
     for level in range(1, LEVELS + 1):
         cut = truncate(data, level)
         a, b = (p[None] / np.float32(255) for p in (x, codec.decompress(cut, temperature=0)))
@@ -122,8 +129,8 @@ def losses(codec: Codec, x: np.ndarray, data: bytes) -> np.ndarray:
         alike = float(dists(a, b, weights=load_dists_weights())[0])
         out.append(
             8 * len(cut) / x[..., 0].size
-            + cfg.lmbda_dist[level - 1] * float(np.square(a - b).mean())
-            + cfg.lmbda_perc[level - 1] * (near + alike)
+            + lmbda_dist[level - 1] * float(np.square(a - b).mean())
+            + lmbda_perc[level - 1] * (near + loss.lmbda_dists * alike)
         )
     return np.array(out)
 

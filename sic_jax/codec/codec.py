@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Callable
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,6 @@ from sic_jax.codec.container import (
 from sic_jax.codec.float_coding import FloatCodingPass
 from sic_jax.codec.grain import add_grain, grain_units, measure_grain
 from sic_jax.codec.pixels import Pixels, check_image, pad, to_gray
-from sic_jax.codec.search import LatentSearch
 from sic_jax.codec.windows import in_windows
 from sic_jax.entropy.range_coder import (
     VALUE_LIMIT,
@@ -41,6 +40,9 @@ from sic_jax.model.detail import temperature_units
 from sic_jax.model.hyper import HYPER_PATCH, medians
 from sic_jax.model.sic import SicModel
 from sic_jax.model.transforms import PATCH
+
+if TYPE_CHECKING:
+    from sic_jax.codec.search import LatentSearch
 
 
 class Latents(NamedTuple):
@@ -242,8 +244,10 @@ class Codec:
         return Latents(np.clip(y_hat, -limit, limit), z_hat, cfg.num_levels)
 
     @cached_property
-    def _search(self) -> LatentSearch:
-        """Made when it is first needed: it loads LPIPS and DISTS."""
+    def _search(self) -> "LatentSearch":
+        """Imported and made when it is first needed: a decoder has no use for LPIPS and DISTS."""
+        from sic_jax.codec.search import LatentSearch
+
         return LatentSearch(self.bundle.cfg, self._variables["params"])
 
     def decompress(

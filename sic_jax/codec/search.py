@@ -1,8 +1,9 @@
 """The encoder's search: latents of one picture, changed until its decodings come nearer to it.
 
 g_a finds latents in one pass and has never seen this picture. With the decoder as it is, the
-gradient of the loss of training (`sic_jax.training.losses`) with respect to the integers says which
-of them to change. Files of a search are files like others; only encoding takes longer.
+gradient of a loss of rate, squared error, LPIPS and DISTS (`sic_jax.config.SearchConfig`) with
+respect to the integers says which of them to change. Files of a search are files like others; only
+encoding takes longer.
 
 Every latent has a continuous value v, at first g_a's, and is coded as q = round(v). A step decodes
 q at one level and moves v against the gradient g there:
@@ -32,23 +33,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sic_jax.codec.windows import spans
-from sic_jax.config import LossConfig, ModelConfig
-from sic_jax.convnet import Features
-from sic_jax.dists import dists_features, dists_from_features
-from sic_jax.lpips import MIN_SIZE, lpips_features, lpips_from_features
+from sic_jax.config import ModelConfig
+from sic_jax.convnet import Features, Weights
+from sic_jax.dists import dists_features, dists_from_features, load_dists_weights
+from sic_jax.lpips import MIN_SIZE, load_alexnet_weights, lpips_features, lpips_from_features
 from sic_jax.model.levels import refinement_limit, refinement_sources
 from sic_jax.model.params import Params
 from sic_jax.model.sic import SicModel
 from sic_jax.model.transforms import PATCH
-from sic_jax.presets import geometric_loss
-from sic_jax.training.losses import (
-    Compared,
-    Decodings,
-    PerceptualWeights,
-    load_perceptual_weights,
-    rate_terms,
-    svi_loss,
-)
 
 WINDOW = 32
 """Positions of a side of what is decoded at once: it bounds the memory."""
@@ -86,12 +78,11 @@ class _Target(NamedTuple):
     dists: Features
 
 
-def search_loss(num_levels: int) -> LossConfig:
-    """The loss of a search: the default model's last stage, with lambda_d twice as high.
+class _Networks(NamedTuple):
+    """Weights of the perceptual networks."""
 
-    lambda_r is 1 at every level, so that each has as much to say as the others.
-    """
-    return geometric_loss((1, 1), (40, 1200), (0.45, 2.8), num_levels, lmbda_dists=1.0)
+    lpips: Weights
+    dists: Weights
 
 
 def level_of_step(step: int, level: int) -> int:
@@ -111,8 +102,10 @@ class LatentSearch:
         """
         self._cfg = cfg
         self._variables = {"params": params}
-        self._loss = search_loss(cfg.num_levels)
-        self._weights = jax.device_put(load_perceptual_weights(self._loss))
+        levels, loss = cfg.num_levels, cfg.search
+        self._lmbda_dist = np.geomspace(*loss.lmbda_dist, levels).astype(np.float32)
+        self._lmbda_perc = np.geomspace(*loss.lmbda_perc, levels).astype(np.float32)
+        self._networks = jax.device_put(_Networks(load_alexnet_weights(), load_dists_weights()))
         self._target = jax.jit(_target)
         self._step = jax.jit(self._search_step, donate_argnums=0, static_argnames="dists")
 
@@ -172,7 +165,7 @@ class LatentSearch:
         report: Callable[[], None],
     ) -> NDArray[np.float32]:
         """The v [h, w, C] of a window, not rounded."""
-        target = self._target(x[None], self._weights)
+        target = self._target(x[None], self._networks)
         v = jnp.asarray(y[None])
         reach = jnp.sqrt(jnp.square(v - jnp.round(v)).mean((0, 1, 2)))
         state = SearchState(v, jnp.zeros_like(v), jnp.zeros(v.shape[-1]))
@@ -181,7 +174,7 @@ class LatentSearch:
             eta = np.float32(_RATE * (1 - 0.7 * step / steps))
             state = self._step(
                 state, np.float32(step + 1), eta, k, target, hyper, keep, reach,
-                self._variables, self._weights, dists=step % _DISTS_EVERY == 0,
+                self._variables, self._networks, dists=step % _DISTS_EVERY == 0,
             )  # fmt: skip
             jax.block_until_ready(state.v)  # Else steps are reported before they are computed.
             report()
@@ -198,13 +191,13 @@ class LatentSearch:
         keep: jax.Array,
         reach: jax.Array,
         variables: Any,
-        weights: PerceptualWeights,
+        networks: _Networks,
         *,
         dists: bool,
     ) -> SearchState:
         """The state after step `number`, counted from 1, with or without DISTS in its loss."""
         q = jnp.round(state.v)
-        g = jax.grad(self._loss_of)(q, level, target, hyper, variables, weights, dists)
+        g = jax.grad(self._loss_of)(q, level, target, hyper, variables, networks, dists)
         return descend(state, g, number, eta, keep, reach, self._cfg)
 
     def _loss_of(
@@ -214,7 +207,7 @@ class LatentSearch:
         target: _Target,
         hyper: jax.Array,
         variables: Any,
-        weights: PerceptualWeights,
+        networks: _Networks,
         dists: bool,
     ) -> jax.Array:
         """The loss of latents q [1, h, w, C] of a window, decoded at `level`, int [1].
@@ -227,24 +220,19 @@ class LatentSearch:
         temperature = jnp.zeros(1)
         y_hat = model.apply(variables, q, hyper, level, temperature=temperature, method="complete")
         x_hat = model.apply(variables, y_hat, level, method="synthesise")
-        pixels = q.shape[1] * q.shape[2] * PATCH**2
-        lpips = weights["lpips"]
-        near = lpips_from_features(
-            target.lpips, lpips_features(x_hat, weights=lpips), weights=lpips
-        )
-        compared = Compared(
-            bpp=rate_terms(jnp.zeros(1), bits, level[None], pixels),
-            mse=jnp.square(target.x - x_hat).mean((1, 2, 3))[None],
-            lpips=near[None],
-        )
+        coded = jnp.arange(1, self._cfg.num_levels + 1) <= level
+        bpp = jnp.where(coded, bits[0], 0).sum() / (q.shape[1] * q.shape[2] * PATCH**2)
+        lpips, vgg = networks
+        features = lpips_features(x_hat, weights=lpips)
+        perceptual = lpips_from_features(target.lpips, features, weights=lpips)
         if dists:
-            vgg = weights["dists"]
-            alike = dists_from_features(
-                target.dists, dists_features(x_hat, weights=vgg), weights=vgg
-            )
-            compared = compared._replace(dists=_DISTS_EVERY * alike[None])
-        loss, _ = svi_loss(compared, Decodings(level[None], jnp.ones((1, 1))), self._loss)
-        return loss
+            features = dists_features(x_hat, weights=vgg)
+            share = _DISTS_EVERY * self._cfg.search.lmbda_dists
+            perceptual += share * dists_from_features(target.dists, features, weights=vgg)
+        lmbda_dist, lmbda_perc = jnp.array(self._lmbda_dist), jnp.array(self._lmbda_perc)
+        loss = lmbda_dist[level - 1] * jnp.square(target.x - x_hat).mean()
+        loss = bpp + loss + lmbda_perc[level - 1] * perceptual
+        return loss[0]
 
 
 def descend(
@@ -287,8 +275,7 @@ def descend(
     return SearchState(v, mean, square)
 
 
-def _target(x: jax.Array, weights: PerceptualWeights) -> _Target:
+def _target(x: jax.Array, networks: _Networks) -> _Target:
     x = x.astype(jnp.float32) / 255
-    return _Target(
-        x, lpips_features(x, weights=weights["lpips"]), dists_features(x, weights=weights["dists"])
-    )
+    lpips, dists = networks
+    return _Target(x, lpips_features(x, weights=lpips), dists_features(x, weights=dists))
