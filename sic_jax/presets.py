@@ -125,7 +125,7 @@ def lpips() -> TrainConfig:
         model=model,
         loss=loss,
         data=DataConfig(transpose=0.3, scale_jitter=0.3),
-        steps=12_500,
+        steps=12_000,
         batch_size=16,
         crop_size=256,
         learning_rate=1.2e-3,
@@ -148,7 +148,7 @@ def perceptual() -> TrainConfig:
     loss = dataclasses.replace(
         loss, full_share=0.0, temperature=0.35, sampled_share=0.5, rounded_share=0.75, grain=True
     )
-    return dataclasses.replace(cfg, loss=loss, steps=12_750, learning_rate=8e-4)
+    return dataclasses.replace(cfg, loss=loss, steps=13_250, learning_rate=9e-4)
 
 
 def paper_warmup() -> TrainConfig:
