@@ -63,7 +63,6 @@ def default_model() -> ModelConfig:
         hyper_width=128,
         context_width=48,
         head_width=128,
-        temperature=0.25,
     )
 
 

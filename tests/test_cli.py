@@ -414,7 +414,7 @@ def test_info(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "file": "a.sic",
         "bytes": len(data),
         "bpp": 8 * len(data) / 20,
-        "version": 1,
+        "version": 2,
         "model_id": MODEL_ID.hex(),
         "width": 4,
         "height": 5,

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sic_jax.model.exact_networks import entropy_specs
 
 from sic_jax.config import ModelConfig
 from sic_jax.entropy.exact import (
@@ -29,6 +28,7 @@ from sic_jax.entropy.exact import (
     rescale,
     shifted_products,
 )
+from sic_jax.model.context import entropy_specs
 
 
 def layer_of(kernel: Any, bias: Any, shift: Any) -> Layer:

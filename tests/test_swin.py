@@ -15,7 +15,6 @@ from sic_jax.model.swin import (
     regions,
     relative_positions,
 )
-from sic_jax.model.transforms import analysis_margin, synthesis_margin
 
 Arrays = dict[str, Any]
 
@@ -232,9 +231,9 @@ def test_recomputation_keeps_less() -> None:
     assert kept(True) < 0.6 * kept(False)
 
 
-def test_no_margin() -> None:
-    assert analysis_margin(config()) is None
-    assert synthesis_margin(config()) is None
+def test_no_reach() -> None:
+    assert config().analysis_reach is None
+    assert config().synthesis_reach is None
 
 
 @pytest.mark.parametrize(

@@ -117,7 +117,7 @@ def test_initial_state(tiny_run: TrainConfig, untrained: Arrays) -> None:
     assert not pointers[0] & pointers[1]
     assert not pointers[1] & pointers[2]
     assert num_params(untrained) == sum(a.size for a in jax.tree.leaves(untrained))
-    assert not np.any(untrained["g_s"]["Conv_2"]["kernel"])
+    assert not np.any(untrained["g_s"]["Conv_5"]["kernel"])
     assert all(a.dtype == np.float32 for a in jax.tree.leaves(untrained))
 
 
@@ -429,7 +429,7 @@ def test_init_from_and_export(
     assert bundle.cfg == tiny_run.model
     assert steps(run) == [5, 10, 15, 20]
     with pytest.raises(SystemExit, match=r"init-from .*: its model config differs"):
-        main([*words, "--workdir", str(tmp_path / "x"), "--model.width-8", "16"])
+        main([*words, "--workdir", str(tmp_path / "x"), "--model.head-width", "16"])
     # A bundle is a start too, whatever its default temperature.
     words[-1] = str(out)
     main([*words, "--workdir", str(tmp_path / "y"), "--model.temperature", "0.5"])
