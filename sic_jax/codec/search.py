@@ -230,9 +230,9 @@ class LatentSearch:
             share = _DISTS_EVERY * self._cfg.search.lmbda_dists
             perceptual += share * dists_from_features(target.dists, features, weights=vgg)
         lmbda_dist, lmbda_perc = jnp.array(self._lmbda_dist), jnp.array(self._lmbda_perc)
-        loss = lmbda_dist[level - 1] * jnp.square(target.x - x_hat).mean()
-        loss = bpp + loss + lmbda_perc[level - 1] * perceptual
-        return loss[0]
+        distortion = lmbda_dist[level - 1] * jnp.square(target.x - x_hat).mean()
+        loss: jax.Array = bpp + distortion + lmbda_perc[level - 1] * perceptual
+        return loss.sum()
 
 
 def descend(
