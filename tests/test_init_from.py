@@ -2,6 +2,7 @@ import dataclasses
 
 import pytest
 
+from sic_jax.config import SearchConfig
 from sic_jax.presets import preset
 from sic_jax.training.main import _weights
 
@@ -13,7 +14,11 @@ def test_the_default_bundle_starts_the_presets_of_its_architecture() -> None:
 
 def test_fields_that_parameters_do_not_depend_on_may_differ() -> None:
     cfg = preset("perceptual")
-    model = dataclasses.replace(cfg.model, deadzone=0.2, temperature=1.0)
+    pyramid = dataclasses.replace(cfg.model.pyramid, step=0.5)
+    search = SearchConfig(lmbda_dists=2.0)
+    model = dataclasses.replace(
+        cfg.model, deadzone=0.2, temperature=1.0, pyramid=pyramid, search=search
+    )
     assert "g_s" in _weights("default", dataclasses.replace(cfg, model=model))
     model = dataclasses.replace(cfg.model, head_width=cfg.model.head_width + 1)
     with pytest.raises(ValueError, match="--init-from default: its model config differs"):

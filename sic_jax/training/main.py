@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sic_jax.config import ModelConfig, TrainConfig
+from sic_jax.config import ModelConfig, SearchConfig, TrainConfig
 from sic_jax.fields import from_dict, to_dict
 from sic_jax.presets import PRESETS, preset
 
@@ -167,7 +167,10 @@ def _run(cfg: TrainConfig, args: argparse.Namespace) -> None:
 
 def _shape(cfg: ModelConfig) -> ModelConfig:
     """A model's config without what parameters do not depend on."""
-    return dataclasses.replace(cfg, temperature=0.0, deadzone=0.0)
+    pyramid = dataclasses.replace(cfg.pyramid, step=1.0, coarse_step=1.0)
+    return dataclasses.replace(
+        cfg, temperature=0.0, deadzone=0.0, pyramid=pyramid, search=SearchConfig()
+    )
 
 
 def _weights(name: str, cfg: TrainConfig) -> "Params":
