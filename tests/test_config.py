@@ -244,7 +244,7 @@ def test_loss_validation(changes: dict[str, object], message: str) -> None:
         ({"compute_dtype": "half"}, r"compute_dtype is 'half'; it must be float32 or bfloat16"),
         (
             {"loss": preset("lpips").loss},
-            "loss is 'weights for 16 levels'; it must be for 3 lev",
+            "loss is 'weights for 16 levels'; it must be for 3 levels",
         ),
     ],
 )

@@ -138,8 +138,8 @@ def load_bundle(name: str | Path = "default") -> Bundle:
     try:
         config = json.loads((folder / "config.json").read_text())
         cfg = from_dict(ModelConfig, config)
-        leaves = _read_npz(folder / "weights.npz")
-        arrays = _read_npz(folder / "tables.npz")
+        leaves = read_npz(folder / "weights.npz")
+        arrays = read_npz(folder / "tables.npz")
         digest = _digest(config, leaves, arrays)
         if digest.hex() != (folder / "id").read_text().strip():
             raise ValueError("its content does not match its id")
@@ -192,7 +192,13 @@ def _find(name: str | Path) -> Path:
     raise ValueError(f"no bundle {str(name)!r}: not a bundle's folder, nor one of {known}")
 
 
-def _read_npz(path: Path) -> dict[str, NDArray[Any]]:
+def read_npz(path: Path) -> dict[str, NDArray[Any]]:
+    """The arrays of an `.npz` file that nobody trusts.
+
+    Raises:
+      ValueError: If it is damaged, or unpacks to more than 1 GiB.
+      OSError: If there is none.
+    """
     try:
         # Opened here: NumPy leaves a file that is no ZIP open.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as data:

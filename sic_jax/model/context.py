@@ -264,22 +264,8 @@ def complete(
       y_hat [B,h,w,C]: y_s in its channels, details, multiples of 1/256, in the others. Gradients
       flow through y_s alone.
     """
-    details = _details(layers, cfg, y_s, hyper, level, noise, temperature)
-    return merge_latents(y_s, details, level, cfg)
-
-
-def _details(
-    layers: Layers,
-    cfg: ModelConfig,
-    y_s: jax.Array,
-    hyper: jax.Array,
-    level: jax.Array,
-    noise: jax.Array,
-    temperature: jax.Array,
-) -> jax.Array:
-    """What `complete` returns, without gradients."""
     size = group_size(cfg)
-    layers, y_s, hyper = jax.lax.stop_gradient((layers, y_s, hyper))
+    layers, fixed, hyper = jax.lax.stop_gradient((layers, y_s, hyper))
     starts = jnp.asarray(level_starts(cfg))
     counts = jnp.asarray(np.array(cfg.level_channels))
     is_anchor = jnp.asarray(checkerboard(*y_s.shape[1:3]))
@@ -317,7 +303,6 @@ def _details(
             ),
         )
 
-    y = jnp.pad(y_s, pad)
+    y = jnp.pad(fixed, pad)
     y, _ = jax.lax.fori_loop(jnp.min(level), cfg.num_levels, body, (y, log_compressed(y)))
-    details: jax.Array = jax.lax.stop_gradient(y[..., : cfg.num_channels])
-    return details
+    return merge_latents(y_s, y[..., : cfg.num_channels], level, cfg)
