@@ -12,8 +12,8 @@ def check(count: int, seed: int) -> None:
     # Every kind was tried, most are refused, and forged symbols do reach the synthesis.
     for kind in KINDS:
         assert outcomes[f"{kind}: refused"] > count / 60, kind
-    for kind, share in (("cut", 400), ("header", 400), ("payload", 1000)):
-        assert outcomes[f"{kind}: decoded"] > count / share, kind
+    for kind in ("cut", "header", "payload"):
+        assert outcomes[f"{kind}: decoded"] > count / 400, kind
 
 
 def test_mutated_files() -> None:

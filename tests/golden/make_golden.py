@@ -111,7 +111,7 @@ def main() -> None:
                     if not isinstance(a, dict):
                         leaf[name] = np.asarray(a) + 0.1 * rng.standard_normal(a.shape)
         # Large symbols, so that the files say something.
-        params["g_a"]["linear"] *= 8
+        params["g_a"]["linear"] *= 2
         params["h_a"]["Conv_3"]["kernel"] *= 10
         bundle = args.folder / "bundle"
         export_bundle(bundle, cfg, params, card="# A tiny random model for golden files\n")
