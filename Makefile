@@ -8,7 +8,7 @@ TEST_EXTRAS ?= tfc,test
 .PHONY: demo test lint clean
 
 demo: $(VENV)/.installed
-	$(VENV)/bin/python -m sic_jax.demo
+	$(VENV)/bin/python -m sic_jax.cli.demo
 
 test: $(TEST_VENV)/.installed
 	$(TEST_VENV)/bin/python -m pytest -n 2

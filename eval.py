@@ -2,8 +2,8 @@
 
 import sys
 
+from sic_jax.cli.evaluate import main
 from sic_jax.compilation_cache import enable_compilation_cache
-from sic_jax.evaluation.main import main
 
 if __name__ == "__main__":
     enable_compilation_cache()

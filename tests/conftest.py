@@ -15,12 +15,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sic_jax.config import ModelConfig, TrainConfig
-from sic_jax.model.context import all_parameters, complete, context_of_group, group_parameters
-from sic_jax.model.hyper import HYPER_PATCH, hyper_synthesis
+from sic_jax.model.config import ModelConfig
+from sic_jax.model.entropy_models.checkerboard.context import (
+    all_parameters,
+    complete,
+    context_of_group,
+    group_parameters,
+)
+from sic_jax.model.entropy_models.checkerboard.hyper import HYPER_PATCH, hyper_synthesis
 from sic_jax.model.params import init_params
 from sic_jax.model.sic import SicModel
-from sic_jax.presets import preset
+from sic_jax.training.config import TrainConfig
+from sic_jax.training.presets import preset
 
 BATCH = 3
 SIDE = 64

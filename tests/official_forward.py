@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from sic_jax.config import ModelConfig
 from sic_jax.entropy.distributions import deep_factorized_bits, normal_bits
-from sic_jax.model import raster
+from sic_jax.model.config import ModelConfig
+from sic_jax.model.entropy_models.raster import networks as raster
 from sic_jax.model.levels import merge_latents
 from sic_jax.model.params import Params
 from sic_jax.model.sic import SicModel, quantise_hyper

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from sic_jax.model.params import init_params
-from sic_jax.presets import preset
 from sic_jax.training.losses import mean_terms
 from sic_jax.training.parallel import local_rows, make_runner
+from sic_jax.training.presets import preset
 from sic_jax.training.state import create_train_state
 from sic_jax.training.step import make_train_step
 

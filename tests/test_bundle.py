@@ -10,9 +10,9 @@ import pytest
 from conftest import assert_equal
 
 from sic_jax.codec.bundle import Bundle, _digest, describe, export_bundle, load_bundle
-from sic_jax.config import TrainConfig
 from sic_jax.fields import to_dict
 from sic_jax.model.params import entropy_layers, num_params
+from sic_jax.training.config import TrainConfig
 
 Arrays = dict[str, Any]
 

@@ -14,7 +14,13 @@ import pytest
 from sic_jax import BitstreamError
 from sic_jax.codec.bundle import export_bundle
 from sic_jax.codec.codec import Codec
-from sic_jax.codec.coding import (
+from sic_jax.codec.container import Header, Segment, pack, read_header, truncate, unpack
+from sic_jax.codec.grain import add_grain, measure_grain
+from sic_jax.entropy.distributions import NO_REACH, logistic_bits, normal_bits
+from sic_jax.entropy.range_coder import RangeDecoder, RangeEncoder, available_backends
+from sic_jax.model.config import ModelConfig
+from sic_jax.model.entropy_models.checkerboard.detail import sigma_grid
+from sic_jax.model.entropy_models.checkerboard.group_coding import (
     Request,
     coding_tables,
     num_coding_tables,
@@ -22,17 +28,11 @@ from sic_jax.codec.coding import (
     table_indices,
     walk,
 )
-from sic_jax.codec.container import Header, Segment, pack, read_header, truncate, unpack
-from sic_jax.codec.grain import add_grain, measure_grain
-from sic_jax.config import ModelConfig
-from sic_jax.entropy.distributions import NO_REACH, logistic_bits, normal_bits
-from sic_jax.entropy.range_coder import RangeDecoder, RangeEncoder, available_backends
-from sic_jax.model.detail import sigma_grid
 from sic_jax.model.levels import refinement_limit, refinement_sources
 from sic_jax.model.params import init_params
-from sic_jax.model.pyramid import with_klt
-from sic_jax.model.transforms import PATCH
-from sic_jax.presets import preset
+from sic_jax.model.transforms.base import PATCH
+from sic_jax.model.transforms.pyramid import with_klt
+from sic_jax.training.presets import preset
 
 CFG = preset("smoke").model
 LEVELS = CFG.num_levels

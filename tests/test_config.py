@@ -5,10 +5,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sic_jax.config import LossConfig, ModelConfig, RasterConfig, SwinConfig, TrainConfig
 from sic_jax.fields import from_dict, to_dict
-from sic_jax.model.pyramid import PyramidConfig
-from sic_jax.presets import PRESETS, paper_loss, paper_model, preset
+from sic_jax.model.config import ModelConfig
+from sic_jax.model.entropy_models.raster.raster import RasterConfig
+from sic_jax.model.transforms.pyramid import PyramidConfig
+from sic_jax.model.transforms.swin import SwinConfig
+from sic_jax.training.config import TrainConfig
+from sic_jax.training.losses import LossConfig
+from sic_jax.training.presets import PRESETS, paper_loss, paper_model, preset
 
 
 @st.composite

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sic_jax.cli.demo import SAMPLE
 from sic_jax.codec.bundle import describe
 from sic_jax.codec.codec import Codec
 from sic_jax.codec.container import unpack
-from sic_jax.demo import SAMPLE
 
 KODAK = Path(__file__).resolve().parents[2] / "shared" / "data" / "kodak"
 LEVELS = (1, 4, 8, 12, 16)

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sic_jax import demo
+from sic_jax.cli import demo
 from sic_jax.codec.bundle import export_bundle
 from sic_jax.codec.container import read_header
-from sic_jax.config import ModelConfig
+from sic_jax.model.config import ModelConfig
 
 
 def random_picture(width: int, height: int, seed: int) -> Image.Image:

@@ -3,8 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sic_jax.config import ModelConfig
-from sic_jax.model.detail import (
+from sic_jax.model.config import ModelConfig
+from sic_jax.model.entropy_models.checkerboard.detail import (
     detail_spreads,
     detail_words,
     draw_detail,

@@ -6,9 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sic_jax.config import DiscriminatorConfig, ModelConfig
-from sic_jax.presets import paper_model
-from sic_jax.training.discriminator import Discriminator
+from sic_jax.model.config import ModelConfig
+from sic_jax.training.discriminator import Discriminator, DiscriminatorConfig
+from sic_jax.training.presets import paper_model
 
 CFG = DiscriminatorConfig(features=(4, 4, 6, 8), condition_features=3)
 MODEL = ModelConfig(level_channels=(2, 3), level_refinements=(0, 0))

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from sic_jax.entropy.cdf_tables import CdfTables, quantize_pmf
 from sic_jax.entropy.distributions import (
     NO_REACH,
     deep_factorized_bits,
@@ -27,7 +28,6 @@ from sic_jax.entropy.distributions import (
     ste_round,
 )
 from sic_jax.entropy.range_coder import RangeDecoder, RangeEncoder
-from sic_jax.entropy.tables import CdfTables, quantize_pmf
 
 Array = npt.NDArray[Any]
 Reference = dict[str, Array]

@@ -15,10 +15,10 @@ from conftest import quick_compilation, write_images
 
 from sic_jax import metrics
 from sic_jax.codec.grain import measure_grain
-from sic_jax.config import LossConfig
-from sic_jax.lpips import load_alexnet_weights
-from sic_jax.training.evaluate import make_evaluate, mean_loss
-from sic_jax.training.held_out import HeldOutImages
+from sic_jax.metrics.lpips_metric import load_alexnet_weights
+from sic_jax.training.losses import LossConfig
+from sic_jax.training.validation import make_evaluate, mean_loss
+from sic_jax.training.validation_images import HeldOutImages
 
 ROOT = Path(__file__).resolve().parents[1]
 LEVELS = (1, 3)
@@ -157,9 +157,9 @@ PROGRAM = """
 import json, sys
 import jax, numpy as np
 jax.config.update("jax_disable_most_optimizations", True)
-from sic_jax.presets import preset
+from sic_jax.training.presets import preset
 from sic_jax.training import parallel
-from sic_jax.training.evaluate import make_evaluate
+from sic_jax.training.validation import make_evaluate
 
 if len(sys.argv) > 2:
     parallel.initialize_distributed(sys.argv[2], 2, int(sys.argv[3]))

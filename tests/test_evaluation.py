@@ -18,18 +18,18 @@ from conftest import quick_compilation
 from PIL import Image
 
 from sic_jax import metrics
+from sic_jax.cli.evaluate import main
 from sic_jax.codec.bundle import export_bundle
 from sic_jax.codec.codec import Codec
+from sic_jax.evaluation.baselines import PEERS, missing_peer, pillow_codec
 from sic_jax.evaluation.codecs import ImageCodec, sic_codec
-from sic_jax.evaluation.main import main
 from sic_jax.evaluation.means import mean_rows
-from sic_jax.evaluation.measures import METRICS, Measurer
-from sic_jax.evaluation.peers import PEERS, missing_peer, pillow_codec
+from sic_jax.evaluation.measurer import METRICS, Measurer
 from sic_jax.evaluation.records import append_records, from_json, key_of, load_records, to_json
 from sic_jax.evaluation.run import find_images, measure_images
 from sic_jax.model.params import init_params
-from sic_jax.presets import preset
 from sic_jax.progress import Progress
+from sic_jax.training.presets import preset
 
 ROOT = Path(__file__).resolve().parents[1]
 HEIGHT, WIDTH = 48, 64
@@ -150,7 +150,7 @@ def test_bits_per_pixel_are_counted_in_one_place():
         for path in (ROOT / "sic_jax").rglob("*.py")
         if re.search(r"\b8(\.0)? ?\* ?(len\(|num_bytes|size|nbytes)", path.read_text())
     ]
-    assert counted == ["sic_jax/rate.py"]
+    assert counted == ["sic_jax/metrics/rate.py"]
 
 
 def test_the_files_decode_to_what_was_measured(finished, results):

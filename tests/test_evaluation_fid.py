@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sic_jax.cli.evaluate import main
+from sic_jax.evaluation.baselines import pillow_codec
 from sic_jax.evaluation.fid import fid_rows, inception_of
-from sic_jax.evaluation.main import main
-from sic_jax.evaluation.measures import METRICS, Measurer
-from sic_jax.evaluation.peers import pillow_codec
+from sic_jax.evaluation.measurer import METRICS, Measurer
 from sic_jax.evaluation.run import measure_images
-from sic_jax.frechet import fid, kid, patches
-from sic_jax.inception import inception_features, load_inception_weights, stored_shapes
+from sic_jax.metrics.frechet import fid, kid, patches
+from sic_jax.metrics.inception import inception_features, load_inception_weights, stored_shapes
 from sic_jax.progress import Progress
 
 SIDE = 16
@@ -56,7 +56,7 @@ def test_the_page_has_the_rows_and_a_run_without_them_leaves_none(tmp_path, monk
         noise = np.random.default_rng(seed).integers(0, 256, (260, 270, 3))
         Image.fromarray(noise.astype(np.uint8)).save(tmp_path / f"{name}.png")
     Image.fromarray(np.zeros((60, 60, 3), np.uint8)).save(tmp_path / "small.png")
-    monkeypatch.setattr("sic_jax.evaluation.main.inception_of", lambda path: colours)
+    monkeypatch.setattr("sic_jax.cli.evaluate.inception_of", lambda path: colours)
     out = tmp_path / "out"
     weights = ["--fid-weights", "w.npz"]
 

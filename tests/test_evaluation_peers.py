@@ -9,10 +9,10 @@ import pytest
 from conftest import quick_compilation
 from PIL import Image, features
 
-from sic_jax.evaluation import peers
+from sic_jax.evaluation import baselines as peers
+from sic_jax.evaluation.baselines import PEERS, external_codec, missing_peer, pillow_codec
 from sic_jax.evaluation.codecs import setting_text
-from sic_jax.evaluation.measures import METRICS, Measurer
-from sic_jax.evaluation.peers import PEERS, external_codec, missing_peer, pillow_codec
+from sic_jax.evaluation.measurer import METRICS, Measurer
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 ANCHORS = SHARED / "anchors" / "kodak_peers_measured.json"

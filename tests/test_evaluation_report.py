@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sic_jax.cli.evaluate import main
+from sic_jax.evaluation.baselines import pillow_codec
 from sic_jax.evaluation.bd import bd_rate
 from sic_jax.evaluation.codecs import ImageCodec
-from sic_jax.evaluation.main import main
 from sic_jax.evaluation.means import (
     Curve,
     curves_of,
@@ -22,15 +23,14 @@ from sic_jax.evaluation.means import (
     mean_rows,
     rows_at_equal_rate,
 )
-from sic_jax.evaluation.measures import METRICS
-from sic_jax.evaluation.peers import pillow_codec
+from sic_jax.evaluation.measurer import METRICS
 from sic_jax.evaluation.pictures import choose_crop, choose_images, nearest_rate, to_data_uri
 from sic_jax.evaluation.plots import draw_plot
 from sic_jax.evaluation.published import load_published
 from sic_jax.evaluation.records import Record
 from sic_jax.evaluation.report import ReportOptions, write_report
 from sic_jax.evaluation.run import Failure, Measured
-from sic_jax.evaluation.tables import (
+from sic_jax.evaluation.summary import (
     BD_COLUMNS,
     bd_cells,
     bd_rows,

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sic_jax.config import ModelConfig
-from sic_jax.entropy.exact import (
+from sic_jax.model.config import ModelConfig
+from sic_jax.model.entropy_models.checkerboard.context import entropy_specs
+from sic_jax.model.entropy_models.checkerboard.exact import (
     BIAS_MAX,
     CROSS,
     LOG_MAX,
@@ -28,7 +29,6 @@ from sic_jax.entropy.exact import (
     rescale,
     shifted_products,
 )
-from sic_jax.model.context import entropy_specs
 
 
 def layer_of(kernel: Any, bias: Any, shift: Any) -> Layer:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sic_jax.frechet import fid, kid, patches
+from sic_jax.metrics.frechet import fid, kid, patches
 
 
 def with_moments(mean, covariance, count, *, seed=0):

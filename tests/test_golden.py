@@ -21,8 +21,8 @@ from PIL import Image
 from sic_jax.codec.bundle import load_bundle
 from sic_jax.codec.codec import Codec
 from sic_jax.codec.container import unpack
-from sic_jax.model.context import all_parameters
-from sic_jax.model.hyper import hyper_synthesis
+from sic_jax.model.entropy_models.checkerboard.context import all_parameters
+from sic_jax.model.entropy_models.checkerboard.hyper import hyper_synthesis
 
 GOLDEN = Path(__file__).parent / "golden"
 FOLDERS = {"v2": GOLDEN / "v2" / "bundle", "default": "default"}

@@ -9,8 +9,8 @@ import pytest
 
 from sic_jax.codec import grain
 from sic_jax.codec.grain import add_grain, grain_units, measure_grain
-from sic_jax.model.detail import normal_noise
-from sic_jax.training import grain as training_grain
+from sic_jax.model.entropy_models.checkerboard.detail import normal_noise
+from sic_jax.training import batch_grain as training_grain
 
 
 def flat(height: int, width: int, deviation: float, *, seed: int = 0) -> np.ndarray:

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from sic_jax import image_io
-from sic_jax.image_io import read_image, write_bytes_atomic, write_image
+from sic_jax.images import io as image_io
+from sic_jax.images.io import read_image, write_bytes_atomic, write_image
 
 GPS_IFD = 0x8825
 EXIF_IFD = 0x8769
@@ -489,7 +489,7 @@ def test_atomic_write_follows_links_and_leaves_devices(tmp_path: Path) -> None:
 
 def test_import_loads_nothing_heavy() -> None:
     code = (
-        "import sys, sic_jax, sic_jax.image_io\n"
+        "import sys, sic_jax, sic_jax.images.io\n"
         "assert sic_jax.__version__ == '0.2.0'\n"
         "assert sic_jax.BitstreamError.__name__ == 'BitstreamError'\n"
         "assert 'Codec' in dir(sic_jax)\n"

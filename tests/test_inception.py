@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sic_jax import inception
-from sic_jax.inception import fold_weights, inception_features, stored_shapes
+from sic_jax.metrics import inception
+from sic_jax.metrics.inception import fold_weights, inception_features, stored_shapes
 
 
 def zeros():

@@ -2,9 +2,9 @@ import dataclasses
 
 import pytest
 
-from sic_jax.config import SearchConfig
-from sic_jax.presets import preset
-from sic_jax.training.main import _weights
+from sic_jax.cli.train import _weights
+from sic_jax.codec.options import SearchConfig
+from sic_jax.training.presets import preset
 
 
 def test_the_default_bundle_starts_the_presets_of_its_architecture() -> None:

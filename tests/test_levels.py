@@ -8,7 +8,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from sic_jax.config import ModelConfig
+from sic_jax.model.config import ModelConfig
 from sic_jax.model.levels import (
     add_refinements,
     channel_levels,

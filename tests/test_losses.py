@@ -5,11 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sic_jax.config import LossConfig, ModelConfig
+from sic_jax.model.config import ModelConfig
 from sic_jax.training import losses
 from sic_jax.training.losses import (
     Compared,
     Decodings,
+    LossConfig,
     balance_term,
     consistency_terms,
     discriminator_loss,

@@ -12,15 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sic_jax import lpips_convert
-from sic_jax.lpips import (
+from sic_jax.importers import perceptual_weights as lpips_convert
+from sic_jax.metrics.fidelity import MS_SSIM_MIN_SIZE, bpp, ms_ssim, psnr
+from sic_jax.metrics.lpips_metric import (
     MIN_SIZE,
     load_alexnet_weights,
     lpips,
     lpips_features,
     lpips_from_features,
 )
-from sic_jax.metrics import MS_SSIM_MIN_SIZE, bpp, ms_ssim, psnr
 
 SMALL = Path(__file__).parent / "data" / "metrics_small.npz"
 FULL = Path(__file__).resolve().parents[2] / "shared" / "parity" / "metrics_reference.npz"

@@ -7,25 +7,25 @@ import numpy as np
 import pytest
 from conftest import BATCH, SIDE, Functions
 
-from sic_jax.config import ModelConfig
 from sic_jax.entropy.distributions import NO_REACH, logistic_bits
-from sic_jax.entropy.exact import log_compressed
 from sic_jax.model.complexity import codec_macs_per_pixel, count_macs
-from sic_jax.model.context import (
+from sic_jax.model.config import ModelConfig
+from sic_jax.model.entropy_models.checkerboard.context import (
     all_parameters,
     checkerboard,
     complete,
 )
-from sic_jax.model.detail import limited_moments, prior_sigmas
+from sic_jax.model.entropy_models.checkerboard.detail import limited_moments, prior_sigmas
+from sic_jax.model.entropy_models.checkerboard.exact import log_compressed
 from sic_jax.model.levels import channel_levels, level_starts, refinement_sources, split_latents
-from sic_jax.model.pyramid import karhunen_loeve, with_klt
 from sic_jax.model.sic import SicModel
-from sic_jax.model.transforms import (
+from sic_jax.model.transforms.base import (
     PATCH,
     depth_to_space,
     log_compress,
     space_to_depth,
 )
+from sic_jax.model.transforms.pyramid import karhunen_loeve, with_klt
 
 N = SIDE // PATCH
 ANCHOR = checkerboard(N, N)

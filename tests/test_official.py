@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from official_forward import reference_forward
 
-from sic_jax.config import ModelConfig
 from sic_jax.entropy.distributions import deep_factorized_bits, normal_bits
-from sic_jax.model import raster
+from sic_jax.importers import convert_state_dict, infer_config
+from sic_jax.importers.paper_names import parameter_sources
+from sic_jax.model.config import ModelConfig
+from sic_jax.model.entropy_models.raster import networks as raster
 from sic_jax.model.params import flatten_params, num_params, param_shapes
 from sic_jax.model.sic import SicModel, quantise_hyper
-from sic_jax.official import convert_state_dict, infer_config
-from sic_jax.official.names import parameter_sources
-from sic_jax.presets import paper_model
+from sic_jax.training.presets import paper_model
 
 FULL = Path(__file__).resolve().parents[2] / "shared" / "parity" / "sic_official_tiny.npz"
 SMALL = Path(__file__).with_name("data") / "paper_reference.npz"

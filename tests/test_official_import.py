@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from official_forward import reference_forward
 
-from sic_jax.cli import main
+from sic_jax.cli.sic import main
 from sic_jax.codec import container
 from sic_jax.codec.bundle import load_bundle
 from sic_jax.codec.codec import Codec
-from sic_jax.model.detail import uniform_noise
+from sic_jax.importers import convert_state_dict
+from sic_jax.model.entropy_models.checkerboard.detail import uniform_noise
 from sic_jax.model.params import flatten_params
-from sic_jax.official import convert_state_dict
 
 SMALL = Path(__file__).with_name("data") / "paper_reference.npz"
 FULL = Path(__file__).resolve().parents[2] / "shared" / "parity" / "sic_official_tiny.npz"

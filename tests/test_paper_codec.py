@@ -13,17 +13,19 @@ import pytest
 from conftest import quick_compilation
 from PIL import Image
 
-from sic_jax.cli import main
+from sic_jax.cli.sic import main
 from sic_jax.codec import container
 from sic_jax.codec.bundle import export_bundle, load_bundle
 from sic_jax.codec.codec import Codec
-from sic_jax.codec.float_coding import quantise_parameters
-from sic_jax.config import ModelConfig, RasterConfig, SwinConfig
 from sic_jax.entropy.range_coder import available_backends
 from sic_jax.errors import BitstreamError
-from sic_jax.model.detail import sigma_grid
+from sic_jax.model.config import ModelConfig
+from sic_jax.model.entropy_models.checkerboard.detail import sigma_grid
+from sic_jax.model.entropy_models.raster.diagonal_coding import quantise_parameters
+from sic_jax.model.entropy_models.raster.raster import RasterConfig
+from sic_jax.model.entropy_models.raster.wavefront import schedule
 from sic_jax.model.params import init_params
-from sic_jax.model.wavefront import schedule
+from sic_jax.model.transforms.swin import SwinConfig
 
 CFG = ModelConfig(
     level_channels=(4, 4, 4),
@@ -211,7 +213,7 @@ def test_pictures_and_details(codec: Codec) -> None:
 
 def test_details_by_definition(codec: Codec) -> None:
     """FORMAT.md: round(mean half of h_s + 2 T n / (1024 sqrt 3)), T in 1/256."""
-    from sic_jax.model.detail import uniform_noise
+    from sic_jax.model.entropy_models.checkerboard.detail import uniform_noise
 
     rng = np.random.default_rng(0)
     hyper = rng.normal(0, 4, (1, 3, 4, 24)).astype(np.float32)

@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 from conftest import write_images
 
+from sic_jax.cli.train import main
 from sic_jax.codec.bundle import load_bundle
-from sic_jax.config import TrainConfig
-from sic_jax.training.main import main
+from sic_jax.training.config import TrainConfig
 from sic_jax.training.parallel import (
     check_batch,
     device_mesh,

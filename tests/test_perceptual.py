@@ -10,11 +10,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sic_jax import lpips_convert, metrics
-from sic_jax.dists import dists_features, dists_from_features, load_dists_weights
-from sic_jax.lpips import lpips, lpips_features, lpips_from_features
-from sic_jax.metrics import dists, ssim
-from sic_jax.vgg import MIN_SIZE, STAGE_CHANNELS, WEIGHT_SHAPES, decode_kernel, load_vgg16_weights
+from sic_jax import metrics
+from sic_jax.importers import perceptual_weights as lpips_convert
+from sic_jax.metrics.dists_metric import dists_features, dists_from_features, load_dists_weights
+from sic_jax.metrics.fidelity import dists, ssim
+from sic_jax.metrics.lpips_metric import lpips, lpips_features, lpips_from_features
+from sic_jax.metrics.vgg import (
+    MIN_SIZE,
+    STAGE_CHANNELS,
+    WEIGHT_SHAPES,
+    decode_kernel,
+    load_vgg16_weights,
+)
 
 SMALL = Path(__file__).parent / "data" / "metrics_small.npz"
 FULL = Path(__file__).resolve().parents[2] / "shared" / "parity" / "metrics_reference.npz"

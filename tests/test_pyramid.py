@@ -14,13 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sic_jax.cli import export
 from sic_jax.codec.bundle import Bundle, export_bundle, load_bundle
 from sic_jax.model.params import flatten_params, init_params
-from sic_jax.model.pyramid import PyramidAnalysis, PyramidConfig, PyramidSynthesis
 from sic_jax.model.sic import SicModel
-from sic_jax.model.transforms import PATCH
-from sic_jax.presets import preset
-from sic_jax.training import export
+from sic_jax.model.transforms.base import PATCH
+from sic_jax.model.transforms.pyramid import PyramidAnalysis, PyramidConfig, PyramidSynthesis
+from sic_jax.training.presets import preset
 
 FIXTURE = Path(__file__).with_name("data") / "pyramid_fixture.npz"
 Arrays = dict[str, Any]

@@ -7,8 +7,8 @@ import pytest
 from numpy.typing import ArrayLike
 
 from sic_jax.entropy import native_coder, range_coder
+from sic_jax.entropy.cdf_tables import CdfTables, gaussian_tables, tables_from_pmfs
 from sic_jax.entropy.range_coder import RangeDecoder, RangeEncoder, available_backends
-from sic_jax.entropy.tables import CdfTables, gaussian_tables, tables_from_pmfs
 from sic_jax.errors import BitstreamError
 
 needs_tfc = pytest.mark.skipif(
@@ -332,7 +332,7 @@ def test_native_coder_works_without_numba() -> None:
     code = (
         "import sys; sys.modules['numba'] = None\n"
         "from sic_jax.entropy.native_coder import NativeEncoder\n"
-        "from sic_jax.entropy.tables import tables_from_pmfs\n"
+        "from sic_jax.entropy.cdf_tables import tables_from_pmfs\n"
         "import numpy as np\n"
         "e = NativeEncoder(tables_from_pmfs([[1.0, 1.0]], [0], [0.0]))\n"
         "e.encode(np.array([1, 0, 5], np.int32), np.zeros(3, np.int32)); print(e.finish().hex())"

@@ -7,18 +7,16 @@ import numpy as np
 import pytest
 from conftest import quick_compilation
 
-from sic_jax.config import ModelConfig, RasterConfig, SwinConfig
 from sic_jax.entropy.distributions import (
     FactorizedParams,
     deep_factorized_logits,
     normal_bits,
     quantile_loss,
 )
-from sic_jax.model import raster
-from sic_jax.model.params import init_params, num_params, param_shapes
-from sic_jax.model.pyramid import PyramidConfig
-from sic_jax.model.sic import SicModel, quantise_hyper
-from sic_jax.model.wavefront import (
+from sic_jax.model.config import ModelConfig
+from sic_jax.model.entropy_models.raster import networks as raster
+from sic_jax.model.entropy_models.raster.raster import RasterConfig
+from sic_jax.model.entropy_models.raster.wavefront import (
     MARGIN,
     REACH,
     by_diagonal,
@@ -28,6 +26,10 @@ from sic_jax.model.wavefront import (
     step_parameters,
     write_symbols,
 )
+from sic_jax.model.params import init_params, num_params, param_shapes
+from sic_jax.model.sic import SicModel, quantise_hyper
+from sic_jax.model.transforms.pyramid import PyramidConfig
+from sic_jax.model.transforms.swin import SwinConfig
 
 Arrays = dict[str, Any]
 QUICK = {"xla_backend_optimization_level": 0}

@@ -7,10 +7,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from sic_jax import cli, demo
-from sic_jax.evaluation import main as evaluation
-from sic_jax.training import main as training
-from sic_jax.training import pack
+from sic_jax.cli import demo, evaluate, sic, train
+from sic_jax.data import pack
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -52,18 +50,18 @@ def test_command_line_parses(line: str) -> None:
     if program == "python":
         program, *arguments = arguments
     if program == "sic":
-        _, commands = cli._make_parsers()
+        _, commands = sic._make_parsers()
         args = commands[arguments[0]].parse_intermixed_args(arguments[1:])
         assert callable(args.run)
     elif program == "train.py":
-        config, args = training.parse(arguments)
+        config, args = train.parse(arguments)
         assert args.preset == arguments[0]
         assert config.steps > 0
     elif program == "-m":
-        assert arguments.pop(0) == "sic_jax.training.pack"
+        assert arguments.pop(0) == "sic_jax.data.pack"
         assert pack.parse(arguments).splits == {"train": "photos/"}
     elif program == "eval.py":
-        assert evaluation.parse(arguments).levels == [1, 2, 4, 6, 8, 10, 12, 16]
+        assert evaluate.parse(arguments).levels == [1, 2, 4, 6, 8, 10, 12, 16]
     elif program == "make":
         makefile = (ROOT / "Makefile").read_text()
         assert re.search(rf"^{arguments[0]}:", makefile, re.MULTILINE)

@@ -11,16 +11,16 @@ from hypothesis import strategies as st
 from PIL import Image
 from test_codec import CFG, LEVELS, picture, tiny_bundle
 
-from sic_jax.codec import search
+from sic_jax.cli.demo import SAMPLE
+from sic_jax.codec import latent_optimisation as search
 from sic_jax.codec.codec import Codec
 from sic_jax.codec.container import truncate, unpack
-from sic_jax.codec.search import LatentSearch, SearchState, descend, level_of_step
-from sic_jax.config import SearchConfig
-from sic_jax.demo import SAMPLE
-from sic_jax.dists import dists, load_dists_weights
-from sic_jax.lpips import load_alexnet_weights, lpips
+from sic_jax.codec.latent_optimisation import LatentSearch, SearchState, descend, level_of_step
+from sic_jax.codec.options import SearchConfig
+from sic_jax.metrics.dists_metric import dists, load_dists_weights
+from sic_jax.metrics.lpips_metric import load_alexnet_weights, lpips
 from sic_jax.model.levels import channel_levels, refinement_sources
-from sic_jax.presets import default_model
+from sic_jax.training.presets import default_model
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -6,9 +6,9 @@ import pytest
 from conftest import quick_compilation
 
 from sic_jax import metrics
-from sic_jax.dists import load_dists_weights
-from sic_jax.evaluation.measures import METRICS, Measurer, bucket_side
-from sic_jax.lpips import load_alexnet_weights, lpips
+from sic_jax.evaluation.measurer import METRICS, Measurer, bucket_side
+from sic_jax.metrics.dists_metric import load_dists_weights
+from sic_jax.metrics.lpips_metric import load_alexnet_weights, lpips
 
 
 @pytest.fixture(scope="module", autouse=True)

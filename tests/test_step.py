@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from conftest import assert_equal, flat, quick_compilation
 
-from sic_jax.config import DiscriminatorConfig, TrainConfig
 from sic_jax.model.sic import SicModel
+from sic_jax.training.config import TrainConfig
+from sic_jax.training.discriminator import DiscriminatorConfig
 from sic_jax.training.gradients import make_gradients
 from sic_jax.training.losses import mean_terms
 from sic_jax.training.state import TrainState, create_train_state, make_optimizer

@@ -5,10 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sic_jax.config import ModelConfig, SwinConfig
-from sic_jax.model.swin import (
+from sic_jax.model.config import ModelConfig
+from sic_jax.model.transforms.swin import (
     PatchMerging,
     SwinAnalysis,
+    SwinConfig,
     SwinSynthesis,
     WindowAttention,
     pixel_shuffle,

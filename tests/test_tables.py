@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from sic_jax.entropy.tables import (
+from sic_jax.entropy.cdf_tables import (
     CdfTables,
     gaussian_tables,
     joined_tables,

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sic_jax.official import restricted_pickle
-from sic_jax.official.torch_checkpoint import _LEGACY_MAGIC, _LEGACY_PROTOCOL, read_state_dict
+from sic_jax.importers import restricted_pickle
+from sic_jax.importers.torch_checkpoint import _LEGACY_MAGIC, _LEGACY_PROTOCOL, read_state_dict
 
 DATA = Path(__file__).parent / "data" / "torch"
 BASE = np.arange(24, dtype=np.float32) / 8

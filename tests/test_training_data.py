@@ -15,13 +15,11 @@ import pytest
 from conftest import write_images
 from PIL import Image
 
-from sic_jax.config import DataConfig
-from sic_jax.image_io import read_image
-from sic_jax.training import memory, pack
-from sic_jax.training.batches import batches
-from sic_jax.training.crops import Crop, CropSampler, cut
-from sic_jax.training.memory import MemorySource
-from sic_jax.training.sources import (
+from sic_jax.data import memory, pack
+from sic_jax.data.batches import batches
+from sic_jax.data.crops import Crop, CropSampler, DataConfig, cut
+from sic_jax.data.memory import MemorySource
+from sic_jax.data.sources import (
     FolderSource,
     Source,
     UnreadableImageError,
@@ -30,6 +28,7 @@ from sic_jax.training.sources import (
     open_source,
     sample_patches,
 )
+from sic_jax.images.io import read_image
 
 Images = list[np.ndarray]
 SIZE = 16
@@ -419,8 +418,8 @@ TFDS = """
 import json, sys
 from pathlib import Path
 import numpy as np
-from sic_jax.training.pack import pack
-from sic_jax.training.sources import held_out, open_folder, open_source
+from sic_jax.data.pack import pack
+from sic_jax.data.sources import held_out, open_folder, open_source
 from test_training_data import take
 
 if __name__ == "__main__":

@@ -17,15 +17,15 @@ from conftest import assert_equal, quick_compilation, write_images
 from jax.experimental import multihost_utils
 from PIL import Image
 
+from sic_jax.cli.train import main
 from sic_jax.codec.bundle import load_bundle
-from sic_jax.config import TrainConfig
 from sic_jax.fields import from_dict
 from sic_jax.model.params import entropy_layers, num_params
-from sic_jax.presets import preset
 from sic_jax.training import loop
 from sic_jax.training.checkpoints import load_run_params, open_checkpoints, restore
-from sic_jax.training.main import main
+from sic_jax.training.config import TrainConfig
 from sic_jax.training.parallel import JitRunner, make_runner
+from sic_jax.training.presets import preset
 from sic_jax.training.state import TrainState, create_train_state
 
 Arrays = dict[str, Any]

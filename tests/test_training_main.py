@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from sic_jax.config import TrainConfig
+from sic_jax.cli.train import main, parse
 from sic_jax.fields import to_dict
-from sic_jax.presets import PRESETS, preset
-from sic_jax.training.main import main, parse
+from sic_jax.training.config import TrainConfig
+from sic_jax.training.presets import PRESETS, preset
 
 
 def flags(config: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, list[str]]]:

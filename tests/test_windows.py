@@ -15,9 +15,11 @@ from sic_jax.codec.codec import Codec
 from sic_jax.codec.container import unpack
 from sic_jax.codec.pixels import pad
 from sic_jax.codec.windows import in_windows, spans
-from sic_jax.config import ModelConfig, SwinConfig, TrainConfig
+from sic_jax.model.config import ModelConfig
 from sic_jax.model.params import param_shapes
 from sic_jax.model.sic import SicModel
+from sic_jax.model.transforms.swin import SwinConfig
+from sic_jax.training.config import TrainConfig
 
 
 def test_spans_by_hand() -> None:

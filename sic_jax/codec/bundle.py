@@ -22,16 +22,21 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from sic_jax.codec.coding import coding_tables, num_coding_tables
 from sic_jax.codec.container import MODEL_ID_BYTES
-from sic_jax.config import ModelConfig
+from sic_jax.entropy.cdf_tables import CdfTables, tables_from_pmfs, validate_tables
 from sic_jax.entropy.distributions import deep_factorized_logits
-from sic_jax.entropy.exact import Layer, LayerSpec, check_layer, dequantise
-from sic_jax.entropy.tables import CdfTables, tables_from_pmfs, validate_tables
 from sic_jax.fields import from_dict, to_dict
 from sic_jax.model.complexity import codec_macs_per_pixel
-from sic_jax.model.context import EntropyLayers, entropy_specs
-from sic_jax.model.hyper import medians
+from sic_jax.model.config import ModelConfig
+from sic_jax.model.entropy_models.checkerboard.context import EntropyLayers, entropy_specs
+from sic_jax.model.entropy_models.checkerboard.exact import (
+    Layer,
+    LayerSpec,
+    check_layer,
+    dequantise,
+)
+from sic_jax.model.entropy_models.checkerboard.group_coding import coding_tables, num_coding_tables
+from sic_jax.model.entropy_models.checkerboard.hyper import medians
 from sic_jax.model.params import (
     Params,
     check_params,
@@ -59,7 +64,7 @@ class Bundle:
     entropy: EntropyLayers
     """Integers of the entropy networks, as float32 arrays; none with the context `raster`."""
     tables_y: CdfTables
-    """As `sic_jax.codec.coding` numbers them."""
+    """As `sic_jax.model.entropy_models.checkerboard.group_coding` numbers them."""
     tables_z: CdfTables
     """One table a channel of z."""
     digest: bytes

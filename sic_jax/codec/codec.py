@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sic_jax.codec.bundle import Bundle, load_bundle
-from sic_jax.codec.coding import CodingPass, Ints, Request, walk
 from sic_jax.codec.container import (
     DEFAULT_MAX_PIXELS,
     MAX_SEED,
@@ -24,7 +23,6 @@ from sic_jax.codec.container import (
     symbols_checksum,
     unpack,
 )
-from sic_jax.codec.float_coding import FloatCodingPass
 from sic_jax.codec.grain import add_grain, grain_units, measure_grain
 from sic_jax.codec.pixels import Pixels, check_image, pad, to_gray
 from sic_jax.codec.windows import in_windows
@@ -36,13 +34,15 @@ from sic_jax.entropy.range_coder import (
     default_backend,
 )
 from sic_jax.errors import BitstreamError
-from sic_jax.model.detail import temperature_units
-from sic_jax.model.hyper import HYPER_PATCH, medians
+from sic_jax.model.entropy_models.checkerboard.detail import temperature_units
+from sic_jax.model.entropy_models.checkerboard.group_coding import CodingPass, Ints, Request, walk
+from sic_jax.model.entropy_models.checkerboard.hyper import HYPER_PATCH, medians
+from sic_jax.model.entropy_models.raster.diagonal_coding import FloatCodingPass
 from sic_jax.model.sic import SicModel
-from sic_jax.model.transforms import PATCH
+from sic_jax.model.transforms.base import PATCH
 
 if TYPE_CHECKING:
-    from sic_jax.codec.search import LatentSearch
+    from sic_jax.codec.latent_optimisation import LatentSearch
 
 
 class Latents(NamedTuple):
@@ -159,7 +159,7 @@ class Codec:
           image: uint8 [H, W, 3] (sRGB) or [H, W] (gray), any size from 1x1.
           level: 1 (smallest file) to L (default); lower levels are prefixes of higher ones, but
             for those of a search.
-          search: Steps of search for better latents (`sic_jax.codec.search`), 0 for none. They all
+          search: Steps of search for better latents (`sic_jax.codec.latent_optimisation`), 0 for none. They all
             look at levels up to `level`. Each takes several times as long as a compression without.
           seed: Default seed of the details that a decoder draws.
           grain: Standard deviation of the grain that it draws, in steps of 8-bit samples, 0 to
@@ -246,7 +246,7 @@ class Codec:
     @cached_property
     def _search(self) -> "LatentSearch":
         """Imported and made when it is first needed: a decoder has no use for LPIPS and DISTS."""
-        from sic_jax.codec.search import LatentSearch
+        from sic_jax.codec.latent_optimisation import LatentSearch
 
         return LatentSearch(self.bundle.cfg, self._variables["params"])
 

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from sic_jax.model.transforms import PATCH
+from sic_jax.model.transforms.base import PATCH
 
 Pixels = NDArray[np.uint8]
 

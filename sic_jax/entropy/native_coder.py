@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from sic_jax.entropy.tables import CdfTables
+from sic_jax.entropy.cdf_tables import CdfTables
 from sic_jax.errors import BitstreamError
 
 # The gamma of an escape stays below 2**30, since |value| < 2**29 and |offset| <= 2**24. (A kernel

@@ -14,7 +14,7 @@ from typing import Any, Final, Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from sic_jax.entropy.tables import CdfTables, validate_tables
+from sic_jax.entropy.cdf_tables import CdfTables, validate_tables
 from sic_jax.errors import BitstreamError
 
 VALUE_LIMIT: Final = 1 << 29

@@ -66,7 +66,7 @@ def sic_codec(
         seed: First seed of the details; default: the file's, which is 0.
         temperature: Spread of the details; default: the bundle's.
         grain: Whether the files' grain is drawn.
-        search: Steps of search (`sic_jax.codec.search`). One search an image, over the levels up to
+        search: Steps of search (`sic_jax.codec.latent_optimisation`). One search an image, over the levels up to
             the highest of `levels`: all its files are cut from one.
 
     Raises:

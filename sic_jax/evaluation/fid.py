@@ -1,6 +1,6 @@
 """FID and KID of the codecs of a run, over patches of all its images.
 
-As in HiFiC and MS-ILLM: patches of 256 pixels from two grids (`sic_jax.frechet.patches`). The
+As in HiFiC and MS-ILLM: patches of 256 pixels from two grids (`sic_jax.metrics.frechet.patches`). The
 values depend on the number of patches: compare only those of the same images.
 """
 
@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from sic_jax.evaluation.codecs import ImageCodec, Pixels, setting_text
 from sic_jax.evaluation.records import Record
-from sic_jax.frechet import fid, kid, patches
-from sic_jax.image_io import read_image
-from sic_jax.inception import inception_features, load_inception_weights
+from sic_jax.images.io import read_image
+from sic_jax.metrics.frechet import fid, kid, patches
+from sic_jax.metrics.inception import inception_features, load_inception_weights
 
 FID_FILE = "fid.csv"
 
@@ -40,7 +40,7 @@ def inception_of(path: Path) -> Features:
     """Features by the Inception network of a weights file.
 
     Raises:
-        OSError, ValueError: As `sic_jax.inception.load_inception_weights`.
+        OSError, ValueError: As `sic_jax.metrics.inception.load_inception_weights`.
     """
     weights = jax.device_put(load_inception_weights(path))
     compiled = jax.jit(lambda x, weights: inception_features(x, weights=weights))

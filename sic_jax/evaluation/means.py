@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from sic_jax.evaluation.codecs import SIC
-from sic_jax.evaluation.measures import Metric
+from sic_jax.evaluation.measurer import Metric
 from sic_jax.evaluation.records import Record
 
 

@@ -9,14 +9,23 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from sic_jax.config import ModelConfig
-from sic_jax.model.context import context_of_group, group_parameters, group_size
-from sic_jax.model.hyper import hyper_synthesis
+from sic_jax.model.config import ModelConfig
+from sic_jax.model.entropy_models.checkerboard.context import (
+    context_of_group,
+    group_parameters,
+    group_size,
+)
+from sic_jax.model.entropy_models.checkerboard.hyper import hyper_synthesis
+from sic_jax.model.entropy_models.raster.networks import hyper_features
+from sic_jax.model.entropy_models.raster.wavefront import (
+    empty_board,
+    schedule,
+    step_layers,
+    step_parameters,
+)
 from sic_jax.model.params import param_shapes
-from sic_jax.model.raster import hyper_features
 from sic_jax.model.sic import SicModel
-from sic_jax.model.transforms import PATCH
-from sic_jax.model.wavefront import empty_board, schedule, step_layers, step_parameters
+from sic_jax.model.transforms.base import PATCH
 
 _SIDE = 256
 

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from sic_jax.config import ModelConfig
 from sic_jax.entropy.distributions import ste_round
+from sic_jax.model.config import ModelConfig
 
 
 def channel_levels(cfg: ModelConfig) -> NDArray[np.int32]:

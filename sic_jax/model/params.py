@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from sic_jax.config import ModelConfig
-from sic_jax.model.context import EntropyLayers
+from sic_jax.model.config import ModelConfig
+from sic_jax.model.entropy_models.checkerboard.context import EntropyLayers
 from sic_jax.model.sic import SicModel
 
 Params = dict[str, Any]

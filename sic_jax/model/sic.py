@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from sic_jax.config import ModelConfig
 from sic_jax.entropy.distributions import (
     NO_REACH,
     FactorizedParams,
@@ -17,9 +16,8 @@ from sic_jax.entropy.distributions import (
     normal_bits,
     ste_round,
 )
-from sic_jax.entropy.exact import ExactLayers
-from sic_jax.model import raster
-from sic_jax.model.context import (
+from sic_jax.model.config import ModelConfig
+from sic_jax.model.entropy_models.checkerboard.context import (
     MEAN_BINS,
     EntropyLayers,
     all_parameters,
@@ -27,9 +25,15 @@ from sic_jax.model.context import (
     entropy_specs,
     sigmas_of,
 )
-from sic_jax.model.detail import TEMPERATURE_BITS, random_normal_noise
+from sic_jax.model.entropy_models.checkerboard.detail import TEMPERATURE_BITS, random_normal_noise
+from sic_jax.model.entropy_models.checkerboard.exact import ExactLayers
+from sic_jax.model.entropy_models.checkerboard.hyper import (
+    FactorizedPrior,
+    HyperAnalysis,
+    hyper_synthesis,
+)
+from sic_jax.model.entropy_models.raster import networks as raster
 from sic_jax.model.float_layers import ConvLayers
-from sic_jax.model.hyper import FactorizedPrior, HyperAnalysis, hyper_synthesis
 from sic_jax.model.levels import (
     add_refinements,
     channel_levels,
@@ -39,8 +43,8 @@ from sic_jax.model.levels import (
     split_latents,
 )
 from sic_jax.model.noise import draw_each, split_keys, unit_noise
-from sic_jax.model.pyramid import PyramidAnalysis, PyramidSynthesis
-from sic_jax.model.swin import SwinAnalysis, SwinSynthesis
+from sic_jax.model.transforms.pyramid import PyramidAnalysis, PyramidSynthesis
+from sic_jax.model.transforms.swin import SwinAnalysis, SwinSynthesis
 
 _ESCAPE_BITS = 18.0
 """What an outlier costs in a file, whatever the tail of its distribution says: the escape has at
@@ -150,7 +154,7 @@ class SicModel(nn.Module):
         return {"h_s": self.h_s(), "context": self.context()}
 
     def raster_params(self) -> raster.Params:
-        """Parameters that the functions of `sic_jax.model.raster` take."""
+        """Parameters that the functions of `sic_jax.model.entropy_models.raster.networks` take."""
         return {
             "h_s": self.h_s(),
             "context": self.context(),

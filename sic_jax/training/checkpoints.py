@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import jax
 import orbax.checkpoint as ocp
 
-from sic_jax.config import TrainConfig
 from sic_jax.model.params import Params, init_params
+from sic_jax.training.config import TrainConfig
 from sic_jax.training.state import TrainState, create_train_state
 
 _log = logging.getLogger(__name__)

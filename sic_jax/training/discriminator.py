@@ -10,15 +10,39 @@ value; the vectors of the estimate are the collection `batch_stats`.
 Source: paper notes 2.8 (HiFiC's discriminator with a head a level).
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from sic_jax.config import DiscriminatorConfig, ModelConfig
+from sic_jax.fields import require
+from sic_jax.model.config import ModelConfig
 from sic_jax.model.levels import level_mask
-from sic_jax.model.transforms import PATCH
+from sic_jax.model.transforms.base import PATCH
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiscriminatorConfig:
+    """The conditional PatchGAN of the adversarial stage; made where `lmbda_adv` is not 0."""
+
+    features: tuple[int, ...] = (64, 128, 256, 512)
+    """Of its four convolutions, each of stride 2."""
+    condition_features: int = 12
+    """What y_s is mapped to, beside the picture's three channels."""
+    learning_rate: float = 2e-4
+    weight_decay: float = 5e-5
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        f = self.features
+        require(len(f) == 4 and all(n > 0 for n in f), self, "features", f, "four positive counts")
+        n = self.condition_features
+        require(n > 0, self, "condition_features", n, "positive")
+        require(self.learning_rate > 0, self, "learning_rate", self.learning_rate, "positive")
+        require(self.weight_decay >= 0, self, "weight_decay", self.weight_decay, "at least 0")
+
 
 _SLOPE = 0.2
 

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sic_jax.config import TrainConfig
 from sic_jax.fields import to_dict
 from sic_jax.model.complexity import count_macs
+from sic_jax.training.config import TrainConfig
 from sic_jax.training.gradients import make_gradients, make_loss
 from sic_jax.training.loop import state_shapes
 from sic_jax.training.losses import load_perceptual_weights

@@ -6,13 +6,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from sic_jax.config import TrainConfig
 from sic_jax.entropy.distributions import quantile_loss
 from sic_jax.model.noise import split_keys
 from sic_jax.model.params import Params
 from sic_jax.model.sic import SicModel
+from sic_jax.training.batch_grain import add_grain, measure_grain
+from sic_jax.training.config import TrainConfig
 from sic_jax.training.discriminator import Discriminator
-from sic_jax.training.grain import add_grain, measure_grain
 from sic_jax.training.losses import (
     Compared,
     Decodings,

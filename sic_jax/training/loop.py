@@ -25,13 +25,13 @@ from jax.experimental import multihost_utils
 from numpy.typing import NDArray
 
 import sic_jax
-from sic_jax.config import TrainConfig
+from sic_jax.data.batches import batches
+from sic_jax.data.sources import Source, sample_patches
 from sic_jax.fields import from_dict, to_dict
 from sic_jax.model.levels import refinement_sources
 from sic_jax.model.params import Params, init_params
-from sic_jax.model.pyramid import with_klt
-from sic_jax.model.transforms import PATCH
-from sic_jax.training.batches import batches
+from sic_jax.model.transforms.base import PATCH
+from sic_jax.model.transforms.pyramid import with_klt
 from sic_jax.training.checkpoints import (
     BEST,
     Checkpoint,
@@ -40,11 +40,11 @@ from sic_jax.training.checkpoints import (
     save,
     wait,
 )
+from sic_jax.training.config import TrainConfig
 from sic_jax.training.losses import load_perceptual_weights
 from sic_jax.training.meters import Clock, Pending
 from sic_jax.training.parallel import check_same_everywhere, local_rows, make_runner
-from sic_jax.training.report import Reporter
-from sic_jax.training.sources import Source, sample_patches
+from sic_jax.training.reporter import Reporter
 from sic_jax.training.state import TrainState, create_train_state
 from sic_jax.training.step import Metrics
 

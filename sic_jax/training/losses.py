@@ -31,20 +31,93 @@ lambda_p = 0 rate-distortion. So for image x at level l, with M draws x_hat_i:
 and, for one model that serves all levels, alpha L(l) + (1 - alpha) L(L) + L_c(l). L_c is latent
 consistency: g_a of a reconstruction should give y_s and the drawn details again.
 
-Source: Liang et al. 2025, sections 3 and 4; the paper's constants are in `sic_jax.presets`.
+Source: Liang et al. 2025, sections 3 and 4; the paper's constants are in `sic_jax.training.presets`.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from sic_jax.config import LossConfig, ModelConfig
-from sic_jax.convnet import Features, Weights
-from sic_jax.dists import dists_features, dists_from_features, load_dists_weights
-from sic_jax.lpips import load_alexnet_weights, lpips_features, lpips_from_features
+from sic_jax.fields import require
+from sic_jax.metrics.convnet import Features, Weights
+from sic_jax.metrics.dists_metric import dists_features, dists_from_features, load_dists_weights
+from sic_jax.metrics.lpips_metric import load_alexnet_weights, lpips_features, lpips_from_features
+from sic_jax.model.config import ModelConfig
 from sic_jax.model.levels import level_mask
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """Weights of the SVI loss as functions of the level (index 0 is level 1)."""
+
+    lmbda_rate: tuple[float, ...]
+    """lambda_r of each level, times bits per pixel."""
+    lmbda_dist: tuple[float, ...]
+    """lambda_d of each level, times the mean squared error of images in [0, 1]."""
+    lmbda_perc: tuple[float, ...]
+    """lambda_p of each level, times LPIPS (AlexNet); 0 leaves LPIPS out of the program."""
+    levels: str = "mixed"
+    """`mixed`: each image of a batch is decoded at a level of its own. `cyclic` (the paper's code):
+    every image is decoded at level L and at l = L - step mod L, the same for the whole batch."""
+    full_share: float = 0.5
+    """Weight of level L (the paper's 1 - alpha). `mixed`: share of a batch's images that are
+    decoded at L, while the others draw a level. `cyclic`: weight of the decoding at L."""
+    num_samples: int = 1
+    """M: how often the details of an image are drawn, and what is drawn decoded and compared."""
+    temperature: float = 0.0
+    """Temperature of the sampled details."""
+    sampled_share: float = 1.0
+    """Share of images whose details are drawn at `temperature`; the others use the mean."""
+    rounded_share: float = 0.0
+    """Share of images whose rate is that of rounded latents, as in a file, with straight-through
+    gradients; the others' is the noisy upper bound."""
+    grain: bool = False
+    """Perceptual terms are those of decodings with the grain that a decoder would draw on them, as
+    strong as each crop's own (`sic_jax.codec.grain`)."""
+    clamp: bool = False
+    """Clip reconstructions to [0, 1] before they are compared: no gradient outside."""
+    lmbda_consistency: float = 0.0
+    """Weight of the latent consistency terms ("reverse compress")."""
+    lmbda_dists: float = 0.0
+    """Weight of DISTS beside LPIPS, lambda_p(l) * (LPIPS + lmbda_dists * DISTS)."""
+    dists_every: int = 4
+    """DISTS is taken of every n-th image of a batch, from a random one on, and counts n times
+    there: VGG16 costs five times what the model does. Divides the images of each part that a batch
+    is cut into; which images it is depends on `accumulate`."""
+    lmbda_adv: float = 0.0
+    """Weight of the adversarial loss G beside LPIPS, lambda_p(l) * (LPIPS + lmbda_adv * G); 0: no
+    discriminator."""
+    lmbda_balance: float = 0.0
+    """Warm-up: weight of (standard deviation - minimum) over levels of each level's own bpp."""
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        n = len(self.lmbda_rate)
+        same = len(self.lmbda_dist) == n and len(self.lmbda_perc) == n
+        require(
+            same and n > 0,
+            self,
+            "lmbda_*",
+            (n, len(self.lmbda_dist), len(self.lmbda_perc)),
+            "of one length",
+        )
+        require(0 <= self.full_share <= 1, self, "full_share", self.full_share, "in [0, 1]")
+        for name in ("sampled_share", "rounded_share"):
+            share = getattr(self, name)
+            require(0 <= share <= 1, self, name, share, "in [0, 1]")
+        require(self.levels in ("mixed", "cyclic"), self, "levels", self.levels, "mixed or cyclic")
+        require(self.num_samples > 0, self, "num_samples", self.num_samples, "positive")
+        names = ("temperature", "lmbda_consistency", "lmbda_dists", "lmbda_adv", "lmbda_balance")
+        for name in names:
+            require(getattr(self, name) >= 0, self, name, getattr(self, name), "at least 0")
+        ok = any(self.lmbda_perc) or not (self.lmbda_dists or self.lmbda_adv)
+        allowed = "not 0 everywhere where lmbda_dists or lmbda_adv is not 0"
+        require(ok, self, "lmbda_perc", self.lmbda_perc, allowed)
+        require(self.dists_every > 0, self, "dists_every", self.dists_every, "positive")
+
 
 PerceptualWeights = dict[str, Weights]
 """Networks of the perceptual terms that a loss has, by name: `lpips`, `dists`."""

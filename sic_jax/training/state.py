@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sic_jax.config import TrainConfig
 from sic_jax.model.params import Params, flatten_params, unflatten_params
-from sic_jax.model.transforms import PATCH
+from sic_jax.model.transforms.base import PATCH
+from sic_jax.training.config import TrainConfig
 from sic_jax.training.discriminator import Discriminator
 
 

@@ -16,14 +16,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from sic_jax.cli.demo import SAMPLE
 from sic_jax.codec.bundle import export_bundle
 from sic_jax.codec.codec import Codec
 from sic_jax.codec.container import unpack
 from sic_jax.codec.grain import add_grain
-from sic_jax.demo import SAMPLE
-from sic_jax.model.detail import normal_noise, temperature_units
+from sic_jax.model.entropy_models.checkerboard.detail import normal_noise, temperature_units
 from sic_jax.model.params import init_params
-from sic_jax.presets import preset
+from sic_jax.training.presets import preset
 
 TEMPERATURE = 0.75
 

@@ -1,0 +1,1 @@
+"""Commands: `sic`, train.py, eval.py, the demonstration and the export of parameters."""

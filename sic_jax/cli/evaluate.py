@@ -1,0 +1,252 @@
+"""Command line of eval.py: rate and distortion of `sic` and of other codecs, from real files.
+
+Every image is coded to a file at every setting, the file is read back and decoded, and the 8-bit
+reconstruction is measured against the 8-bit original, both as RGB. Files hold pixels only, neither
+colour profiles nor EXIF. `sic_jax.evaluation.report` says what ``--out DIR`` receives.
+"""
+
+import argparse
+import importlib.util
+import math
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from sic_jax.codec.codec import Codec
+from sic_jax.evaluation.baselines import PEERS, external_codec, missing_peer, pillow_codec
+from sic_jax.evaluation.codecs import SIC, ImageCodec, sic_codec
+from sic_jax.evaluation.fid import FidRow, fid_cells, fid_rows, inception_of
+from sic_jax.evaluation.measurer import METRICS, Measurer
+from sic_jax.evaluation.pictures import choose_images
+from sic_jax.evaluation.report import ReportOptions, write_report
+from sic_jax.evaluation.run import find_images, measure_images, one_line, setup
+from sic_jax.evaluation.summary import (
+    formatted,
+    summary_cells,
+    summary_columns,
+    to_markdown,
+)
+from sic_jax.progress import Progress
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The arguments; a wrong command line ends the program with exit code 2.
+
+    Args:
+        argv: Arguments without the program's name; None for those of the process.
+    """
+    parser = argparse.ArgumentParser(
+        prog="eval.py", description="Measure codecs on images, by real files.", allow_abbrev=False
+    )
+    add = parser.add_argument
+    add("--images", nargs="+", required=True, metavar="PATH", help="files, or folders of images")
+    add("--out", required=True, metavar="DIR", help="where results go; a rerun resumes there")
+    add("--codecs", nargs="*", choices=(SIC, *PEERS), help="default: all that work here")
+    names = [metric.name for metric in METRICS]
+    usual = [metric.name for metric in METRICS if metric.default]
+    add("--metrics", nargs="+", choices=names, default=usual, help="default: " + " ".join(usual))
+    add(
+        "--qualities",
+        action="extend",
+        nargs="+",
+        default=[],
+        metavar="CODEC=Q,Q,...",
+        help="other than usual",
+    )
+    add(
+        "--external",
+        action="append",
+        default=[],
+        metavar="NAME=ENCODER ;; DECODER",
+        help="a codec made of two commands with {input}, {output} and, in the first, {quality}; "
+        "needs --qualities NAME=...; may be repeated",
+    )
+    add(
+        "--fid-weights",
+        type=Path,
+        metavar="FILE",
+        help="Inception weights (.npz or .safetensors, see sic_jax/metrics/inception.py): FID and KID over "
+        "256-pixel patches of all images, into fid.csv",
+    )
+    add("--batch-size", type=int, metavar="N", help="pictures measured at once (CPU: 1; else 8)")
+    sic = parser.add_argument_group("sic")
+    sic.add_argument("--bundle", default="default", metavar="B", help="trained model")
+    sic.add_argument("--coder", choices=("tfc", "native"), help="range coder")
+    sic.add_argument("--levels", nargs="+", type=int, metavar="N", help="default: 1 4 8 12 16")
+    sic.add_argument("--samples", type=int, default=1, metavar="M", help="decodings of each file")
+    sic.add_argument("--seed", type=int, default=0, metavar="S", help="of the first decoding")
+    sic.add_argument("--temperature", type=float, metavar="T", help="default: the bundle's")
+    sic.add_argument(
+        "--no-grain", dest="grain", action="store_false", help="leave out the files' grain"
+    )
+    sic.add_argument(
+        "--search", type=int, default=0, metavar="N", help="steps of search for better latents"
+    )
+    page = parser.add_argument_group("report")
+    page.add_argument("--rate-axis", choices=("log", "linear"), default="log", help="of the plots")
+    page.add_argument(
+        "--published",
+        choices=("auto", "yes", "no"),
+        default="auto",
+        help="published curves on Kodak (auto: if all are kodimNN of 768x512)",
+    )
+    page.add_argument(
+        "--show", nargs="*", metavar="IMAGE", help="images on the page (default: three)"
+    )
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the evaluation and print the table.
+
+    Args:
+        argv: Arguments without the program's name; None for those of the process.
+
+    Returns:
+        Exit code: 0; 1 when anything failed or was left out (files in a folder that are not named
+        like pictures); 130 when interrupted. Each is one line on stderr.
+    """
+    args = parse(argv)
+    progress = Progress()
+    try:
+        return _run(args, progress)
+    except (ValueError, OSError) as error:
+        progress.say(f"eval.py: error: {one_line(error)}")
+        return 1
+    except KeyboardInterrupt:
+        progress.say("eval.py: interrupted; the same command goes on from here")
+        return 130
+
+
+def _run(args: argparse.Namespace, progress: Progress) -> int:
+    start = time.perf_counter()
+    found = find_images(args.images)
+    for path in found.skipped:
+        progress.say(f"eval.py: skipped: {path}: not named like a picture")
+    paths = [str(path) for path in found.images]
+    show = None if args.show is None else choose_images(paths, args.show)
+    sic, codecs = _make_codecs(args, progress)
+    metrics = [metric for metric in METRICS if metric.name in args.metrics]
+    on_cpu = jax.default_backend() == "cpu"
+    batch_size = args.batch_size if args.batch_size is not None else (1 if on_cpu else 8)
+    out = Path(args.out)
+    features = None if args.fid_weights is None else inception_of(args.fid_weights)
+    measured = measure_images(found.images, codecs, Measurer(metrics, batch_size), out, progress)
+    seconds = time.perf_counter() - start
+    if untimed := sum(record.decode_s is None for record in measured.records):
+        progress.say(
+            f"eval.py: no times of {untimed} measurements: made before with another coder, device "
+            f"or version; without {out / 'files'} they are made again"
+        )
+    about: dict[str, Any] = {
+        "bundle": args.bundle if sic else None,
+        "model_id": sic.bundle.model_id.hex() if sic else None,
+        "coder": sic.coder if sic else None,
+        **setup(),
+        "metrics": [metric.name for metric in metrics],
+        "seconds": round(seconds, 1),
+        "skipped": [str(path) for path in found.skipped],
+    }
+    plots = importlib.util.find_spec("matplotlib") is not None
+    if not plots:
+        progress.say("eval.py: no plots: matplotlib is not installed (pip install sic_jax[eval])")
+    published = {"auto": None, "yes": True, "no": False}[args.published]
+    options = ReportOptions(plots, args.rate_axis == "log", published, show)
+    found_fid: list[FidRow] = []
+    fid_error = None
+    if features is not None:
+        progress.show("computing FID and KID")
+        try:
+            found_fid = fid_rows(measured.records, codecs, features, out)
+        except (ValueError, OSError) as error:  # The report is written without them.
+            fid_error = error
+    progress.show("writing the report")
+    rows = write_report(measured, about, codecs, metrics, options, out, found_fid)
+    columns = summary_columns(metrics, samples=args.samples > 1)
+    cells = [formatted(columns, summary_cells(row, columns), metrics) for row in rows]
+    progress.say(
+        f"{len(measured.records)} measurements ({measured.num_reused} from before) in "
+        f"{seconds:.0f} s, report in {time.perf_counter() - start - seconds:.0f} s: "
+        f"{out / 'report.html'}"
+    )
+    sys.stdout.write(to_markdown(columns, cells))
+    if found_fid:
+        sys.stdout.write("\n" + to_markdown(FidRow._fields, list(map(fid_cells, found_fid))))
+    if fid_error is not None:
+        raise fid_error
+    return 1 if measured.failures or found.skipped else 0
+
+
+def _make_codecs(
+    args: argparse.Namespace, progress: Progress
+) -> tuple[Codec | None, list[ImageCodec]]:
+    """The loaded bundle, if `sic` is measured, and all codecs.
+
+    Raises:
+        ValueError: If one is not there or the options contradict each other.
+    """
+    qualities = _parse_qualities(args.qualities)
+    names = args.codecs
+    if names is None:
+        missing = {name: missing_peer(name) for name in PEERS}
+        for reason in filter(None, missing.values()):
+            progress.say(f"eval.py: skipped: {reason}")
+        names = [SIC, *(name for name in PEERS if not missing[name])]
+    externals = {}
+    for text in args.external:
+        name, _, template = text.partition("=")
+        if name in externals:
+            raise ValueError(f"--external: the name {name!r} is given twice")
+        externals[name] = template
+    if unknown := [name for name in qualities if name not in (*names, *externals)]:
+        raise ValueError(f"--qualities: no codec {unknown[0]!r} in this run")
+    if twice := [name for name in externals if name in (SIC, *PEERS)]:
+        raise ValueError(f"--external: the name {twice[0]!r} belongs to another codec")
+    codecs = [pillow_codec(name, qualities.get(name)) for name in PEERS if name in names]
+    for name, template in externals.items():
+        codecs.append(external_codec(name, template, qualities.get(name, [])))
+    sic = None
+    if SIC in names:
+        sic = Codec.load(args.bundle, coder=args.coder)
+        codecs.insert(
+            0,
+            sic_codec(
+                sic,
+                args.levels,
+                samples=args.samples,
+                seed=args.seed,
+                temperature=args.temperature,
+                grain=args.grain,
+                search=args.search,
+            ),
+        )
+    if not codecs:
+        raise ValueError("no codec to measure: give --codecs or --external")
+    return sic, codecs
+
+
+def _parse_qualities(texts: Sequence[str]) -> dict[str, list[float]]:
+    """The numbers of each codec.
+
+    Raises:
+        ValueError: If a text is of another form, or a codec has no qualities or is there twice.
+    """
+    qualities: dict[str, list[float]] = {}
+    for text in texts:
+        name, _, values = text.partition("=")
+        if name == SIC:
+            raise ValueError(f"--qualities: {SIC} has levels, see --levels; got {text!r}")
+        if name in qualities:
+            raise ValueError(f"--qualities: the codec {name!r} is given twice")
+        try:
+            numbers = [float(value) for value in values.split(",")]
+        except ValueError as error:
+            raise ValueError(f"--qualities: need CODEC=Q,Q,..., got {text!r}") from error
+        if not all(map(math.isfinite, numbers)):
+            raise ValueError(f"--qualities: need finite numbers, got {text!r}")
+        qualities[name] = [int(q) if q.is_integer() else q for q in numbers]
+    return qualities

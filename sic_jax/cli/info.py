@@ -1,0 +1,65 @@
+"""What `sic info FILE` says."""
+
+from sic_jax.codec import container
+from sic_jax.codec.wire import varint
+from sic_jax.metrics.rate import bpp
+
+
+def describe_file(path: str, data: bytes) -> tuple[dict[str, object], str]:
+    """Facts about the .sic file `data` as data and as text.
+
+    Raises:
+      BitstreamError: If it is damaged.
+    """
+    file = container.unpack(data, max_pixels=None)
+    header, metadata = file.header, file.metadata
+    side = (header.height, header.width)
+    payloads = [len(segment.payload) for segment in file.segments]
+    sizes = [len(container.truncate(data, 1))]
+    for payload in payloads[2:]:
+        sizes.append(sizes[-1] + len(varint(payload)) + 4 + payload)
+    icc_bytes, exif_bytes = (len(m or b"") for m in (metadata.icc_profile, metadata.exif))
+    facts: dict[str, object] = {
+        "file": path,
+        "bytes": len(data),
+        "bpp": bpp(len(data), *side),
+        "version": header.version,
+        "model_id": header.model_id.hex(),
+        "width": header.width,
+        "height": header.height,
+        "mode": header.mode,
+        "seed": header.seed,
+        "grain": header.grain / container.GRAIN_UNITS,
+        "float_entropy": header.float_entropy,
+        "num_levels": header.num_levels,
+        "level": file.level,
+        "icc_profile_bytes": icc_bytes,
+        "exif_bytes": exif_bytes,
+        "metadata_damaged": file.metadata_damaged,
+        "z_bytes": payloads[0],
+        "levels": [
+            {
+                "level": level,
+                "bytes": payloads[level],
+                "file_bytes": size,
+                "bpp": bpp(size, *side),
+            }
+            for level, size in enumerate(sizes, 1)
+        ],
+    }
+    lines = [
+        f"{path}: {len(data)} bytes, {bpp(len(data), *side):.4f} bpp",
+        f"picture   {header.width} x {header.height} {header.mode}",
+        f"model     {header.model_id.hex()}, format version {header.version}",
+        f"levels    {file.level}" + (f", cut off of {header.num_levels}" if file.truncated else ""),
+        f"seed      {header.seed}",
+        f"grain     {header.grain / container.GRAIN_UNITS:g} of 255",
+        f"metadata  ICC profile {icc_bytes} bytes, EXIF {exif_bytes} bytes"
+        + (", damaged" if file.metadata_damaged else ""),
+        "",
+        "segment       bytes   file bytes up to here      bpp",
+        f"{'z':8}{payloads[0]:11}",
+    ]
+    for level, size in enumerate(sizes, 1):
+        lines.append(f"level {level:<2}{payloads[level]:11}{size:24}{bpp(size, *side):9.4f}")
+    return facts, "\n".join(lines) + "\n"

@@ -1,0 +1,405 @@
+"""The command `sic`: compress, decompress, truncate and look at files, import a model.
+
+Errors are one line on stderr; `python -X dev -m sic_jax.cli.sic ...` shows their traceback. Nothing
+beyond the standard library is imported until a picture or a model is needed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import os
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import sic_jax
+from sic_jax.cli.info import describe_file
+from sic_jax.cli.paths import PICTURES, SIC, STD, Job, UsageError, check_targets, plan
+from sic_jax.codec import container
+from sic_jax.images import io as image_io
+from sic_jax.metrics.rate import bpp
+from sic_jax.progress import Progress
+
+if TYPE_CHECKING:
+    from sic_jax.codec.codec import Codec
+
+
+class _Parser(argparse.ArgumentParser):
+    def __init__(self, **kwargs: Any) -> None:
+        # With a fixed width argparse does not import shutil (and bz2 and lzma) at every start.
+        formatter = functools.partial(argparse.HelpFormatter, width=88)
+        super().__init__(formatter_class=formatter, **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} (see {self.prog} --help)")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command.
+
+    Args:
+        argv: Arguments without the program's name; None for those of the process.
+
+    Returns:
+        Exit code: 0, 1 when a file failed, 2 for a wrong command line, 130 when interrupted.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    parser, commands = _make_parsers()
+    with warnings.catch_warnings():
+        if not sys.warnoptions:
+            warnings.simplefilter("always", UserWarning)
+        warnings.showwarning = _show_warning
+        try:
+            if not arguments or arguments[0] not in commands:
+                parser.parse_args(arguments)
+            command = commands[arguments[0]]
+            args = command.parse_intermixed_args(arguments[1:])
+            code: int = args.run(args)
+            sys.stdout.flush()
+            return code
+        except UsageError as error:
+            _error(str(error))
+            return 2
+        except KeyboardInterrupt:
+            _error("interrupted")
+            return 130
+        except BrokenPipeError:
+            # Whoever read our output has left; the interpreter must not try to flush it again.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 1
+        except Exception as error:
+            _fail(error)
+            return 1
+
+
+def _make_parsers() -> tuple[_Parser, dict[str, _Parser]]:
+    parser = _Parser(prog="sic", description="Learned perceptual image compression.")
+    parser.add_argument("--version", action="version", version=f"sic {sic_jax.__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    compress = commands.add_parser(
+        "compress", help="make .sic files of pictures", usage="sic compress IN... [OUT] [options]"
+    )
+    compress.set_defaults(run=_compress)
+    compress.add_argument("--level", type=int, metavar="N", help="quality, 1 to 16 (default: 16)")
+    compress.add_argument(
+        "--search",
+        type=int,
+        metavar="N",
+        help="steps of search for better latents: slow, 30 are plenty (default: 0)",
+    )
+    compress.add_argument("--seed", type=int, metavar="S", help="detail seed to store (default: 0)")
+    compress.add_argument(
+        "--grain",
+        type=float,
+        metavar="S",
+        help="grain to store, a deviation of 255, 0 for none (default: measured)",
+    )
+    compress.add_argument(
+        "--background", metavar="COLOR", help="colour under transparent pixels, as white or #a0b0c0"
+    )
+
+    decompress = commands.add_parser(
+        "decompress",
+        help="make pictures of .sic files",
+        usage="sic decompress IN... [OUT] [options]",
+    )
+    decompress.set_defaults(run=_decompress)
+    decompress.add_argument("--level", type=int, metavar="N", help="use only the first N levels")
+    decompress.add_argument("--seed", type=int, metavar="S", help="draw other details")
+    decompress.add_argument(
+        "--samples", type=int, metavar="M", help="write M pictures with different details"
+    )
+    decompress.add_argument(
+        "--temperature", type=float, metavar="T", help="strength of the details; 0 is their mean"
+    )
+    decompress.add_argument(
+        "--no-grain", dest="grain", action="store_false", help="leave out the grain"
+    )
+    decompress.add_argument(
+        "--strict", action="store_true", help="an incomplete file is an error, not a lower level"
+    )
+    decompress.add_argument(
+        "--max-pixels",
+        type=int,
+        metavar="N",
+        help=f"refuse larger pictures (default: {container.DEFAULT_MAX_PIXELS})",
+    )
+    for command, kind in ((compress, "pictures"), (decompress, ".sic files")):
+        command.add_argument(
+            "paths",
+            nargs="+",
+            metavar="IN",
+            help=f"{kind} and folders of them, then OUT: a file for one IN, a folder for several "
+            "(default: beside IN); - is stdin or stdout",
+        )
+        command.add_argument("--bundle", default="default", metavar="B", help="trained model")
+        command.add_argument(
+            "--coder",
+            choices=("tfc", "native"),
+            help="range coder (default: native; tfc can hang on forged files)",
+        )
+        command.add_argument(
+            "--force", action="store_true", help="overwrite files that were not named as OUT"
+        )
+
+    truncate = commands.add_parser(
+        "truncate",
+        help="make a smaller .sic file of a .sic file",
+        usage="sic truncate IN OUT --level N",
+    )
+    truncate.set_defaults(run=_truncate)
+    truncate.add_argument("source", metavar="IN")
+    truncate.add_argument("target", metavar="OUT")
+    truncate.add_argument("--level", type=int, metavar="N", required=True, help="levels to keep")
+
+    info = commands.add_parser(
+        "info",
+        help="describe a .sic file or a bundle",
+        usage="sic info (FILE | --bundle B) [--json]",
+    )
+    info.set_defaults(run=_info)
+    info.add_argument("file", metavar="FILE", nargs="?")
+    info.add_argument("--bundle", metavar="B", help="name or path of a bundle")
+    info.add_argument("--json", action="store_true", help="print JSON")
+
+    importing = commands.add_parser(
+        "import-official",
+        help="make a bundle of a checkpoint of the paper's authors",
+        usage="sic import-official CHECKPOINT --out BUNDLE",
+    )
+    importing.set_defaults(run=_import_official)
+    importing.add_argument(
+        "checkpoint", metavar="CHECKPOINT", help="PyTorch file, safetensors or .npz"
+    )
+    importing.add_argument(
+        "--out", metavar="BUNDLE", required=True, help="folder to write, which must not be there"
+    )
+    return parser, dict(commands.choices)
+
+
+def _compress(args: argparse.Namespace) -> int:
+    options = _given(args, "level", "search", "seed", "grain")
+
+    def work(codec: Codec, job: Job, shown: str) -> str:
+        source = _read(job.source) if job.source == STD else job.source
+        picture = image_io.read_image(source, background=args.background)
+        if args.search:
+            options["on_search_step"] = functools.partial(_show_search, shown)
+        data = codec.compress(
+            picture.pixels, icc_profile=picture.icc_profile, exif=picture.exif, **options
+        )
+        _write(job, job.targets[0], data)
+        return _summary(data)
+
+    return _run_jobs(args, plan(args.paths, PICTURES, SIC, ".sic"), work)
+
+
+def _decompress(args: argparse.Namespace) -> int:
+    options = _given(args, "level", "seed", "temperature", "max_pixels")
+    options |= {"strict": args.strict, "grain": args.grain}
+    if args.samples is not None and args.samples < 1:
+        raise UsageError(f"--samples must be at least 1, got {args.samples}")
+    jobs = plan(args.paths, SIC, PICTURES, ".png", num_samples=args.samples)
+    try:
+        formats = {target: image_io.output_format(target) for job in jobs for target in job.targets}
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+    def work(codec: Codec, job: Job, _shown: str) -> str:
+        data = _read(job.source)
+        if args.samples is None:
+            images = [codec.decompress(data, **options)]
+        else:
+            images = list(codec.decompress_samples(data, num_samples=args.samples, **options))
+        metadata = container.unpack(data, max_pixels=None).metadata
+        for target, pixels in zip(job.targets, images, strict=True):
+            encoded = image_io.encode_image(
+                pixels,
+                image_format=formats[target],
+                icc_profile=metadata.icc_profile,
+                exif=metadata.exif,
+            )
+            _write(job, target, encoded)
+        return f"{images[0].shape[1]} x {images[0].shape[0]} pixels"
+
+    return _run_jobs(args, jobs, work)
+
+
+def _truncate(args: argparse.Namespace) -> int:
+    job = Job(args.source, (args.target,), derived=False)
+    check_targets([job])
+    try:
+        data = container.truncate(_read(args.source), args.level)
+    except Exception as error:
+        _fail(error, args.source)
+        return 1
+    _write(job, args.target, data)
+    _report(job, _summary(data))
+    return 0
+
+
+def _info(args: argparse.Namespace) -> int:
+    if (args.file is None) == (args.bundle is None):
+        raise UsageError("info takes either FILE or --bundle B")
+    if args.bundle is not None:
+        from sic_jax.codec import bundle
+
+        facts = bundle.describe(args.bundle)
+        text = "".join(f"{key:24} {value}\n" for key, value in facts.items())
+    else:
+        try:
+            facts, text = describe_file(args.file, _read(args.file))
+        except Exception as error:
+            _fail(error, args.file)
+            return 1
+    if args.json:
+        import json
+
+        text = json.dumps(facts, indent=2, default=str) + "\n"
+    sys.stdout.write(text)
+    return 0
+
+
+def _import_official(args: argparse.Namespace) -> int:
+    if os.path.exists(args.out):
+        raise FileExistsError(f"{args.out} is already there")
+    from sic_jax.importers.paper_bundle import import_checkpoint
+
+    bundle = import_checkpoint(args.checkpoint, args.out)
+    facts = f"bundle {bundle.model_id.hex()}, {bundle.cfg.num_levels} levels"
+    sys.stdout.write(f"{args.checkpoint} -> {args.out}: {facts}\n")
+    return 0
+
+
+def _run_jobs(
+    args: argparse.Namespace, jobs: list[Job], work: Callable[[Codec, Job, str], str]
+) -> int:
+    """Runs every job, whatever becomes of the others; 1 when one failed.
+
+    `work` gets the line of progress too, to add to it; it returns what to report of the job.
+    """
+    codec: Codec | None = None
+    failed = False
+    for number, job in enumerate(jobs, 1):
+        shown = job.source
+        if len(jobs) > 1:
+            shown = f"[{number}/{len(jobs)}] {job.source}"
+            Progress().show(shown)
+        try:
+            _check_files(job, force=args.force)
+        except OSError as error:
+            _fail(error, job.source)
+            failed = True
+            continue
+        if codec is None:  # Not inside a try: without a model no file can succeed.
+            codec = _load_codec(args.bundle, args.coder)
+        try:
+            with warnings.catch_warnings():
+                warnings.showwarning = functools.partial(_show_warning, source=job.source)
+                line = work(codec, job, shown)
+        except BrokenPipeError:
+            raise
+        except Exception as error:
+            _fail(error, job.source)
+            failed = True
+        else:
+            _report(job, line)
+    return int(failed)
+
+
+def _load_codec(bundle: str, coder: str | None) -> Codec:
+    from sic_jax.codec.codec import Codec
+    from sic_jax.compilation_cache import enable_compilation_cache
+
+    enable_compilation_cache()
+    return Codec.load(bundle, coder=coder)
+
+
+def _check_files(job: Job, *, force: bool) -> None:
+    if job.source != STD:
+        os.stat(job.source)
+    if job.derived and not force:
+        for target in job.targets:
+            if os.path.exists(target):
+                raise FileExistsError(f"{target} is already there; --force overwrites it")
+
+
+def _read(path: str) -> bytes:
+    return sys.stdin.buffer.read() if path == STD else Path(path).read_bytes()
+
+
+def _write(job: Job, target: str, data: bytes) -> None:
+    if target == STD:
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+        return
+    if job.derived:
+        os.makedirs(os.path.dirname(target) or ".", exist_ok=True)
+    image_io.write_bytes_atomic(target, data)
+
+
+def _given(args: argparse.Namespace, *names: str) -> dict[str, Any]:
+    """Options that were given; the codec knows the defaults of the others."""
+    return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+
+
+def _summary(data: bytes) -> str:
+    header = container.read_header(data)
+    rate = bpp(len(data), header.height, header.width)
+    return f"{len(data)} bytes, {rate:.4f} bpp, level {header.num_levels}"
+
+
+def _report(job: Job, line: str) -> None:
+    _clear_progress()
+    target = job.targets[0] + (f" ... {job.targets[-1]}" if len(job.targets) > 1 else "")
+    stream = sys.stderr if target == STD else sys.stdout
+    stream.write(f"{job.source} -> {target}: {line}\n")
+    stream.flush()
+
+
+def _fail(error: Exception, source: str | None = None) -> None:
+    """Reports an exception in one line."""
+    if sys.flags.dev_mode:
+        raise error
+    if isinstance(error, OSError) and error.strerror:
+        text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    elif isinstance(error, MemoryError):
+        text = "not enough memory"
+    elif isinstance(error, (ValueError, TypeError, OSError, ImportError)):
+        text = str(error) or type(error).__name__
+    else:
+        text = f"{type(error).__name__}: {error}"
+    _error(_named(text, source))
+
+
+def _error(text: str) -> None:
+    _clear_progress()
+    sys.stderr.write(f"sic: error: {' '.join(text.split())}\n")
+
+
+def _show_warning(
+    message: Warning | str, *_args: object, source: str | None = None, **_kwargs: object
+) -> None:
+    _clear_progress()
+    sys.stderr.write(f"sic: warning: {' '.join(_named(str(message), source).split())}\n")
+
+
+def _named(text: str, source: str | None) -> str:
+    """The text with the file that it is about, once."""
+    return text if source is None or text.startswith(source) else f"{source}: {text}"
+
+
+def _show_search(shown: str, done: int, total: int) -> None:
+    Progress().show(f"{shown}: search, {100 * done // total} %")
+
+
+def _clear_progress() -> None:
+    Progress().show("")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Training images: where they come from, and the batches that are cut of them."""

@@ -1,0 +1,267 @@
+"""The metrics that eval.py knows, and their computation on 8-bit pictures."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import NDArray
+
+from sic_jax import metrics
+from sic_jax.metrics import dists_metric as dists
+from sic_jax.metrics import lpips_metric as lpips
+from sic_jax.metrics import vgg
+from sic_jax.metrics.convnet import Size
+
+Pixels = NDArray[np.uint8]
+Weights = Mapping[str, Any]
+
+
+def _nothing() -> Weights:
+    return {}
+
+
+def _pixels(x: jax.Array, _: Weights, __: Size) -> jax.Array:
+    return x
+
+
+def _same(value: float) -> float:
+    return value
+
+
+class Metric(NamedTuple):
+    """A measure of the difference between an image and its reconstruction."""
+
+    name: str
+    """In files and on the command line."""
+    label: str
+    """In plots and tables."""
+    higher_is_better: bool
+    distance: Callable[[Any, jax.Array, Weights, Size], jax.Array]
+    """(features, reconstructions [B, H, W, 3], weights, size) to [B]; the features' first axis is
+    B."""
+    features: Callable[[jax.Array, Weights, Size], Any] = _pixels
+    """What it needs of originals [B, H, W, 3] in [0, 1]; arrays with a first axis of B."""
+    load: Callable[[], Weights] = _nothing
+    """Weights of its network."""
+    min_size: int = 1
+    """Smallest height and width of an image that it is defined for."""
+    decimals: int = 4
+    unit: str = ""
+    """Of plots and Bjontegaard deltas."""
+    scale: Callable[[float], float] = _same
+    """A value in that unit; increasing."""
+    default: bool = True
+    """Whether it is measured when no metrics are named."""
+
+
+def to_decibels(value: float) -> float:
+    """-10 log10(1 - value): similarities near 1 on a scale that tells them apart."""
+    return -10 * math.log10(1 - value) if value < 1 else math.inf
+
+
+def _lpips(
+    name: str, label: str, net: lpips.Net, load: Callable[[], Weights], min_size: int
+) -> Metric:
+    def distance(features: Any, x_hat: jax.Array, weights: Weights, size: Size) -> jax.Array:
+        found = lpips.lpips_features(x_hat, weights=weights, net=net, size=size)
+        return lpips.lpips_from_features(features, found, weights=weights, net=net, size=size)
+
+    return Metric(
+        name=name,
+        label=label,
+        higher_is_better=False,
+        distance=distance,
+        features=lambda x, weights, size: lpips.lpips_features(
+            x, weights=weights, net=net, size=size
+        ),
+        load=load,
+        min_size=min_size,
+        # A pass of VGG16 takes seconds on a CPU.
+        default=net == "alex",
+    )
+
+
+def _dists_distance(features: Any, x_hat: jax.Array, weights: Weights, size: Size) -> jax.Array:
+    found = dists.dists_features(x_hat, weights=weights, size=size)
+    return dists.dists_from_features(features, found, weights=weights, size=size)
+
+
+METRICS = (
+    Metric(
+        name="psnr",
+        label="PSNR",
+        higher_is_better=True,
+        distance=lambda x, x_hat, _, size: metrics.psnr(x, x_hat, size=size),
+        decimals=2,
+        unit="dB",
+    ),
+    Metric(
+        name="ms_ssim",
+        label="MS-SSIM",
+        higher_is_better=True,
+        distance=lambda x, x_hat, _, size: metrics.ms_ssim(x, x_hat, size=size),
+        min_size=metrics.MS_SSIM_MIN_SIZE,
+        unit="dB",
+        scale=to_decibels,
+    ),
+    _lpips("lpips", "LPIPS (AlexNet)", "alex", lpips.load_alexnet_weights, lpips.MIN_SIZE),
+    Metric(
+        name="dists",
+        label="DISTS",
+        higher_is_better=False,
+        distance=_dists_distance,
+        features=lambda x, weights, size: dists.dists_features(x, weights=weights, size=size),
+        load=dists.load_dists_weights,
+        min_size=vgg.MIN_SIZE,
+        default=False,
+    ),
+    _lpips("lpips_vgg", "LPIPS (VGG16)", "vgg", vgg.load_vgg16_weights, vgg.MIN_SIZE),
+    Metric(
+        name="ssim",
+        label="SSIM",
+        higher_is_better=True,
+        distance=lambda x, x_hat, _, size: metrics.ssim(x, x_hat, size=size),
+        min_size=metrics.SSIM_MIN_SIZE,
+        unit="dB",
+        scale=to_decibels,
+        default=False,
+    ),
+)
+"""All of them, in the order of tables and plots."""
+
+
+class Measurer:
+    """Computes metrics of reconstructions.
+
+    Compiles once for each size of `bucket_side` and each set of metrics that small images leave, on
+    first use: images are padded up to it, and their size is an argument of the program, which
+    gives the values of the images as they are.
+    `sic_jax.compilation_cache.enable_compilation_cache` says where the next run finds programs.
+    """
+
+    def __init__(self, wanted: Sequence[Metric], batch_size: int = 1) -> None:
+        """Load the weights of the metrics.
+
+        Args:
+            wanted: The metrics.
+            batch_size: Reconstructions that are measured at once.
+
+        Raises:
+            OSError, ValueError: If weights cannot be loaded.
+            ValueError: If `batch_size` is not positive.
+        """
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        self.metrics = tuple(wanted)
+        self.batch_size = batch_size
+        self._weights = {m.name: jax.device_put(m.load()) for m in self.metrics}
+
+        def extract(
+            x: jax.Array,
+            size: jax.Array,
+            weights: Mapping[str, Weights],
+            defined: tuple[int, ...],
+        ) -> dict[str, Any]:
+            found = {}
+            for metric in (self.metrics[k] for k in defined):
+                found[metric.name] = metric.features(x, weights[metric.name], size)
+            return found
+
+        def compare(
+            features: Mapping[str, Any],
+            x_hat: jax.Array,
+            size: jax.Array,
+            weights: Mapping[str, Weights],
+        ) -> dict[str, jax.Array]:
+            def repeat(a: jax.Array) -> jax.Array:
+                return jnp.broadcast_to(a, (len(x_hat), *a.shape[1:]))
+
+            return {
+                metric.name: metric.distance(
+                    jax.tree.map(repeat, features[metric.name]),
+                    x_hat,
+                    weights[metric.name],
+                    repeat(size),
+                )
+                for metric in self.metrics
+                if metric.name in features
+            }
+
+        self._extract = jax.jit(extract, static_argnums=3)
+        self._compare = jax.jit(compare)
+
+    def features(self, image: Pixels, names: Sequence[str] | None = None) -> dict[str, Any]:
+        """What metrics need of an original; once an image.
+
+        Args:
+            image: uint8 [H, W, 3] or [H, W].
+            names: Of the metrics; all when None.
+
+        Returns:
+            By the name of the metric; None where it is not defined for images so small.
+        """
+        size = min(image.shape[:2])
+        chosen = {m.name: m for m in self.metrics if names is None or m.name in names}
+        defined = tuple(
+            k for k, m in enumerate(self.metrics) if m.name in chosen and size >= m.min_size
+        )
+        found: dict[str, Any] = self._extract(
+            _to_batch(image), _size_of(image), self._weights, defined
+        )
+        return {name: found.get(name) for name in chosen}
+
+    def distances(
+        self, features: Mapping[str, Any], images_hat: Sequence[Pixels]
+    ) -> dict[str, list[float | None]]:
+        """Metrics of reconstructions of one original.
+
+        Args:
+            features: Of the original, from `features`.
+            images_hat: uint8, each [H, W, 3] or [H, W].
+
+        Returns:
+            Of each metric that there are features of, one value a reconstruction; None where it is
+            not finite or not defined.
+        """
+        values: dict[str, list[float | None]] = {name: [] for name in features}
+        features = {name: found for name, found in features.items() if found is not None}
+        for start in range(0, len(images_hat), self.batch_size):
+            some = list(images_hat[start : start + self.batch_size])
+            # A batch that is not full repeats its last picture, so that it compiles no program.
+            full = some + some[-1:] * (self.batch_size - len(some))
+            x_hat = np.concatenate([_to_batch(image) for image in full])
+            found = self._compare(features, x_hat, _size_of(full[0]), self._weights)
+            for name, known in values.items():
+                batch = np.asarray(found[name]) if name in found else np.full(len(full), np.nan)
+                known += [
+                    float(value) if math.isfinite(value) else None for value in batch[: len(some)]
+                ]
+        return values
+
+
+def bucket_side(side: int) -> int:
+    """The side that images are padded to: four steps to each doubling, at least 16 apart.
+
+    16, 32, ..., 128, 160, 192, 224, 256, 320, ..., 512, 640, 768, 896, 1024, 1280, ...
+    """
+    step: int = max(16, 2 ** (side - 1).bit_length() // 8)
+    return -(-side // step) * step
+
+
+def _size_of(image: Pixels) -> NDArray[np.int32]:
+    return np.array([image.shape[:2]], np.int32)
+
+
+def _to_batch(image: Pixels) -> NDArray[np.float32]:
+    """An 8-bit picture [H, W] or [H, W, 3] as RGB in [0, 1], with zeros up to its bucket's size.
+
+    In NumPy, since XLA may scale the two pictures of a comparison with different roundings.
+    """
+    height, width = image.shape[:2]
+    batch = np.zeros((1, bucket_side(height), bucket_side(width), 3), np.float32)
+    rgb = image if image.ndim == 3 else image[..., None]
+    batch[0, :height, :width] = rgb.astype(np.float32) / np.float32(255)
+    return batch

@@ -1,0 +1,164 @@
+"""VGG16 features of Simonyan and Zisserman (ICLR 2015), for LPIPS, DISTS and `sic_jax.metrics.frechet`.
+
+The convolutions of the ImageNet model, without its classifier. The weights are part of this
+package; ``weights/README.md`` has their origin, their licences and how they are rounded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import NDArray
+
+from sic_jax.metrics.convnet import (
+    Array,
+    Features,
+    Size,
+    Weights,
+    check_images,
+    check_weights,
+    conv_relu,
+    zero_outside,
+)
+
+__all__ = [
+    "MIN_SIZE",
+    "STAGE_CHANNELS",
+    "WEIGHTS_FILE",
+    "WEIGHT_SHAPES",
+    "check_vgg16_weights",
+    "decode_kernel",
+    "load_vgg16_weights",
+    "max_pool",
+    "vgg16_stages",
+]
+
+MIN_SIZE = 16
+"""Smallest image height and width that leaves one sample after four poolings."""
+
+WEIGHTS_FILE = Path(__file__).parent / "weights" / "vgg16.npz"
+"""The packaged weights."""
+
+STAGE_CHANNELS = (64, 128, 256, 512, 512)
+"""Channels of the five stages."""
+
+_STAGE_LAYERS = (2, 2, 3, 3, 3)
+_MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def _shapes() -> dict[str, tuple[int, ...]]:
+    shapes: dict[str, tuple[int, ...]] = {}
+    layer, fan_in = 0, 3
+    for stage, (count, channels) in enumerate(zip(_STAGE_LAYERS, STAGE_CHANNELS, strict=True), 1):
+        for _ in range(count):
+            layer += 1
+            shapes[f"conv{layer}_kernel"] = (3, 3, fan_in, channels)
+            shapes[f"conv{layer}_bias"] = (channels,)
+            fan_in = channels
+        shapes[f"head{stage}"] = (channels,)
+    return shapes
+
+
+WEIGHT_SHAPES = _shapes()
+"""Names and shapes of the arrays of `load_vgg16_weights`."""
+
+
+def load_vgg16_weights(path: Path | None = None) -> dict[str, NDArray[np.float32]]:
+    """Reads the VGG16 features and the LPIPS heads on them.
+
+    Put the result on the device once (``jax.device_put``) and pass it to the jitted function as an
+    argument; a closure would compile 59 MB of constants into the program.
+
+    Args:
+        path: A file made by `sic_jax.importers.perceptual_weights`; the packaged one when None.
+
+    Returns:
+        NumPy float32 arrays: ``conv1..13_kernel`` (HWIO), ``conv1..13_bias`` and ``head1..5``.
+
+    Raises:
+        ValueError: An array is missing, has the wrong shape, or is not finite.
+    """
+    path = WEIGHTS_FILE if path is None else path
+    weights: dict[str, NDArray[np.float32]] = {}
+    with np.load(path, allow_pickle=False) as stored:
+        for name in WEIGHT_SHAPES:
+            if f"{name}_codes" in stored.files and f"{name}_scale" in stored.files:
+                weights[name] = decode_kernel(stored[f"{name}_codes"], stored[f"{name}_scale"])
+            elif name in stored.files:
+                weights[name] = np.asarray(stored[name], np.float32)
+    check_vgg16_weights(weights, source=str(path))
+    return weights
+
+
+def check_vgg16_weights(weights: Weights, *, source: str) -> None:
+    """Checks that all arrays are there, of the right shape and finite.
+
+    Raises:
+        ValueError: They are not; the message names the array and `source`.
+    """
+    check_weights(weights, WEIGHT_SHAPES, source=source)
+
+
+def decode_kernel(codes: NDArray[Any], scale: NDArray[Any]) -> NDArray[np.float32]:
+    """The kernel of integer codes.
+
+    Args:
+        codes: int8 ``[3, 3, I, O]``, or uint8 ``[2, 3, 3, I, O]``: the low and the high bytes of
+            16-bit codes in two's complement.
+        scale: Step of each output channel, float32 ``[O]``.
+    """
+    if codes.dtype == np.uint8:
+        low, high = codes
+        codes = low + high.view(np.int8).astype(np.int16) * np.int16(256)
+    return codes.astype(np.float32) * scale.astype(np.float32)
+
+
+def vgg16_stages(
+    x: Array,
+    *,
+    weights: Weights,
+    pool: Callable[[jax.Array], jax.Array],
+    metric: str,
+    sizes: Sequence[Size] = (None,) * 5,
+) -> Features:
+    """Activations at the end of the five stages: relu1_2, relu2_2, relu3_3, relu4_3, relu5_3.
+
+    Args:
+        x: ``[B, H, W, 3]`` in [0, 1], H and W at least `MIN_SIZE`.
+        weights: From `load_vgg16_weights`.
+        pool: Halves height and width between stages, as `max_pool` does.
+        metric: Name in error messages.
+        sizes: Of images that do not fill the arrays, at each stage.
+
+    Returns:
+        Five arrays ``[B, h, w, C]`` with C as in `STAGE_CHANNELS`.
+
+    Raises:
+        TypeError: `x` holds integers.
+        ValueError: `x` does not have the shape of RGB images of at least `MIN_SIZE`.
+    """
+    check_images(x, metric=metric, min_size=MIN_SIZE)
+    mean, deviation = jnp.array(_MEAN, jnp.float32), jnp.array(_DEVIATION, jnp.float32)
+    h = zero_outside((jnp.asarray(x, jnp.float32) - mean) / deviation, sizes[0])
+    stages: list[jax.Array] = []
+    layer = 0
+    for count, size in zip(_STAGE_LAYERS, sizes, strict=True):
+        if stages:
+            h = zero_outside(pool(h), size)
+        for _ in range(count):
+            layer += 1
+            h = zero_outside(conv_relu(h, weights, layer, padding=1), size)
+        stages.append(h)
+    return tuple(stages)
+
+
+def max_pool(h: jax.Array) -> jax.Array:
+    """Largest of 2x2 samples; an odd last row or column is dropped. VGG16's own pooling."""
+    rows, columns = (n // 2 * 2 for n in h.shape[1:3])
+    h = jnp.maximum(h[:, 0:rows:2], h[:, 1:rows:2])
+    return jnp.maximum(h[:, :, 0:columns:2], h[:, :, 1:columns:2])

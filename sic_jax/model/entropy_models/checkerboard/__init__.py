@@ -1,0 +1,1 @@
+"""The family `checkerboard`: integers, two passes a group, learned details."""

@@ -1,0 +1,216 @@
+"""Transforms of the family `pyramid`, the default: residual blocks at four resolutions.
+
+    x --+-- 2x2 patches, 3x3 -- blocks at 1/2 -- at 1/4 -- at 1/8 -- at 1/16, 1x1 --(+)-- y
+        +-- 16x16 patches times a matrix -------------------------------------------+
+
+    y_hat --+-- log_compress, 3x3 -- blocks at 1/16 -- at 1/8 -- at 1/4 --(+)-- at 1/2 --(+)-- x_hat
+            |                                                              | 3x3          |
+            +-- times a gain of the level, times a matrix, 16x16 patches --+--------------+
+
+Going down, 2x2 positions become channels and a 1x1 convolution follows; going up, the same the
+other way round. The matrices, the linear branch, start as the Karhunen-Loeve transform of training
+patches, and the last layers at zero, so that an untrained model is the linear codec. The blocks of
+g_s know the level. All convolutions are dense 1x1 and 3x3 ones with zero padding: depthwise ones
+are slower on CPUs.
+
+Images are NHWC, [0, 1], sides a multiple of 16. Source: this project.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+from numpy.typing import NDArray
+
+from sic_jax.fields import MAX_WIDTH, require
+from sic_jax.model.transforms.base import PATCH, depth_to_space, log_compress, space_to_depth
+
+_FINEST = 2
+"""Pixels that a position of the finest stage covers in each direction."""
+_LEAK = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class PyramidConfig:
+    """Sizes of the networks, and how their linear branches start."""
+
+    widths: tuple[int, int, int, int] = (64, 96, 160, 256)
+    """Features at 1/2, 1/4, 1/8 and 1/16 of the picture's resolution."""
+    analysis_depths: tuple[int, int, int, int] = (2, 2, 2, 2)
+    """Residual blocks of g_a at 1/2, 1/4, 1/8 and 1/16."""
+    synthesis_depths: tuple[int, int, int, int] = (3, 4, 4, 3)
+    """Residual blocks of g_s at 1/16, 1/8, 1/4 and 1/2."""
+    step: float = 0.25
+    """Initial quantisation step of the linear branch, for images in [0, 1]."""
+    coarse_step: float = 0.4
+    """Initial step of the channels that later levels refine."""
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        ok = all(0 < w <= MAX_WIDTH for w in self.widths)
+        require(ok, self, "widths", self.widths, f"positive, at most {MAX_WIDTH}")
+        for name in ("analysis_depths", "synthesis_depths"):
+            depths = getattr(self, name)
+            require(all(0 <= d <= 64 for d in depths), self, name, depths, "0 to 64 each")
+        for name in ("step", "coarse_step"):
+            require(getattr(self, name) > 0, self, name, getattr(self, name), "positive")
+
+    @property
+    def analysis_reach(self) -> int:
+        """Latent positions beyond its own that a latent of g_a depends on, in each direction."""
+        first = _FINEST
+        blocks: int = sum(d * _FINEST * 2**k for k, d in enumerate(self.analysis_depths))
+        return -(-(first + blocks) // PATCH)
+
+    @property
+    def synthesis_reach(self) -> int:
+        """Latent positions beyond its own that a pixel of g_s depends on, in each direction."""
+        first, last = PATCH, _FINEST
+        blocks: int = sum(d * PATCH // 2**k for k, d in enumerate(self.synthesis_depths))
+        return -(-(first + blocks + last) // PATCH)
+
+
+class ResidualBlock(nn.Module):
+    """x + conv1x1(act(conv3x3(x))), with an optional gain and bias of each level."""
+
+    features: int
+    num_levels: int = 0
+    dtype: DTypeLike | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, level: jax.Array | None = None) -> jax.Array:
+        """The map [B, h, w, features] after the block; level: int [B], 1-based, where needed."""
+        h = nn.Conv(self.features, (3, 3), dtype=self.dtype)(x)
+        if self.num_levels and level is not None:
+            shape = (self.num_levels, 2, self.features)
+            table = self.param("level", nn.initializers.zeros, shape)
+            gain, bias = jnp.moveaxis(table[level - 1], 1, 0)[:, :, None, None].astype(h.dtype)
+            h = h * (1 + gain) + bias
+        h = nn.leaky_relu(h, _LEAK)
+        small = nn.initializers.variance_scaling(0.1, "fan_in", "normal")
+        return x + nn.Conv(self.features, (1, 1), kernel_init=small, dtype=self.dtype)(h)
+
+
+def _blocks(depths: tuple[int, ...], stage: int, remat: bool, *args: Any) -> list[nn.Module]:
+    """The residual blocks of a stage; a transform's blocks are numbered from its first to its last.
+
+    Their parameters' names do not tell `remat`.
+    """
+    kind: Any = nn.remat(ResidualBlock) if remat else ResidualBlock
+    first = sum(depths[:stage])
+    return [kind(*args, name=f"ResidualBlock_{first + i}") for i in range(depths[stage])]
+
+
+class PyramidAnalysis(nn.Module):
+    """g_a: image [B, H, W, 3] to `channels` channels of y, [B, H/16, W/16, channels], unquantised.
+
+    Features are of type `dtype`; parameters, the linear branch and the result are float32.
+    """
+
+    cfg: PyramidConfig
+    channels: int
+    dtype: DTypeLike | None = None
+    remat: bool = False
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Latents of images [B, H, W, 3] in [0, 1], H and W multiples of 16."""
+        cfg = self.cfg
+        x = x - 0.5
+        shape = (3 * PATCH**2, self.channels)
+        linear = space_to_depth(x, PATCH) @ self.param("linear", _LINEAR_INIT, shape)
+        h = nn.Conv(cfg.widths[0], (3, 3), dtype=self.dtype)(space_to_depth(x, _FINEST))
+        for stage, width in enumerate(cfg.widths):
+            if stage:
+                h = nn.Conv(width, (1, 1), dtype=self.dtype)(space_to_depth(h, 2))
+            for block in _blocks(cfg.analysis_depths, stage, self.remat, width, 0, self.dtype):
+                h = block(h)
+        last = nn.Conv(self.channels, (1, 1), kernel_init=nn.initializers.zeros)
+        return linear + last(h.astype(jnp.float32))
+
+
+class PyramidSynthesis(nn.Module):
+    """g_s: decoded latents y_hat [B, h, w, C] and their level to an image [B, 16h, 16w, 3].
+
+    The image is not clipped to [0, 1]: whoever writes or measures it does.
+    """
+
+    cfg: PyramidConfig
+    num_levels: int
+    dtype: DTypeLike | None = None
+    remat: bool = False
+
+    @nn.compact
+    def __call__(self, y_hat: jax.Array, level: jax.Array) -> jax.Array:
+        """The image of y_hat [B, h, w, C] at level int [B], 1-based."""
+        cfg, channels = self.cfg, y_hat.shape[-1]
+        widths = cfg.widths[::-1]
+        basis = self.param("linear", _LINEAR_INIT, (channels, 3 * PATCH**2))
+        # Drawn details are worth less, the lower the level: the gain can shrink them.
+        ones = nn.initializers.ones
+        gain = self.param("linear_gain", ones, (self.num_levels, channels))
+        linear = depth_to_space((y_hat * gain[level - 1][:, None, None]) @ basis, PATCH)
+        h = nn.Conv(widths[0], (3, 3), dtype=self.dtype)(log_compress(y_hat))
+        for stage, width in enumerate(widths):
+            if stage:
+                h = depth_to_space(nn.Conv(4 * width, (1, 1), dtype=self.dtype)(h), 2)
+            if stage == len(widths) - 1:
+                fine = space_to_depth(linear, _FINEST)
+                h = h + nn.Conv(width, (3, 3), dtype=self.dtype)(fine)
+            sizes = (width, self.num_levels, self.dtype)
+            for block in _blocks(cfg.synthesis_depths, stage, self.remat, *sizes):
+                h = block(h, level)
+        zeros = nn.initializers.zeros
+        last = nn.Conv(3 * _FINEST**2, (3, 3), kernel_init=zeros, dtype=self.dtype)(h)
+        return linear + 0.5 + depth_to_space(last.astype(jnp.float32), _FINEST)
+
+
+_LINEAR_INIT = nn.initializers.normal(0.04)
+
+
+def karhunen_loeve(patches: NDArray[Any], num_components: int) -> NDArray[Any]:
+    """Orthonormal components [D, num_components] of patches [N, D], by falling energy.
+
+    The energy is about zero, not about the mean: the transform has no offset. Signs are fixed by
+    the largest entry of each component being positive.
+    """
+    second_moment = (patches.T @ patches).astype(np.float64) / len(patches)
+    _, vectors = np.linalg.eigh(second_moment)
+    basis = vectors[:, ::-1][:, :num_components]
+    largest = np.take_along_axis(basis, np.abs(basis).argmax(0)[None], 0)
+    signed: NDArray[np.float32] = (basis * np.sign(largest)).astype(np.float32)
+    return signed
+
+
+def with_klt(
+    params: dict[str, Any],
+    cfg: PyramidConfig,
+    patches: NDArray[Any],
+    *,
+    sources: NDArray[np.int32],
+    refine_factor: int,
+) -> dict[str, Any]:
+    """Parameters of a model whose linear branches are the KLT of patches.
+
+    Args:
+      params: Of the model.
+      cfg: Of its transforms.
+      patches: Of training images, less 0.5, [N, 768].
+      sources: `sic_jax.model.levels.refinement_sources`, [C].
+      refine_factor: Of the model.
+    """
+    is_base = sources < 0
+    basis = karhunen_loeve(patches, int(is_base.sum()))
+    steps = np.full(len(sources), cfg.step, np.float32)
+    steps[sources[~is_base]] = cfg.coarse_step
+    steps = np.where(is_base, steps, steps[sources] / refine_factor).astype(np.float32)
+    component = (np.cumsum(is_base) - 1)[np.where(is_base, np.arange(len(sources)), sources)]
+    return {
+        **params,
+        "g_a": {**params["g_a"], "linear": basis / steps[is_base]},
+        "g_s": {**params["g_s"], "linear": (basis[:, component] * steps).T},
+    }
