@@ -22,7 +22,7 @@ from sic_jax.model.entropy_models.checkerboard.context import (
     context_of_group,
     group_parameters,
 )
-from sic_jax.model.entropy_models.checkerboard.hyper import HYPER_PATCH, hyper_synthesis
+from sic_jax.model.entropy_models.checkerboard.hyper import HYPER_STRIDE, hyper_synthesis
 from sic_jax.model.params import init_params
 from sic_jax.model.sic import SicModel
 from sic_jax.training.config import TrainConfig
@@ -102,17 +102,19 @@ def functions(tiny: ModelConfig) -> Functions:
 
     def of_context(function: Callable[..., Any]) -> Callable[..., Any]:
         def run(variables: Any, *args: Any) -> Any:
-            layers: Any = model.apply(variables, method="entropy_layers")
+            layers = tiny.entropy.entropy_layers(tiny.levels, variables["params"])
             return function(layers["context"], *args)
 
         return jit(run)
 
-    def with_cfg(function: Callable[..., Any]) -> Callable[..., Any]:
-        return lambda layers, *args: function(layers, tiny, *args)
+    def with_cfg(function: Callable[..., Any], *cfg: Any) -> Callable[..., Any]:
+        return lambda layers, *args: function(layers, *cfg, *args)
+
+    scales = tiny.entropy.scales
 
     def hyper(variables: Any, z_hat: Any) -> Any:
-        layers: Any = model.apply(variables, method="entropy_layers")
-        side = z_hat.shape[1] * HYPER_PATCH
+        layers = tiny.entropy.entropy_layers(tiny.levels, variables["params"])
+        side = z_hat.shape[1] * HYPER_STRIDE
         return hyper_synthesis(layers["h_s"], z_hat, (side, side))
 
     def forward(variables: Any, x: Any, level: Any, temperature: Any, key: Any) -> Any:
@@ -128,10 +130,10 @@ def functions(tiny: ModelConfig) -> Functions:
         analyse=method("analyse"),
         synthesise=method("synthesise"),
         hyper=jit(hyper),
-        context=of_context(with_cfg(all_parameters)),
-        group_parameters=of_context(with_cfg(group_parameters)),
+        context=of_context(with_cfg(all_parameters, tiny.levels, scales)),
+        group_parameters=of_context(with_cfg(group_parameters, scales)),
         context_of_group=of_context(context_of_group),
-        complete=of_context(with_cfg(complete)),
+        complete=of_context(with_cfg(complete, tiny.levels, scales)),
         forward=jit(forward),
     )
 

@@ -11,10 +11,12 @@ from numpy.typing import NDArray
 
 from sic_jax.entropy.distributions import deep_factorized_bits, normal_bits
 from sic_jax.model.config import ModelConfig
+from sic_jax.model.entropy_models.prior import quantise_hyper
 from sic_jax.model.entropy_models.raster import networks as raster
+from sic_jax.model.entropy_models.raster.raster import RasterEntropy
 from sic_jax.model.levels import merge_latents
 from sic_jax.model.params import Params
-from sic_jax.model.sic import SicModel, quantise_hyper
+from sic_jax.model.sic import SicModel
 
 _MIN_LIKELIHOOD = 1e-9
 """At which the authors clamp likelihoods."""
@@ -37,38 +39,41 @@ def reference_forward(
       `y_hat`, `context_params`, `scales_hat` (before the lower bound), `means_hat`,
       `y_likelihoods`, `y_eps`, `x_hat_full_unclipped`, `x_hat_level_unclipped`, `y_reverse`.
     """
-    model, variables = SicModel(cfg), {"params": params}
+    assert isinstance(cfg.entropy, RasterEntropy)
+    sigma_min = cfg.entropy.scales.sigma_min
+    model, networks = SicModel(cfg), cfg.entropy.networks(cfg.levels)
+    variables = {"params": params}
     levels = jnp.full(len(x), level)
 
-    def of(method: str) -> Callable[..., Any]:
-        return jax.jit(partial(model.apply, variables, method=method))
+    def of(module: Any, method: str) -> Callable[..., Any]:
+        return jax.jit(partial(module.apply, variables, method=method))
 
     def entropy(y_hat: jax.Array, z_hat: jax.Array) -> dict[str, jax.Array]:
         hyper = raster.hyper_features(params, z_hat, (y_hat.shape[1], y_hat.shape[2]))
-        mu, scale = raster.unbounded_parameters(params, cfg, y_hat, hyper)
-        bits_z = deep_factorized_bits(of("factorized_params")(), z_hat)
-        bits_y = normal_bits(y_hat, mu, jnp.maximum(scale, cfg.sigma_min))
+        mu, scale = raster.unbounded_parameters(params, cfg.levels, y_hat, hyper)
+        bits_z = deep_factorized_bits(of(networks, "prior")(), z_hat)
+        bits_y = normal_bits(y_hat, mu, jnp.maximum(scale, sigma_min))
         return {
             "z_likelihoods": _likelihood(bits_z),
             "hyper_params": hyper,
-            "context_params": _halves(raster.context_features(params, cfg, y_hat)),
+            "context_params": _halves(raster.context_features(params, cfg.levels, y_hat)),
             "scales_hat": scale,
             "means_hat": mu,
             "y_likelihoods": _likelihood(bits_y),
         }
 
     with jax.default_matmul_precision("highest"):
-        g_a, g_s = of("latents"), of("synthesise")
+        g_a, g_s = of(model, "latents"), of(model, "synthesise")
         y = g_a(np.moveaxis(x, 1, -1))
-        z = of("hyper_latents")(y)
-        y_hat, z_hat = jnp.round(y), quantise_hyper(of("factorized_params")(), z)
+        z = of(networks, "hyper_latents")(y)
+        y_hat, z_hat = jnp.round(y), quantise_hyper(of(networks, "prior")(), z)
         out = jax.jit(entropy)(y_hat, z_hat)
         coded = cfg.num_channels - u.shape[1]
         noise = np.pad(np.moveaxis(2 * u - 1, 1, -1), ((0, 0), (0, 0), (0, 0), (coded, 0)))
         details = raster.uniform_details(
-            cfg, out["hyper_params"], jnp.asarray(noise), jnp.ones(len(x))
+            cfg.levels, out["hyper_params"], jnp.asarray(noise), jnp.ones(len(x))
         )
-        x_hat = g_s(merge_latents(y_hat, details, levels, cfg), levels)
+        x_hat = g_s(merge_latents(y_hat, details, levels, cfg.levels), levels)
         out |= {
             "y": y,
             "z": z,

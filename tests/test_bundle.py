@@ -1,5 +1,4 @@
 import json
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,10 +7,12 @@ import jax
 import numpy as np
 import pytest
 from conftest import assert_equal
+from safetensors.numpy import load_file, save_file
 
 from sic_jax.codec.bundle import Bundle, _digest, describe, export_bundle, load_bundle
+from sic_jax.codec.options import LatentLossConfig
 from sic_jax.fields import to_dict
-from sic_jax.model.params import entropy_layers, num_params
+from sic_jax.model.params import num_params
 from sic_jax.training.config import TrainConfig
 
 Arrays = dict[str, Any]
@@ -34,12 +35,13 @@ def test_bundle_round_trip(
     for network in ("g_a", "g_s", "h_a", "prior_z"):
         assert_equal(loaded.params[network], rounded[network])
     # The entropy networks are stored as integers, and their floats quantise to these again.
-    layers = entropy_layers(loaded.cfg, params)
-    assert_equal(loaded.entropy, layers)
-    assert_equal(entropy_layers(loaded.cfg, loaded.params), layers)
+    entropy = loaded.cfg.entropy
+    layers = entropy.entropy_layers(loaded.cfg.levels, params)
+    assert_equal(loaded.integers, layers)
+    assert_equal(entropy.entropy_layers(loaded.cfg.levels, loaded.params), layers)
     assert_equal(jax.tree.map(np.shape, loaded.params), jax.tree.map(np.shape, params))
-    with np.load(bundle / "weights.npz") as stored:
-        types = {k: stored[k].dtype.name for k in stored.files if k.startswith("h_s/first/")}
+    stored = load_file(bundle / "weights.safetensors")
+    types = {k: a.dtype.name for k, a in stored.items() if k.startswith("h_s/first/")}
     assert types == {
         "h_s/first/kernel": "int8", "h_s/first/bias": "int32", "h_s/first/shift": "uint8"
     }  # fmt: skip
@@ -80,33 +82,37 @@ def test_bundle_refuses_networks_that_diverged(
 def test_a_bundle_that_would_not_fit_memory(bundle: Path, tmp_path: Path) -> None:
     for file in bundle.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
-    with (
-        zipfile.ZipFile(tmp_path / "weights.npz", "a", zipfile.ZIP_DEFLATED) as z,
-        z.open("zeros.npy", "w") as member,
-    ):
-        for _ in range(65):
-            member.write(bytes(2**24))
-    assert (tmp_path / "weights.npz").stat().st_size < 2**22
-    message = r"weights.npz cannot be read: it unpacks to 10\d{8} bytes, more than 1073741824"
+    with (tmp_path / "weights.safetensors").open("r+b") as file:
+        file.truncate(2**30 + 1)  # Sparse: it takes no room.
+    message = r"weights.safetensors cannot be read: it has 1073741825 bytes, more than 1073741824"
     with pytest.raises(ValueError, match=message):
+        load_bundle(tmp_path)
+    # A header that promises more than there is.
+    header = json.dumps({"x": {"dtype": "F16", "shape": [2**40], "data_offsets": [0, 2**41]}})
+    data = len(header).to_bytes(8, "little") + header.encode()
+    (tmp_path / "weights.safetensors").write_bytes(data)
+    with pytest.raises(ValueError, match=r"is damaged: weights.safetensors cannot be read: "):
         load_bundle(tmp_path)
 
 
 def change(path: Path, name: str) -> None:
-    """Write an .npz again with one array changed."""
-    with np.load(path) as data:
-        arrays = {k: data[k].copy() for k in data.files}
+    """Write a file of arrays again with one of them changed."""
+    arrays = {k: a.copy() for k, a in load_file(path).items()}
     arrays[name].reshape(-1)[-1] += 1
-    np.savez(path, **arrays)
+    save_file(arrays, path)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-99])
 
 
 def seal(folder: Path, edit: Callable[[Arrays, Arrays], Any]) -> None:
     """Edit weights and tables of a bundle and give it the id that fits: a hostile bundle."""
-    files = [folder / "weights.npz", folder / "tables.npz"]
-    weights, tables = (dict(np.load(f)) for f in files)
+    files = [folder / "weights.safetensors", folder / "tables.safetensors"]
+    weights, tables = ({k: a.copy() for k, a in load_file(f).items()} for f in files)
     edit(weights, tables)
     for file, arrays in zip(files, (weights, tables), strict=True):
-        np.savez(file, **arrays)
+        save_file({k: np.ascontiguousarray(a) for k, a in arrays.items()}, file)
     config = json.loads((folder / "config.json").read_text())
     (folder / "id").write_text(_digest(config, weights, tables).hex())
 
@@ -117,8 +123,18 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
         "bundle .* is damaged",
     ),
     "field": (
-        lambda p: (p / "config.json").write_text('{"depth": 3}'),
+        lambda p: (p / "config.json").write_text('{"model": {"depth": 3}, "latent_loss": {}}'),
         "ModelConfig has no field 'depth'",
+    ),
+    "part": (
+        lambda p: (p / "config.json").write_text('{"model": {}}'),
+        "config.json must hold 'model' and 'latent_loss', nothing else",
+    ),
+    "kind": (
+        lambda p: (p / "config.json").write_text(
+            '{"model": {"entropy": {"kind": "swin"}}, "latent_loss": {}}'
+        ),
+        r"ModelConfig\.entropy has no kind 'swin'; there are checkerboard, raster$",
     ),
     "value": (
         lambda p: (p / "config.json").write_text(
@@ -127,16 +143,21 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
         "is damaged: its content does not match its id",
     ),
     "weight": (
-        lambda p: change(p / "weights.npz", "g_s/linear"),
+        lambda p: change(p / "weights.safetensors", "g_s/linear"),
         "is damaged: its content does not match its id",
     ),
     "cut weights": (
-        lambda p: (p / "weights.npz").write_bytes((p / "weights.npz").read_bytes()[:-99]),
+        lambda p: (p / "weights.safetensors").write_bytes(
+            (p / "weights.safetensors").read_bytes()[:-99]
+        ),
         "bundle .* is damaged",
     ),
-    "no weights": (lambda p: (p / "weights.npz").unlink(), "bundle .* is damaged: .*weights.npz"),
+    "no weights": (
+        lambda p: (p / "weights.safetensors").unlink(),
+        "bundle .* is damaged: .*weights.safetensors",
+    ),
     "offset": (
-        lambda p: change(p / "tables.npz", "z_offsets"),
+        lambda p: change(p / "tables.safetensors", "z_offsets"),
         "is damaged: its content does not match its id",
     ),
     "row": (
@@ -210,25 +231,21 @@ def problem(folder: Path) -> str:
     return ""
 
 
-@pytest.mark.parametrize("name", ["weights.npz", "tables.npz"])
+@pytest.mark.parametrize("name", ["weights.safetensors", "tables.safetensors"])
 def test_flipped_bytes_of_a_bundle(name: str, bundle: Path, tmp_path: Path) -> None:
     for file in bundle.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     data = (bundle / name).read_bytes()
-    with zipfile.ZipFile(bundle / name) as z:
-        first = z.infolist()[0]
-    # The local header, the content, and the central directory.
-    spots = [*range(0, 40, 3), first.compress_size // 2, len(data) // 2, *range(-60, 0, 5)]
+    # The header's length, the header, and the content.
+    spots = [*range(0, 40, 3), len(data) // 2, *range(-60, 0, 5)]
     problems = []
     for spot in spots:
         damaged = bytearray(data)
         damaged[spot] ^= 0x55
         (tmp_path / name).write_bytes(damaged)
         problems.append(problem(tmp_path))
-    # Some bytes of a ZIP, as its times, mean nothing.
-    refused = [p for p in problems if p]
-    assert len(refused) >= len(spots) // 3
-    assert all(p.startswith(f"bundle {str(tmp_path)!r}") for p in refused)
+    # Unlike a ZIP, the file has no byte that means nothing.
+    assert all(p.startswith(f"bundle {str(tmp_path)!r} is damaged: ") for p in problems)
 
 
 def test_missing_bundle(tmp_path: Path) -> None:
@@ -246,4 +263,7 @@ def test_describe(bundle: Path, params: Arrays, tiny_run: TrainConfig) -> None:
     # test_model.py counts them by hand.
     assert info["kmac_per_pixel_encode"] == 0.5
     assert info["kmac_per_pixel_decode"] == 0.7
-    assert info["config"] == to_dict(tiny_run.model)
+    assert info["config"] == {
+        "model": to_dict(tiny_run.model),
+        "latent_loss": to_dict(LatentLossConfig()),
+    }

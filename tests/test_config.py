@@ -5,11 +5,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sic_jax.fields import from_dict, to_dict
+from sic_jax.fields import changed, from_dict, to_dict
 from sic_jax.model.config import ModelConfig
-from sic_jax.model.entropy_models.raster.raster import RasterConfig
-from sic_jax.model.transforms.pyramid import PyramidConfig
-from sic_jax.model.transforms.swin import SwinConfig
+from sic_jax.model.entropy_models.checkerboard.checkerboard import CheckerboardEntropy
+from sic_jax.model.entropy_models.raster.raster import RasterEntropy
+from sic_jax.model.entropy_models.scales import ScaleGrid
+from sic_jax.model.families import FAMILIES
+from sic_jax.model.levels import LevelConfig
+from sic_jax.model.transforms.pyramid import PyramidTransforms
+from sic_jax.model.transforms.swin import SwinTransforms
 from sic_jax.training.config import TrainConfig
 from sic_jax.training.losses import LossConfig
 from sic_jax.training.presets import PRESETS, paper_loss, paper_model, preset
@@ -23,14 +27,16 @@ def model_configs(draw: st.DrawFn) -> ModelConfig:
         refinements.append(draw(st.integers(0, min(count, free))))
         free += count - 2 * refinements[-1]
     return ModelConfig(
-        level_channels=tuple(channels),
-        level_refinements=tuple(refinements),
-        refine_factor=draw(st.integers(2, 9)),
-        deadzone=draw(st.floats(0, 0.49)),
-        pyramid=PyramidConfig(
+        levels=LevelConfig(
+            channels=tuple(channels),
+            refinements=tuple(refinements),
+            refine_factor=draw(st.integers(2, 9)),
+            deadzone=draw(st.floats(0, 0.49)),
+        ),
+        transforms=PyramidTransforms(
             widths=draw(st.tuples(*[st.integers(1, 512)] * 4)),
             synthesis_depths=draw(st.tuples(*[st.integers(0, 9)] * 4)),
-            step=draw(st.floats(1e-3, 10)),
+            start_step=draw(st.floats(1e-3, 10)),
         ),
         temperature=draw(st.floats(0, 2)),
     )
@@ -39,17 +45,18 @@ def model_configs(draw: st.DrawFn) -> ModelConfig:
 @given(model_configs())
 @settings(max_examples=50, deadline=None, derandomize=True)
 def test_model_config_survives_json(cfg: ModelConfig) -> None:
-    assert from_dict(ModelConfig, json.loads(json.dumps(to_dict(cfg)))) == cfg
-    assert cfg.num_levels == len(cfg.level_channels)
-    assert cfg.num_base_channels + sum(cfg.level_refinements) == cfg.num_channels
+    assert from_dict(ModelConfig, json.loads(json.dumps(to_dict(cfg))), FAMILIES) == cfg
+    levels = cfg.levels
+    assert cfg.num_levels == len(levels.channels)
+    assert levels.num_base_channels + sum(levels.refinements) == cfg.num_channels
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_survive_json(name: str) -> None:
     cfg = preset(name)
-    again = from_dict(TrainConfig, json.loads(json.dumps(to_dict(cfg))))
+    again = from_dict(TrainConfig, json.loads(json.dumps(to_dict(cfg))), FAMILIES)
     assert again == cfg
-    assert isinstance(again.model.level_channels, tuple)
+    assert isinstance(again.model.levels.channels, tuple)
     assert isinstance(again.loss.lmbda_rate, tuple)
     assert hash(again) == hash(cfg)
 
@@ -57,26 +64,65 @@ def test_presets_survive_json(name: str) -> None:
 def test_nested_configs() -> None:
     cfg = paper_model()
     data = json.loads(json.dumps(to_dict(cfg)))
-    assert data["swin"]["analysis_depths"] == [1, 2, 2, 3]
-    again = from_dict(ModelConfig, data)
+    assert data["transforms"]["kind"] == "swin"
+    assert data["transforms"]["analysis_depths"] == [1, 2, 2, 3]
+    again = from_dict(ModelConfig, data, FAMILIES)
     assert again == cfg
     assert hash(again) == hash(cfg)
     # What was stored before a part existed gets its defaults.
-    del data["raster"], data["swin"]["window"], data["temperature"]
-    assert from_dict(ModelConfig, data) == dataclasses.replace(cfg, temperature=0.0)
-    data["swin"]["windows"] = 8
-    with pytest.raises(ValueError, match="SwinConfig has no field 'windows'"):
-        from_dict(ModelConfig, data)
-    data["swin"] = {"window": "8"}
-    with pytest.raises(ValueError, match=r"SwinConfig\.window must be int, got '8'"):
-        from_dict(ModelConfig, data)
-    with pytest.raises(ValueError, match="SwinConfig must be a JSON object, got int"):
-        from_dict(ModelConfig, {"swin": 8})
+    del data["entropy"]["scales"], data["transforms"]["window"], data["temperature"]
+    expected = dataclasses.replace(cfg, temperature=0.0)
+    assert from_dict(ModelConfig, data, FAMILIES) == expected
+    data["transforms"]["windows"] = 8
+    with pytest.raises(ValueError, match="SwinTransforms has no field 'windows'"):
+        from_dict(ModelConfig, data, FAMILIES)
+    data["transforms"] = {"kind": "swin", "window": "8"}
+    with pytest.raises(ValueError, match=r"SwinTransforms\.window must be int, got '8'"):
+        from_dict(ModelConfig, data, FAMILIES)
+    with pytest.raises(ValueError, match=r"ModelConfig\.transforms must be a JSON object, got int"):
+        from_dict(ModelConfig, {"transforms": 8}, FAMILIES)
+    with pytest.raises(ValueError, match="ScaleGrid must be a JSON object, got int"):
+        from_dict(ModelConfig, {"entropy": {"kind": "raster", "scales": 8}}, FAMILIES)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({"kind": "resnet"}, "transforms has no kind 'resnet'; there are pyramid, swin"),
+        ({"kind": "raster"}, "transforms has no kind 'raster'; there are pyramid, swin"),
+        ({"kind": ["swin"]}, r"transforms has no kind \['swin'\]; there are pyramid, swin"),
+        ({"window": 8}, "transforms has no kind None; there are pyramid, swin"),
+    ],
+)
+def test_unknown_kinds(value: object, message: str) -> None:
+    with pytest.raises(ValueError, match=rf"ModelConfig\.{message}$"):
+        from_dict(ModelConfig, {"transforms": value}, FAMILIES)
+
+
+def test_what_may_change() -> None:
+    a = ModelConfig()
+    b = ModelConfig(
+        levels=LevelConfig(deadzone=0.2),
+        transforms=PyramidTransforms(start_step=1.0, coarse_start_step=2.0),
+        temperature=1.0,
+    )
+    assert list(changed(a, b, on="init_from")) == []
+    assert list(changed(a, b, on="resume")) == [
+        "levels.deadzone", "transforms.start_step", "transforms.coarse_start_step", "temperature"
+    ]  # fmt: skip
+    c = dataclasses.replace(b, entropy=CheckerboardEntropy(head_width=97))
+    assert list(changed(a, c, on="init_from")) == ["entropy.head_width"]
+    swin = ModelConfig(
+        levels=LevelConfig(channels=(16,), refinements=(0,)), transforms=SwinTransforms()
+    )
+    assert list(changed(a, swin, on="init_from")) == [
+        "levels.channels", "levels.refinements", "transforms"
+    ]  # fmt: skip
 
 
 def test_default_model_is_sixteen_levels() -> None:
     cfg = ModelConfig()
-    assert (cfg.num_levels, cfg.num_channels, cfg.num_base_channels) == (16, 208, 160)
+    assert (cfg.num_levels, cfg.num_channels, cfg.levels.num_base_channels) == (16, 208, 160)
 
 
 def test_unknown_preset() -> None:
@@ -100,32 +146,38 @@ def test_level_weights() -> None:
 
 
 def test_unknown_field_is_named() -> None:
-    with pytest.raises(ValueError, match=r"ModelConfig has no field 'widhts'; it has \['anchor"):
+    with pytest.raises(ValueError, match=r"ModelConfig has no field 'widhts'; it has \['entropy"):
         from_dict(ModelConfig, {"widhts": 8})
     data = to_dict(preset("smoke"))
     data["loss"]["alpha"] = 1
     with pytest.raises(ValueError, match="LossConfig has no field 'alpha'"):
-        from_dict(TrainConfig, data)
+        from_dict(TrainConfig, data, FAMILIES)
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "message"),
+    ("cls", "field", "value", "message"),
     [
-        ("head_width", "8", r"ModelConfig\.head_width must be int, got '8'"),
-        ("head_width", 8.0, r"ModelConfig\.head_width must be int, got 8\.0"),
-        ("head_width", True, r"ModelConfig\.head_width must be int, got True"),
-        ("head_width", None, r"ModelConfig\.head_width must be int, got None"),
-        ("deadzone", "0.25", r"ModelConfig\.deadzone must be float, got '0\.25'"),
-        ("deadzone", False, r"ModelConfig\.deadzone must be float, got False"),
-        ("transforms", 1, r"ModelConfig\.transforms must be str, got 1"),
-        ("level_channels", 4, r"ModelConfig\.level_channels must be a list, got 4"),
-        ("level_channels", [4, "4"], r"ModelConfig\.level_channels must be int, got '4'"),
-        ("pyramid", {"widths": [1]}, r"PyramidConfig\.widths must have 4 entries, got \[1\]"),
+        (CheckerboardEntropy, "head_width", "8", "int, got '8'"),
+        (CheckerboardEntropy, "head_width", 8.0, r"int, got 8\.0"),
+        (CheckerboardEntropy, "head_width", True, "int, got True"),
+        (CheckerboardEntropy, "head_width", None, "int, got None"),
+        (LevelConfig, "deadzone", "0.25", r"float, got '0\.25'"),
+        (LevelConfig, "deadzone", False, "float, got False"),
+        (ModelConfig, "transforms", 1, "a JSON object, got int"),
+        (LevelConfig, "channels", 4, "a list, got 4"),
+        (LevelConfig, "channels", [4, "4"], "int, got '4'"),
     ],
 )
-def test_wrong_types(field: str, value: object, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        from_dict(ModelConfig, {field: value})
+def test_wrong_types(cls: type, field: str, value: object, message: str) -> None:
+    with pytest.raises(ValueError, match=rf"^{cls.__name__}\.{field} must be {message}$"):
+        from_dict(cls, {field: value}, FAMILIES)
+
+
+def test_wrong_number_of_entries() -> None:
+    with pytest.raises(
+        ValueError, match=r"PyramidTransforms\.widths must have 4 entries, got \[1\]"
+    ):
+        from_dict(PyramidTransforms, {"widths": [1]})
 
 
 def test_integers_become_floats() -> None:
@@ -144,14 +196,14 @@ def test_not_an_object_and_missing_fields() -> None:
 @pytest.mark.parametrize(
     ("cls", "changes"),
     [
-        (SwinConfig, {"num_heads": 2**15}),
-        (SwinConfig, {"analysis_widths": (2**15, 256, 256)}),
-        (SwinConfig, {"synthesis_widths": (256, 256, 2**15)}),
-        (SwinConfig, {"mlp_ratio": 65}),
-        (PyramidConfig, {"widths": (8, 8, 8, 2**15)}),
-        (RasterConfig, {"analysis_width": 2**15}),
-        (RasterConfig, {"synthesis_widths": (2**15, 8)}),
-        (RasterConfig, {"head_width": 2**15}),
+        (SwinTransforms, {"num_heads": 2**15}),
+        (SwinTransforms, {"analysis_widths": (2**15, 256, 256)}),
+        (SwinTransforms, {"synthesis_widths": (256, 256, 2**15)}),
+        (SwinTransforms, {"mlp_ratio": 65}),
+        (PyramidTransforms, {"widths": (8, 8, 8, 2**15)}),
+        (RasterEntropy, {"analysis_width": 2**15}),
+        (RasterEntropy, {"synthesis_widths": (2**15, 8)}),
+        (RasterEntropy, {"head_width": 2**15}),
     ],
 )
 def test_widths_are_bounded(cls: type, changes: dict[str, object]) -> None:
@@ -160,40 +212,74 @@ def test_widths_are_bounded(cls: type, changes: dict[str, object]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("cls", "changes", "message"),
     [
-        ({"level_channels": ()}, r"level_channels is \(\); it must be a tuple of 1 to 64"),
-        ({"level_channels": (1,) * 65}, "it must be a tuple of 1 to 64 channel counts"),
-        ({"level_channels": (2, 0), "level_refinements": (0, 0)}, r"\(2, 0\).* positive everywh"),
-        ({"level_channels": (2, 2), "level_refinements": (0,)}, "2 counts, each at most its lev"),
-        ({"level_channels": (2, 2), "level_refinements": (0, 3)}, r"\(0, 3\).*at most its level"),
-        ({"level_channels": (2, 2), "level_refinements": (0, -1)}, r"\(0, -1\).*at most its lev"),
-        ({"level_channels": (2, 2), "level_refinements": (1, 0)}, "of channels of earlier levels"),
+        (LevelConfig, {"channels": ()}, r"channels is \(\); it must be a tuple of 1 to 64"),
+        (LevelConfig, {"channels": (1,) * 65}, "it must be a tuple of 1 to 64 channel counts"),
+        (LevelConfig, {"channels": (2, 0), "refinements": (0, 0)}, r"\(2, 0\).* positive everywh"),
+        (LevelConfig, {"channels": (2, 2), "refinements": (0,)}, "2 counts, each at most its lev"),
+        (LevelConfig, {"channels": (2, 2), "refinements": (0, 3)}, r"\(0, 3\).*at most its level"),
+        (LevelConfig, {"channels": (2, 2), "refinements": (0, -1)}, r"\(0, -1\).*at most its lev"),
+        (LevelConfig, {"channels": (2, 2), "refinements": (1, 0)}, "of channels of earlier levels"),
         (
-            {"level_channels": (1, 2, 2), "level_refinements": (0, 1, 2)},
+            LevelConfig,
+            {"channels": (1, 2, 2), "refinements": (0, 1, 2)},
             r"\(0, 1, 2\); it must be of channels of earlier levels",
         ),
-        ({"sigma_min": 0.0}, r"sigma_min, sigma_max is \(0\.0, 64\.0\); it must be rising, in"),
-        ({"sigma_min": 70.0}, r"sigma_min, sigma_max is \(70\.0, 64\.0\)"),
-        ({"sigma_max": 128.0}, r"sigma_min, sigma_max is \(0\.11, 128\.0\)"),
-        ({"deadzone": 0.5}, r"ModelConfig\.deadzone is 0\.5; it must be in \[0, 0\.5\)"),
-        ({"refine_factor": 1}, r"ModelConfig\.refine_factor is 1; it must be at least 2"),
-        ({"refine_factor": 65}, r"refine_factor is 65; it must be at least 2, at most 64"),
-        ({"temperature": -0.5}, r"ModelConfig\.temperature is -0\.5; it must be 0 to 16"),
-        ({"level_channels": (2_000_000_000,)}, r"\(2000000000,\).*16384 in all at most"),
-        ({"level_channels": (2**13 + 1,) * 2}, "16384 in all at most"),
         (
+            ScaleGrid,
+            {"sigma_min": 0.0},
+            r"sigma_min, sigma_max is \(0\.0, 64\.0\); it must be rising, in",
+        ),
+        (ScaleGrid, {"sigma_min": 70.0}, r"sigma_min, sigma_max is \(70\.0, 64\.0\)"),
+        (ScaleGrid, {"sigma_max": 128.0}, r"sigma_min, sigma_max is \(0\.11, 128\.0\)"),
+        (
+            LevelConfig,
+            {"deadzone": 0.5},
+            r"LevelConfig\.deadzone is 0\.5; it must be in \[0, 0\.5\)",
+        ),
+        (
+            LevelConfig,
+            {"refine_factor": 1},
+            r"LevelConfig\.refine_factor is 1; it must be at least 2",
+        ),
+        (
+            LevelConfig,
+            {"refine_factor": 65},
+            r"refine_factor is 65; it must be at least 2, at most 64",
+        ),
+        (
+            ModelConfig,
+            {"temperature": -0.5},
+            r"ModelConfig\.temperature is -0\.5; it must be 0 to 16",
+        ),
+        (LevelConfig, {"channels": (2_000_000_000,)}, r"\(2000000000,\).*16384 in all at most"),
+        (LevelConfig, {"channels": (2**13 + 1,) * 2}, "16384 in all at most"),
+        (
+            CheckerboardEntropy,
             {"hyper_channels": 2**14 + 1},
             r"hyper_channels is 16385; it must be positive, at most 16",
         ),
-        ({"head_width": 2**40}, r"head_width is 1099511627776; it must be positive, at most 16384"),
-        ({"num_sigmas": 10**9}, r"num_sigmas is 1000000000; it must be at least 2, at most 16384"),
-        ({"temperature": 17.0}, r"ModelConfig\.temperature is 17\.0; it must be 0 to 16"),
+        (
+            CheckerboardEntropy,
+            {"head_width": 2**40},
+            r"head_width is 1099511627776; it must be positive, at most 16384",
+        ),
+        (
+            ScaleGrid,
+            {"num_sigmas": 10**9},
+            r"num_sigmas is 1000000000; it must be at least 2, at most 16384",
+        ),
+        (
+            ModelConfig,
+            {"temperature": 17.0},
+            r"ModelConfig\.temperature is 17\.0; it must be 0 to 16",
+        ),
     ],
 )
-def test_model_validation(changes: dict[str, object], message: str) -> None:
+def test_model_validation(cls: type, changes: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        ModelConfig(**changes)  # type: ignore[arg-type]
+        cls(**changes)
 
 
 @pytest.mark.parametrize(
@@ -209,15 +295,18 @@ def test_model_validation(changes: dict[str, object], message: str) -> None:
         ),
         (
             {"widths": (8, 0, 8, 8)},
-            r"PyramidConfig\.widths is \(8, 0, 8, 8\); it must be positive, at",
+            r"PyramidTransforms\.widths is \(8, 0, 8, 8\); it must be positive, at",
         ),
-        ({"step": 0.0}, r"PyramidConfig\.step is 0\.0; it must be positive"),
-        ({"coarse_step": -1.0}, r"PyramidConfig\.coarse_step is -1\.0; it must be positive"),
+        ({"start_step": 0.0}, r"PyramidTransforms\.start_step is 0\.0; it must be positive"),
+        (
+            {"coarse_start_step": -1.0},
+            r"PyramidTransforms\.coarse_start_step is -1\.0; it must be positive",
+        ),
     ],
 )
 def test_pyramid_validation(changes: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        PyramidConfig(**changes)  # type: ignore[arg-type]
+        PyramidTransforms(**changes)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -3,19 +3,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sic_jax.model.config import ModelConfig
+from sic_jax.entropy.counter_noise import detail_words, hash32, normal_noise, uniform_noise
+from sic_jax.model.entropy_models.base import temperature_units
 from sic_jax.model.entropy_models.checkerboard.detail import (
     detail_spreads,
-    detail_words,
     draw_detail,
-    hash32,
-    normal_noise,
     prior_sigmas,
     random_normal_noise,
     round_detail,
-    temperature_units,
-    uniform_noise,
 )
+from sic_jax.model.entropy_models.scales import ScaleGrid
 
 # Written with plain Python integers from the definition (see `words` below).
 GOLDEN = {
@@ -113,8 +110,7 @@ def test_training_noise_has_the_codec_units() -> None:
 
 
 def test_details_by_hand() -> None:
-    cfg = ModelConfig()
-    sigmas = prior_sigmas(cfg)
+    sigmas = prior_sigmas(ScaleGrid())
     # 0.11, its 64 steps up to 64, in 1/4096.
     assert sigmas[[0, 1, 22, 63]].tolist() == [451, 498, 4161, 262144]
     temperature = jnp.array([temperature_units(t) for t in (0, 0.25, 1, 16)])

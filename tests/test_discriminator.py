@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 
 from sic_jax.model.config import ModelConfig
+from sic_jax.model.levels import LevelConfig
 from sic_jax.training.discriminator import Discriminator, DiscriminatorConfig
 from sic_jax.training.presets import paper_model
 
 CFG = DiscriminatorConfig(features=(4, 4, 6, 8), condition_features=3)
-MODEL = ModelConfig(level_channels=(2, 3), level_refinements=(0, 0))
+MODEL = ModelConfig(levels=LevelConfig(channels=(2, 3), refinements=(0, 0)))
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sic_jax.model.config import ModelConfig
-from sic_jax.model.entropy_models.checkerboard.context import entropy_specs
+from sic_jax.model.entropy_models.checkerboard.checkerboard import CheckerboardEntropy
 from sic_jax.model.entropy_models.checkerboard.exact import (
     BIAS_MAX,
     CROSS,
@@ -24,11 +23,12 @@ from sic_jax.model.entropy_models.checkerboard.exact import (
     check_layer,
     dequantise,
     kernel_limit,
-    log_compressed,
+    log_by_table,
     quantise,
     rescale,
     shifted_products,
 )
+from sic_jax.model.levels import LevelConfig
 
 
 def layer_of(kernel: Any, bias: Any, shift: Any) -> Layer:
@@ -43,8 +43,8 @@ def test_log_table() -> None:
     exact = 16 * np.log1p(np.arange(LOG_MAX + 1.0))
     assert np.abs(exact + 0.5 - np.round(exact + 0.5)).min() > 1e-3
     y = jnp.array([-(2.0**29), -64, -63, -1, 0, 1, 62, 63, 1e9])
-    assert log_compressed(y).tolist() == [-67, -67, -67, -11, 0, 11, 66, 67, 67]
-    slope = jax.grad(lambda v: log_compressed(v).sum())(jnp.array([-3.0, 0.0, 1.0, 100.0]))
+    assert log_by_table(y).tolist() == [-67, -67, -67, -11, 0, 11, 66, 67, 67]
+    slope = jax.grad(lambda v: log_by_table(v).sum())(jnp.array([-3.0, 0.0, 1.0, 100.0]))
     np.testing.assert_allclose(slope, [4, 16, 8, 0], rtol=1e-6)
 
 
@@ -210,6 +210,6 @@ def test_bad_layers(change: str, message: str) -> None:
 
 
 def test_default_layers_use_eight_bits() -> None:
-    for network, specs in entropy_specs(ModelConfig()).items():
+    for network, specs in CheckerboardEntropy().layer_specs(LevelConfig()).items():
         for name, spec in specs.items():
             assert kernel_limit(spec.num_inputs, spec.input_max) == 127, (network, name)

@@ -8,8 +8,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from sic_jax.model.config import ModelConfig
 from sic_jax.model.levels import (
+    LevelConfig,
     add_refinements,
     channel_levels,
     level_mask,
@@ -20,7 +20,7 @@ from sic_jax.model.levels import (
     split_latents,
 )
 
-CFG = ModelConfig(level_channels=(3, 2, 4), level_refinements=(0, 1, 3), refine_factor=5)
+CFG = LevelConfig(channels=(3, 2, 4), refinements=(0, 1, 3), refine_factor=5)
 C = CFG.num_channels
 QUICK = settings(max_examples=25, deadline=None, derandomize=True)
 
@@ -34,14 +34,14 @@ def test_channels_of_levels() -> None:
 def test_refinement_sources() -> None:
     # Level 2: one refinement (of channel 0), channel 4 new. Level 3: of 1, 2 and 4, channel 8 new.
     assert refinement_sources(CFG).tolist() == [-1, -1, -1, 0, -1, 1, 2, 4, -1]
-    none = ModelConfig(level_channels=(1, 2), level_refinements=(0, 0))
+    none = LevelConfig(channels=(1, 2), refinements=(0, 0))
     assert refinement_sources(none).tolist() == [-1, -1, -1]
-    everything = ModelConfig(level_channels=(2, 2), level_refinements=(0, 2))
+    everything = LevelConfig(channels=(2, 2), refinements=(0, 2))
     assert refinement_sources(everything).tolist() == [-1, -1, 0, 1]
 
 
 def test_refinements_of_the_default_model() -> None:
-    cfg = ModelConfig()
+    cfg = LevelConfig()
     sources, levels = refinement_sources(cfg), channel_levels(cfg)
     refining = np.flatnonzero(sources >= 0)
     base = np.flatnonzero(sources < 0)

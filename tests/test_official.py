@@ -13,9 +13,9 @@ from sic_jax.entropy.distributions import deep_factorized_bits, normal_bits
 from sic_jax.importers import convert_state_dict, infer_config
 from sic_jax.importers.paper_names import parameter_sources
 from sic_jax.model.config import ModelConfig
+from sic_jax.model.entropy_models.prior import quantise_hyper
 from sic_jax.model.entropy_models.raster import networks as raster
 from sic_jax.model.params import flatten_params, num_params, param_shapes
-from sic_jax.model.sic import SicModel, quantise_hyper
 from sic_jax.training.presets import paper_model
 
 FULL = Path(__file__).resolve().parents[2] / "shared" / "parity" / "sic_official_tiny.npz"
@@ -44,15 +44,18 @@ def state_dict(small: Arrays) -> Arrays:
 def test_architecture_is_read_from_the_shapes(small: Arrays, state_dict: Arrays) -> None:
     cfg, params = convert_state_dict(state_dict)
     told = json.loads(str(small["meta"]))["config"]
-    assert cfg.level_channels == (told["dim"] // told["levels"],) * told["levels"]
-    assert [*cfg.swin.analysis_widths, cfg.num_channels] == told["embed_dims_ga"]
-    assert [cfg.num_channels, *cfg.swin.synthesis_widths] == told["embed_dims_gs"]
-    assert [*cfg.swin.analysis_depths] == told["depths_ga"]
-    assert [*cfg.swin.synthesis_depths] == told["depths_gs"]
-    assert (cfg.swin.num_heads, cfg.swin.window) == (told["num_heads"], told["window_size"])
-    assert cfg.swin.mlp_ratio == told["mlp_ratio"]
-    assert (cfg.hyper_channels, cfg.raster.analysis_width) == (48, 48)
-    assert (cfg.raster.synthesis_widths, cfg.raster.head_width) == ((64, 96), 12)
+    assert cfg.levels.channels == (told["dim"] // told["levels"],) * told["levels"]
+    assert [*cfg.transforms.analysis_widths, cfg.num_channels] == told["embed_dims_ga"]
+    assert [cfg.num_channels, *cfg.transforms.synthesis_widths] == told["embed_dims_gs"]
+    assert [*cfg.transforms.analysis_depths] == told["depths_ga"]
+    assert [*cfg.transforms.synthesis_depths] == told["depths_gs"]
+    assert (cfg.transforms.num_heads, cfg.transforms.window) == (
+        told["num_heads"],
+        told["window_size"],
+    )
+    assert cfg.transforms.mlp_ratio == told["mlp_ratio"]
+    assert (cfg.entropy.hyper_channels, cfg.entropy.analysis_width) == (48, 48)
+    assert (cfg.entropy.synthesis_widths, cfg.entropy.head_width) == ((64, 96), 12)
     wanted = flatten_params(param_shapes(cfg))
     got = flatten_params(params)
     assert {k: a.shape for k, a in got.items()} == {k: a.shape for k, a in wanted.items()}
@@ -89,13 +92,13 @@ def test_prior_and_entropy_parameters_equal_the_authors(small: Arrays, state_dic
         for k, a in small.items()
         if k.startswith("case1/")
     }
-    prior: Any = SicModel(cfg).apply({"params": params}, method="factorized_params")
+    prior: Any = cfg.entropy.networks(cfg.levels).apply({"params": params}, method="prior")
     z_hat = quantise_hyper(prior, jnp.asarray(case["z"]))
     np.testing.assert_allclose(z_hat, case["z_hat"], rtol=1e-6)
     likelihoods = jnp.exp2(-deep_factorized_bits(prior, z_hat))
     np.testing.assert_allclose(likelihoods, case["z_likelihoods"], rtol=1e-4)
     hyper, context = case["hyper_params"], case["context_params"]
-    features = jnp.concatenate([raster.group_features(cfg, a) for a in (hyper, context)], -1)
+    features = jnp.concatenate([raster.group_features(cfg.levels, a) for a in (hyper, context)], -1)
     by_group = jnp.moveaxis(features, -2, 0).reshape(16, 16, -1)
     mu, scale = raster.entropy_parameters(params["entropy_parameters"], by_group)
     for got, name in ((mu, "means_hat"), (scale, "scales_hat")):
@@ -105,7 +108,7 @@ def test_prior_and_entropy_parameters_equal_the_authors(small: Arrays, state_dic
     got = jnp.maximum(jnp.exp2(-bits), 1e-9)
     np.testing.assert_allclose(got, case["y_likelihoods"], rtol=1e-4)
     u = np.pad(2 * case["u"] - 1, ((0, 0), (0, 0), (0, 0), (20, 0)))
-    details = raster.uniform_details(cfg, jnp.asarray(hyper), jnp.asarray(u), jnp.ones(1))
+    details = raster.uniform_details(cfg.levels, jnp.asarray(hyper), jnp.asarray(u), jnp.ones(1))
     np.testing.assert_array_equal(details[..., 20:], case["y_eps"])
 
 
@@ -210,7 +213,7 @@ def replaced(name: str, array: Any) -> Callable[[Arrays], Any]:
         ),
         (
             replaced("ga.layers.0.blocks.0.attn.relative_position_bias_table", np.zeros((169, 4))),
-            r"SwinConfig\.window is 7; it must be even",
+            r"SwinTransforms\.window is 7; it must be even",
         ),
         (replaced("ga.norm.bias", np.full(64, np.nan)), r"parameter ga\.norm\.bias is not finite"),
         (replaced("ga.norm.bias", np.full(64, "a")), r"ga\.norm\.bias is of type <U1, not of numb"),

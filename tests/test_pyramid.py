@@ -18,8 +18,7 @@ from sic_jax.cli import export
 from sic_jax.codec.bundle import Bundle, export_bundle, load_bundle
 from sic_jax.model.params import flatten_params, init_params
 from sic_jax.model.sic import SicModel
-from sic_jax.model.transforms.base import PATCH
-from sic_jax.model.transforms.pyramid import PyramidAnalysis, PyramidConfig, PyramidSynthesis
+from sic_jax.model.transforms.pyramid import PyramidAnalysis, PyramidSynthesis, PyramidTransforms
 from sic_jax.training.presets import preset
 
 FIXTURE = Path(__file__).with_name("data") / "pyramid_fixture.npz"
@@ -69,7 +68,8 @@ def test_the_default_bundle_computes_what_was_trained(bundle: Bundle, expected: 
     assert np.abs(expected["y_hat"]).max() == 17  # The fixture is not empty.
 
 
-DEEP = PyramidConfig(widths=(3, 3, 3, 3))
+STRIDE = 16
+DEEP = PyramidTransforms(widths=(3, 3, 3, 3))
 """As deep as the default."""
 
 
@@ -88,9 +88,9 @@ def changed(before: Any, after: Any, unit: int) -> list[bool]:
 
 def test_reach_of_the_analysis_is_exact() -> None:
     g_a = PyramidAnalysis(DEEP, channels=2)
-    x = np.random.default_rng(1).random((1, PATCH, 12 * PATCH, 3)).astype(np.float32)
+    x = np.random.default_rng(1).random((1, STRIDE, 12 * STRIDE, 3)).astype(np.float32)
     variables, other = random_variables(g_a, x), x.copy()
-    other[:, :, :PATCH] += 0.5
+    other[:, :, :STRIDE] += 0.5
     apply = jax.jit(g_a.apply)
     reached = changed(apply(variables, x), apply(variables, other), 1)
     assert DEEP.analysis_reach == 4
@@ -104,13 +104,13 @@ def test_reach_of_the_synthesis_is_exact() -> None:
     variables, other = random_variables(g_s, y, level), y.copy()
     other[:, :, 0] += 1
     apply = jax.jit(g_s.apply)
-    reached = changed(apply(variables, y, level), apply(variables, other, level), PATCH)
+    reached = changed(apply(variables, y, level), apply(variables, other, level), STRIDE)
     assert DEEP.synthesis_reach == 8
     assert reached == [True] * 9 + [False] * 3
 
 
 def test_the_level_is_read_by_every_block_of_the_synthesis() -> None:
-    g_s = PyramidSynthesis(PyramidConfig(widths=(3, 4, 5, 6), synthesis_depths=(1, 2, 1, 1)), 3)
+    g_s = PyramidSynthesis(PyramidTransforms(widths=(3, 4, 5, 6), synthesis_depths=(1, 2, 1, 1)), 3)
     y, level = np.ones((1, 1, 1, 4), np.float32), np.array([2])
     shapes = flatten_params(jax.eval_shape(g_s.init, jax.random.key(0), y, level)["params"])
     tables = {path: a.shape for path, a in shapes.items() if path.endswith("/level")}
@@ -124,7 +124,7 @@ def test_recomputed_activations_and_half_precision(tiny: Any, params: Arrays) ->
     x = np.random.default_rng(3).random((1, 32, 32, 3)).astype(np.float32)
     variables = {"params": params["g_a"]}
     out = [
-        PyramidAnalysis(tiny.pyramid, 6, dtype, remat).apply(variables, x)
+        PyramidAnalysis(tiny.transforms, 6, dtype, remat).apply(variables, x)
         for dtype, remat in ((None, False), (None, True), (jnp.bfloat16, False))
     ]
     np.testing.assert_array_equal(out[0], out[1])
@@ -159,10 +159,10 @@ def test_a_bundle_from_parameters(tmp_path: Path, untrained: Arrays) -> None:
 def test_a_config_without_blocks_is_the_linear_codec_and_a_few_convolutions() -> None:
     cfg = dataclasses.replace(
         preset("smoke").model,
-        pyramid=PyramidConfig(
+        transforms=PyramidTransforms(
             widths=(2, 2, 2, 2), analysis_depths=(0, 0, 0, 0), synthesis_depths=(0, 0, 0, 0)
         ),
     )
     names = flatten_params(init_params(cfg, seed=0))
     assert not [name for name in names if "ResidualBlock" in name]
-    assert (cfg.analysis_reach, cfg.synthesis_reach) == (1, 2)
+    assert (cfg.transforms.analysis_reach, cfg.transforms.synthesis_reach) == (1, 2)

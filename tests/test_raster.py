@@ -14,8 +14,11 @@ from sic_jax.entropy.distributions import (
     quantile_loss,
 )
 from sic_jax.model.config import ModelConfig
+from sic_jax.model.entropy_models.base import EntropyModel
+from sic_jax.model.entropy_models.checkerboard.checkerboard import CheckerboardEntropy
+from sic_jax.model.entropy_models.prior import quantise_hyper
 from sic_jax.model.entropy_models.raster import networks as raster
-from sic_jax.model.entropy_models.raster.raster import RasterConfig
+from sic_jax.model.entropy_models.raster.raster import RasterEntropy
 from sic_jax.model.entropy_models.raster.wavefront import (
     MARGIN,
     REACH,
@@ -26,14 +29,17 @@ from sic_jax.model.entropy_models.raster.wavefront import (
     step_parameters,
     write_symbols,
 )
+from sic_jax.model.entropy_models.scales import ScaleGrid
+from sic_jax.model.levels import LevelConfig
 from sic_jax.model.params import init_params, num_params, param_shapes
-from sic_jax.model.sic import SicModel, quantise_hyper
-from sic_jax.model.transforms.pyramid import PyramidConfig
-from sic_jax.model.transforms.swin import SwinConfig
+from sic_jax.model.sic import SicModel
+from sic_jax.model.transforms.base import Transforms
+from sic_jax.model.transforms.pyramid import PyramidTransforms
+from sic_jax.model.transforms.swin import SwinTransforms
 
 Arrays = dict[str, Any]
 QUICK = {"xla_backend_optimization_level": 0}
-SWIN = SwinConfig(
+SWIN = SwinTransforms(
     analysis_widths=(8, 8, 8),
     analysis_depths=(0, 0, 0, 2),
     synthesis_widths=(12, 12, 12),
@@ -42,32 +48,35 @@ SWIN = SwinConfig(
     window=4,
     mlp_ratio=2,
 )
-PYRAMID = PyramidConfig(
+PYRAMID = PyramidTransforms(
     widths=(6, 8, 8, 8), analysis_depths=(1, 0, 0, 1), synthesis_depths=(0, 1, 1, 0)
 )
-RASTER = RasterConfig(analysis_width=6, synthesis_widths=(6, 8), head_width=6)
+RASTER = RasterEntropy(
+    hyper_channels=3, analysis_width=6, synthesis_widths=(6, 8), head_width=6,
+    scales=ScaleGrid(sigma_min=0.01),
+)  # fmt: skip
+CHECKERBOARD = CheckerboardEntropy(
+    hyper_channels=3, hyper_width=8, context_width=4, anchor_width=4, head_width=8
+)
+LEVELS = LevelConfig(channels=(4, 4, 4), refinements=(0, 0, 0))
+SIGMA_MIN = 0.01
 
 
-def config(transforms: str, context: str, **fields: Any) -> ModelConfig:
+def config(transforms: Transforms, entropy: EntropyModel) -> ModelConfig:
     """Three levels of four channels."""
-    return ModelConfig(
-        level_channels=(4, 4, 4),
-        level_refinements=(0, 0, 0),
-        transforms=transforms,
-        context=context,
-        hyper_channels=3,
-        swin=SWIN,
-        raster=RASTER,
-        pyramid=PYRAMID,
-        hyper_width=8,
-        context_width=4,
-        anchor_width=4,
-        head_width=8,
-        **fields,
+    return ModelConfig(levels=LEVELS, transforms=transforms, entropy=entropy)
+
+
+CFG = config(SWIN, RASTER)
+
+
+def specs_of(cfg: RasterEntropy) -> Arrays:
+    return raster.raster_specs(
+        LEVELS,
+        hyper_channels=cfg.hyper_channels,
+        synthesis_widths=cfg.synthesis_widths,
+        head_width=cfg.head_width,
     )
-
-
-CFG = config("swin", "raster", sigma_min=0.01)
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +88,7 @@ def params() -> Arrays:
         return (deviation * rng.standard_normal(shape)).astype(np.float32)
 
     out: Arrays = {}
-    for network, specs in raster.raster_specs(CFG).items():
+    for network, specs in specs_of(RASTER).items():
         out[network] = {
             name: {
                 "kernel": draw(spec.shape, np.prod(spec.shape[-4:-1]) ** -0.5),
@@ -118,7 +127,7 @@ def test_transposed_convolutions_by_definition(params: Arrays) -> None:
 def test_group_features_by_hand() -> None:
     hyper = jnp.arange(24)
     # Scale and mean halves of three groups of four channels.
-    assert raster.group_features(CFG, hyper).tolist() == [
+    assert raster.group_features(LEVELS, hyper).tolist() == [
         [0, 1, 2, 3, 12, 13, 14, 15],
         [4, 5, 6, 7, 16, 17, 18, 19],
         [8, 9, 10, 11, 20, 21, 22, 23],
@@ -139,7 +148,7 @@ def test_no_parameter_depends_on_a_later_symbol(params: Arrays) -> None:
     y_hat = jnp.asarray(np.round(3 * rng.standard_normal((h, w, c))), jnp.float32)
 
     def parameters(y: jax.Array) -> jax.Array:
-        mu, sigma = raster.all_parameters(params, CFG, y[None], hyper)
+        mu, sigma = raster.all_parameters(params, LEVELS, SIGMA_MIN, y[None], hyper)
         return jnp.stack([mu[0], sigma[0]])
 
     assert np.asarray(parameters(y_hat))[1].min() > 1
@@ -168,15 +177,17 @@ def test_walk_equals_parallel_evaluation(params: Arrays, shape: tuple[int, int])
     rng = np.random.default_rng(3)
     hyper = rng.standard_normal((1, h, w, 2 * c)).astype(np.float32)
     y_hat = np.round(3 * rng.standard_normal((1, h, w, c))).astype(np.float32)
-    expected = raster.all_parameters(params, CFG, jnp.asarray(y_hat), jnp.asarray(hyper))
+    expected = raster.all_parameters(
+        params, LEVELS, SIGMA_MIN, jnp.asarray(y_hat), jnp.asarray(hyper)
+    )
     order = schedule(h, w)
-    by_group = raster.group_features(CFG, jnp.asarray(hyper[0]))
+    by_group = raster.group_features(LEVELS, jnp.asarray(hyper[0]))
     features = by_diagonal(by_group, order.rows, order.columns)
-    layers = step_layers(params, CFG)
+    layers = step_layers(params, LEVELS)
 
     def walk_on(board: Any, symbols: Any, *numbers: Any) -> Any:
         board = write_symbols(board, symbols, numbers[0] - 1)
-        return board, *step_parameters(layers, CFG, board, features, *numbers, w)
+        return board, *step_parameters(layers, LEVELS, SIGMA_MIN, board, features, *numbers, w)
 
     step = jax.jit(walk_on, compiler_options=QUICK)
     # What is not decoded yet holds nonsense.
@@ -224,11 +235,11 @@ def test_uniform_details() -> None:
     hyper = jnp.asarray(2 * rng.standard_normal((3, 2, 2, 24)), jnp.float32)
     u = jnp.asarray(rng.uniform(-1, 1, (3, 2, 2, 12)), jnp.float32)
     temperature = jnp.array([1.0, 0.0, 0.5])
-    got = raster.uniform_details(CFG, hyper, u, temperature)
+    got = raster.uniform_details(LEVELS, hyper, u, temperature)
     mean = np.asarray(hyper[..., 12:])
     expected = np.round(mean + np.array([2, 0, 1])[:, None, None, None] * np.asarray(u))
     np.testing.assert_array_equal(got, expected)
-    slope = jax.grad(lambda a: raster.uniform_details(CFG, a, u, temperature).sum())(hyper)
+    slope = jax.grad(lambda a: raster.uniform_details(LEVELS, a, u, temperature).sum())(hyper)
     np.testing.assert_array_equal(slope, np.broadcast_to(np.arange(24) >= 12, hyper.shape))
 
 
@@ -269,7 +280,9 @@ def paper_like() -> Arrays:
     # Few blocks: each parameter's generator is compiled.
     swin = dataclasses.replace(SWIN, analysis_depths=(0, 0, 0, 1), synthesis_depths=(0, 0, 0, 0))
     with quick_compilation():
-        return jax.tree.map(np.asarray, init_params(dataclasses.replace(CFG, swin=swin), seed=0))
+        return jax.tree.map(
+            np.asarray, init_params(dataclasses.replace(CFG, transforms=swin), seed=0)
+        )
 
 
 def test_initial_values(paper_like: Arrays) -> None:
@@ -339,7 +352,7 @@ def test_rate_and_details_of_the_paper_model(paper_like: Arrays) -> None:
     np.testing.assert_array_equal(rated.y_hat, np.round(y))
     np.testing.assert_array_equal(noisy.y_hat, rated.y_hat)
     assert rated.hyper.shape == (2, 3, 2, 24)
-    mu, sigma = raster.all_parameters(paper_like, CFG, rated.y_hat, rated.hyper)
+    mu, sigma = raster.all_parameters(paper_like, LEVELS, SIGMA_MIN, rated.y_hat, rated.hyper)
     bits = np.asarray(normal_bits(rated.y_hat, mu, sigma))
     # sigma is near its bound in an untrained model: outliers cost what an escape does.
     distance = np.maximum(np.abs(rated.y_hat - mu), 1)
@@ -377,12 +390,14 @@ def test_rate_and_details_of_the_paper_model(paper_like: Arrays) -> None:
         np.testing.assert_array_equal(quiet, np.where(open_part, np.round(mean), y_hat))
 
 
-FAMILIES = [("swin", "raster"), ("pyramid", "raster"), ("swin", "checkerboard")]
+FAMILIES = [(SWIN, RASTER), (PYRAMID, RASTER), (SWIN, CHECKERBOARD)]
 
 
-@pytest.mark.parametrize(("transforms", "context"), FAMILIES)
-def test_every_network_learns(transforms: str, context: str, quick: None) -> None:
-    cfg = config(transforms, context)
+@pytest.mark.parametrize(
+    ("transforms", "entropy"), FAMILIES, ids=["swin", "pyramid", "swin-checkerboard"]
+)
+def test_every_network_learns(transforms: Transforms, entropy: EntropyModel, quick: None) -> None:
+    cfg = config(transforms, entropy)
     model, rng = SicModel(cfg), np.random.default_rng(6)
     # Not the initial values: the zeros among them would shut paths, and so would z_hat = 0.
     params = jax.tree.map(
@@ -409,7 +424,7 @@ def test_every_network_learns(transforms: str, context: str, quick: None) -> Non
         if not np.any(g)
     }
     # The medians have their own loss.
-    assert dead == ({"['prior_z']['quantiles']"} if context == "raster" else set())
+    assert dead == ({"['prior_z']['quantiles']"} if entropy is RASTER else set())
     assert all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
     # Level 3 has no details; what is coded at level 1 is kept.
     np.testing.assert_array_equal(out.y_hat[1], np.round(out.y[1]))
@@ -417,19 +432,11 @@ def test_every_network_learns(transforms: str, context: str, quick: None) -> Non
     assert np.any(out.y_hat[0, ..., 4:] != np.round(out.y[0, ..., 4:]))
 
 
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"level_channels": (4, 5)}, r"level_channels is \(4, 5\); it must be equal for all level"),
-        ({"context": "group"}, "context is 'group'; it must be checkerboard or raster"),
-        ({"transforms": "resnet"}, "transforms is 'resnet'; it must be pyramid or swin"),
-    ],
-)
-def test_validation(fields: dict[str, Any], message: str) -> None:
-    good: dict[str, Any] = {"context": "raster", "level_channels": (4, 4)}
+def test_validation() -> None:
+    message = r"LevelConfig\.channels is \(4, 5\); it must be equal for all levels"
     with pytest.raises(ValueError, match=message):
-        ModelConfig(level_refinements=(0, 0), **(good | fields))
-    with pytest.raises(ValueError, match=r"RasterConfig\.head_width is 0; it must be positive"):
-        RasterConfig(head_width=0)
+        ModelConfig(levels=LevelConfig(channels=(4, 5), refinements=(0, 0)), entropy=RASTER)
+    with pytest.raises(ValueError, match=r"RasterEntropy\.head_width is 0; it must be positive"):
+        RasterEntropy(head_width=0)
     with pytest.raises(ValueError, match=r"synthesis_widths is \(0, 4\); it must be positive"):
-        RasterConfig(synthesis_widths=(0, 4))
+        RasterEntropy(synthesis_widths=(0, 4))

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 
 from sic_jax.model.config import ModelConfig
+from sic_jax.model.levels import LevelConfig
 from sic_jax.model.transforms.swin import (
     PatchMerging,
     SwinAnalysis,
-    SwinConfig,
     SwinSynthesis,
+    SwinTransforms,
     WindowAttention,
     pixel_shuffle,
     regions,
@@ -32,10 +33,8 @@ def config(**swin: Any) -> ModelConfig:
         "mlp_ratio": 2,
     }
     return ModelConfig(
-        level_channels=(4, 4, 4),
-        level_refinements=(0, 0, 0),
-        transforms="swin",
-        swin=SwinConfig(**(fields | swin)),
+        levels=LevelConfig(channels=(4, 4, 4), refinements=(0, 0, 0)),
+        transforms=SwinTransforms(**(fields | swin)),
     )
 
 
@@ -149,7 +148,7 @@ def test_transforms_without_blocks_by_hand() -> None:
     cfg = config(analysis_depths=depths, synthesis_depths=depths)
     rng = np.random.default_rng(4)
     x = rng.random((1, 32, 48, 3)).astype(np.float32)
-    g_a = SwinAnalysis(cfg)
+    g_a = SwinAnalysis(cfg.transforms, 12)
     p = parameters(g_a, x)
     blocks = [x[0, i::2, j::2] for i in (0, 1) for j in (0, 1)]
     h = np.concatenate(blocks, -1) @ p["embed"]["kernel"] + p["embed"]["bias"]
@@ -161,7 +160,7 @@ def test_transforms_without_blocks_by_hand() -> None:
     assert y.shape == (1, 2, 3, 12)
     np.testing.assert_allclose(y[0], layer_norm(h, p["norm"]), atol=1e-4)
     # The last two layers one after the other, with zeros around the wide map.
-    g_s, level = SwinSynthesis(cfg), jnp.ones(1, jnp.int32)
+    g_s, level = SwinSynthesis(cfg.transforms), jnp.ones(1, jnp.int32)
     p = parameters(g_s, y, level)
     h = y[0]
     for k in range(4):
@@ -180,14 +179,14 @@ def test_transforms_without_blocks_by_hand() -> None:
 def test_low_precision_and_recomputation_change_little(quick: None) -> None:
     cfg = config(analysis_depths=(0, 2, 0, 0), synthesis_depths=(0, 0, 0, 0))
     x = np.random.default_rng(5).random((2, 32, 48, 3)).astype(np.float32)
-    p_a = parameters(SwinAnalysis(cfg), x)
+    p_a = parameters(SwinAnalysis(cfg.transforms, 12), x)
     y_hat, level = np.zeros((2, 2, 3, 12), np.float32), np.ones(2, np.int32)
-    p_s = parameters(SwinSynthesis(cfg), y_hat, level)
+    p_s = parameters(SwinSynthesis(cfg.transforms), y_hat, level)
 
     def run(dtype: Any, remat: bool) -> tuple[np.ndarray, np.ndarray, Any]:
         def total(params: Any) -> Any:
-            y = SwinAnalysis(cfg, dtype, remat).apply({"params": params[0]}, x)
-            x_hat = SwinSynthesis(cfg, dtype, remat).apply({"params": params[1]}, y, level)
+            y = SwinAnalysis(cfg.transforms, 12, dtype, remat).apply({"params": params[0]}, x)
+            x_hat = SwinSynthesis(cfg.transforms, dtype, remat).apply({"params": params[1]}, y, level)
             assert isinstance(y, jax.Array)
             assert isinstance(x_hat, jax.Array)
             assert y.dtype == x_hat.dtype == jnp.float32
@@ -221,11 +220,11 @@ def test_low_precision_and_recomputation_change_little(quick: None) -> None:
 def test_recomputation_keeps_less() -> None:
     cfg = config(analysis_depths=(0, 2, 0, 0))
     x = jnp.zeros((1, 32, 48, 3))
-    params = parameters(SwinAnalysis(cfg), x)
+    params = parameters(SwinAnalysis(cfg.transforms, 12), x)
 
     def kept(remat: bool) -> int:
         def backward(p: Any) -> Any:
-            return jax.vjp(lambda q: SwinAnalysis(cfg, None, remat).apply({"params": q}, x), p)[1]
+            return jax.vjp(lambda q: SwinAnalysis(cfg.transforms, 12, None, remat).apply({"params": q}, x), p)[1]
 
         return sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(backward, params)))
 
@@ -233,14 +232,14 @@ def test_recomputation_keeps_less() -> None:
 
 
 def test_no_reach() -> None:
-    assert config().analysis_reach is None
-    assert config().synthesis_reach is None
+    assert config().transforms.analysis_reach is None
+    assert config().transforms.synthesis_reach is None
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"num_heads": 0}, r"SwinConfig\.num_heads is 0; it must be positive"),
+        ({"num_heads": 0}, r"SwinTransforms\.num_heads is 0; it must be positive"),
         (
             {"analysis_widths": (8, 5, 8)},
             r"\(8, 5, 8\); it must be positive multiples of num_heads",
@@ -248,11 +247,11 @@ def test_no_reach() -> None:
         ({"synthesis_widths": (8, 6, 8)}, r"synthesis_widths is \(8, 6, 8\); it must be multiples"),
         ({"synthesis_widths": (8, 0, 8)}, r"synthesis_widths is \(8, 0, 8\); it must be positive"),
         ({"analysis_depths": (1, 2, 65, 1)}, r"analysis_depths is .*; it must be 0 to 64 each"),
-        ({"window": 7}, r"SwinConfig\.window is 7; it must be even, 2 to 64"),
-        ({"mlp_ratio": 0}, r"SwinConfig\.mlp_ratio is 0; it must be positive"),
+        ({"window": 7}, r"SwinTransforms\.window is 7; it must be even, 2 to 64"),
+        ({"mlp_ratio": 0}, r"SwinTransforms\.mlp_ratio is 0; it must be positive"),
         (
             {"num_heads": 8, "analysis_widths": (8, 8, 8), "synthesis_widths": (8, 8, 8)},
-            r"ModelConfig\.num_channels is 12; it must be a multiple of 4 and of swin\.num_heads",
+            r"LevelConfig\.num_channels is 12; it must be a multiple of 4 and of num_heads",
         ),
     ],
 )

@@ -34,12 +34,9 @@ from sic_jax.entropy.range_coder import (
     default_backend,
 )
 from sic_jax.errors import BitstreamError
-from sic_jax.model.entropy_models.checkerboard.detail import temperature_units
-from sic_jax.model.entropy_models.checkerboard.group_coding import CodingPass, Ints, Request, walk
-from sic_jax.model.entropy_models.checkerboard.hyper import HYPER_PATCH, medians
-from sic_jax.model.entropy_models.raster.diagonal_coding import FloatCodingPass
+from sic_jax.model.entropy_models.base import Ints, Request, code_levels, temperature_units
+from sic_jax.model.entropy_models.prior import medians
 from sic_jax.model.sic import SicModel
-from sic_jax.model.transforms.base import PATCH
 
 if TYPE_CHECKING:
     from sic_jax.codec.latent_optimisation import LatentSearch
@@ -89,21 +86,18 @@ class Codec:
           ValueError: If the backend is not known or not installed, or the window too small.
         """
         # Transforms without a reach see pictures whole, whatever the window.
-        reach = max(bundle.cfg.analysis_reach or 0, bundle.cfg.synthesis_reach or 0)
-        if window // PATCH <= 2 * reach:
-            least = (2 * reach + 1) * PATCH
+        cfg, transforms = bundle.cfg, bundle.cfg.transforms
+        reach = max(transforms.analysis_reach or 0, transforms.synthesis_reach or 0)
+        if window // cfg.stride <= 2 * reach:
+            least = (2 * reach + 1) * cfg.stride
             raise ValueError(f"window must be at least {least} for this bundle, got {window}")
-        self._window = window // PATCH
+        self._window = window // cfg.stride
         if coder is not None and coder not in available_backends():
             raise ValueError(f"coder must be one of {available_backends()} here, got {coder!r}")
         self.bundle = bundle
         self.coder = coder or default_backend()
-        self._pass = (
-            FloatCodingPass(bundle.cfg, bundle.params)
-            if bundle.cfg.context == "raster"
-            else CodingPass(bundle.cfg, bundle.entropy)
-        )
-        model = SicModel(bundle.cfg)
+        self._pass = bundle.coding_pass()
+        model, networks = SicModel(cfg), cfg.entropy.networks(cfg.levels)
         self._variables = jax.device_put({"params": bundle.params})
 
         def latents(variables: Any, x: jax.Array) -> jax.Array:
@@ -112,8 +106,8 @@ class Codec:
             return first
 
         def quantise(variables: Any, y: jax.Array) -> tuple[jax.Array, jax.Array]:
-            z: Any = model.apply(variables, y[None], method="hyper_latents")
-            prior: Any = model.apply(variables, method="factorized_params")
+            z: Any = networks.apply(variables, y[None], method="hyper_latents")
+            prior: Any = networks.apply(variables, method="prior")
             z = jnp.round(z[0] - medians(prior))
             return jnp.round(y).astype(jnp.int32), z.astype(jnp.int32)
 
@@ -186,7 +180,7 @@ class Codec:
             num_levels=level,
             seed=seed,
             grain=measure_grain(pixels) if grain is None else grain_units(grain),
-            float_entropy=self._pass.float_entropy,
+            float_entropy=not cfg.entropy.exact,
         )
         y, z, _ = self.encode_latents(
             pixels, level=level, search=search, on_search_step=on_search_step
@@ -200,7 +194,7 @@ class Codec:
             encoders[request.level].encode(values - request.means, request.indices)
             return values
 
-        _, symbols = walk(self._pass.run(hyper, level), encode)
+        _, symbols = code_levels(self._pass.run(hyper, level), encode)
         for k, encoder in encoders.items():
             segments.append(Segment(encoder.finish(), symbols_checksum(symbols[k])))
         return pack(header, segments, Metadata(icc_profile=icc_profile, exif=exif))
@@ -222,16 +216,16 @@ class Codec:
         self._check_level(level, cfg.num_levels)
         if search < 0:
             raise ValueError(f"search must be at least 0 steps, got {search}")
-        padded = pad(check_image(image))
-        y = np.empty((padded.shape[0] // PATCH, padded.shape[1] // PATCH, cfg.num_channels), "f4")
+        padded, stride = pad(check_image(image), cfg.stride), cfg.stride
+        y = np.empty((padded.shape[0] // stride, padded.shape[1] // stride, cfg.num_channels), "f4")
         in_windows(
             partial(self._latents, self._variables),
             padded,
             y,
-            unit_in=PATCH,
+            unit_in=stride,
             unit_out=1,
             limit=self._window,
-            margin=cfg.analysis_reach,
+            margin=cfg.transforms.analysis_reach,
         )
         limit = VALUE_LIMIT // 2
         y_hat, z_hat = (np.asarray(a) for a in self._quantise(self._variables, y))
@@ -248,7 +242,7 @@ class Codec:
         """Imported and made when it is first needed: a decoder has no use for LPIPS and DISTS."""
         from sic_jax.codec.latent_optimisation import LatentSearch
 
-        return LatentSearch(self.bundle.cfg, self._variables["params"])
+        return LatentSearch(self.bundle, self._variables["params"])
 
     def decompress(
         self,
@@ -337,15 +331,16 @@ class Codec:
 
     def _reconstruct(self, y_hat: NDArray[Any], level: Ints) -> Pixels:
         """g_s of latents float32 [h, w, C]: uint8 [16 h, 16 w, 3]."""
-        x_hat = np.empty((y_hat.shape[0] * PATCH, y_hat.shape[1] * PATCH, 3), np.uint8)
+        stride = self.bundle.cfg.stride
+        x_hat = np.empty((y_hat.shape[0] * stride, y_hat.shape[1] * stride, 3), np.uint8)
         in_windows(
             partial(self._synthesise, self._variables, level=level),
             y_hat,
             x_hat,
             unit_in=1,
-            unit_out=PATCH,
+            unit_out=stride,
             limit=self._window,
-            margin=self.bundle.cfg.synthesis_reach,
+            margin=self.bundle.cfg.transforms.synthesis_reach,
         )
         return x_hat
 
@@ -367,7 +362,7 @@ class Codec:
                 f"the file was made with bundle {header.model_id.hex()}; "
                 f"this is bundle {self.bundle.model_id.hex()} ({self.bundle.name})"
             )
-        if header.float_entropy != self._pass.float_entropy:
+        if header.float_entropy == cfg.entropy.exact:
             kinds = ("integers", "floats") if header.float_entropy else ("floats", "integers")
             raise BitstreamError(
                 f"the file's entropy path is in {kinds[1]}, this bundle's in {kinds[0]}"
@@ -385,8 +380,9 @@ class Codec:
             warnings.warn("the file's metadata are damaged and were dropped", stacklevel=3)
         level = container.level if level is None else level
         self._check_level(level, container.level)
-        h, w = -(-header.height // PATCH), -(-header.width // PATCH)
-        z = self._decode_z(container.segments[0], (-(-h // HYPER_PATCH), -(-w // HYPER_PATCH)))
+        h, w = -(-header.height // cfg.stride), -(-header.width // cfg.stride)
+        below = cfg.entropy.hyper_stride
+        z = self._decode_z(container.segments[0], (-(-h // below), -(-w // below)))
         hyper = self._pass.hyper(z, (h, w))
         decoders = {k: self._new_decoder(container.segments[k]) for k in range(1, level + 1)}
 
@@ -396,7 +392,7 @@ class Codec:
         def finish(k: int, symbols: bytes) -> None:
             self._finish(decoders[k], symbols, container.segments[k], f"level {k}")
 
-        y_s, _ = walk(self._pass.run(hyper, level), decode, finish)
+        y_s, _ = code_levels(self._pass.run(hyper, level), decode, finish)
         return Latents(y_s, z, level), hyper
 
     def estimate_bits(self, image: NDArray[np.uint8]) -> EstimatedBits:
@@ -405,7 +401,7 @@ class Codec:
         Raises:
           TypeError, ValueError: As `compress`.
         """
-        z, y = self._estimate(self._variables, pad(check_image(image)))
+        z, y = self._estimate(self._variables, pad(check_image(image), self.bundle.cfg.stride))
         return EstimatedBits(float(z), np.asarray(y, np.float64))
 
     def _check_level(self, level: int, highest: int) -> None:
@@ -424,7 +420,7 @@ class Codec:
         return Segment(encoder.finish(), symbols_checksum(z.astype("<i4").tobytes()))
 
     def _decode_z(self, segment: Segment, shape: tuple[int, int]) -> Ints:
-        full = (*shape, self.bundle.cfg.hyper_channels)
+        full = (*shape, self.bundle.cfg.entropy.hyper_channels)
         decoder = RangeDecoder(self.bundle.tables_z, segment.payload, backend=self.coder)
         z = decoder.decode(_channel_indices(full))
         self._finish(decoder, z.astype("<i4").tobytes(), segment, "z")
@@ -436,7 +432,7 @@ class Codec:
             floats = ", or the float arithmetic here is not the encoder's"
             raise BitstreamError(
                 f"the symbols of {what} do not have their checksum: the data are damaged"
-                + (floats if self._pass.float_entropy else "")
+                + ("" if self.bundle.cfg.entropy.exact else floats)
             )
         decoder.finish()
 

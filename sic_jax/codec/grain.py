@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from sic_jax.codec.container import GRAIN_UNITS, MAX_GRAIN
 from sic_jax.codec.pixels import Pixels
-from sic_jax.model.entropy_models.checkerboard.detail import normal_noise
+from sic_jax.entropy.counter_noise import normal_noise
 
 BLOCK = 16
 CALM, CALM_RATIO, MEASURED_LIMIT = (0.02, 0.1), 1.3, 3.0

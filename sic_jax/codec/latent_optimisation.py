@@ -1,7 +1,7 @@
 """The encoder's search: latents of one picture, changed until its decodings come nearer to it.
 
 g_a finds latents in one pass and has never seen this picture. With the decoder as it is, the
-gradient of a loss of rate, squared error, LPIPS and DISTS (`sic_jax.codec.options.SearchConfig`) with
+gradient of a loss of rate, squared error, LPIPS and DISTS (`sic_jax.codec.options.LatentLossConfig`) with
 respect to the integers says which of them to change. Files of a search are files like others; only
 encoding takes longer.
 
@@ -32,6 +32,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
+from sic_jax.codec.bundle import Bundle
 from sic_jax.codec.windows import spans
 from sic_jax.metrics.convnet import Features, Weights
 from sic_jax.metrics.dists_metric import dists_features, dists_from_features, load_dists_weights
@@ -41,11 +42,9 @@ from sic_jax.metrics.lpips_metric import (
     lpips_features,
     lpips_from_features,
 )
-from sic_jax.model.config import ModelConfig
-from sic_jax.model.levels import refinement_limit, refinement_sources
+from sic_jax.model.levels import LevelConfig, refinement_limit, refinement_sources
 from sic_jax.model.params import Params
 from sic_jax.model.sic import SicModel
-from sic_jax.model.transforms.base import PATCH
 
 WINDOW = 32
 """Positions of a side of what is decoded at once: it bounds the memory."""
@@ -98,16 +97,18 @@ def level_of_step(step: int, level: int) -> int:
 class LatentSearch:
     """The compiled search of one model."""
 
-    def __init__(self, cfg: ModelConfig, params: Params) -> None:
+    def __init__(self, bundle: Bundle, params: Params) -> None:
         """Load the networks of LPIPS and DISTS.
 
         Args:
-          cfg: The model's config.
+          bundle: The model.
           params: Its parameters, better on the device already.
         """
+        cfg = bundle.cfg
         self._cfg = cfg
+        self._loss = bundle.latent_loss
         self._variables = {"params": params}
-        levels, loss = cfg.num_levels, cfg.search
+        levels, loss = cfg.num_levels, bundle.latent_loss
         self._lmbda_dist = np.geomspace(*loss.lmbda_dist, levels).astype(np.float32)
         self._lmbda_perc = np.geomspace(*loss.lmbda_perc, levels).astype(np.float32)
         self._networks = jax.device_put(_Networks(load_alexnet_weights(), load_dists_weights()))
@@ -139,7 +140,7 @@ class LatentSearch:
         out = np.array(y)
         if not steps or min(x.shape[:2]) < MIN_SIZE:
             return np.round(out).astype(np.int32)
-        margin = None if self._cfg.synthesis_reach is None else _MARGIN
+        margin = None if self._cfg.transforms.synthesis_reach is None else _MARGIN
         rows, columns = (spans(n, WINDOW, margin) for n in y.shape[:2])
         windows = list(itertools.product(rows, columns))
         done = itertools.count(1)
@@ -152,7 +153,8 @@ class LatentSearch:
             at = slice(row.start, row.stop), slice(column.start, column.stop)
             keep = np.zeros((1, row.stop - row.start, column.stop - column.start, 1), np.bool_)
             keep[:, row.inside, column.inside] = True
-            pixels = tuple(slice(PATCH * s.start, PATCH * s.stop) for s in at)
+            stride = self._cfg.stride
+            pixels = tuple(slice(stride * s.start, stride * s.stop) for s in at)
             # What windows before this one found is rounded already, and stays so.
             v = self._search(x[pixels], out[at], keep, hyper[:, *at], level, steps, report)
             kept = out[row.keep, column.keep]
@@ -203,7 +205,7 @@ class LatentSearch:
         """The state after step `number`, counted from 1, with or without DISTS in its loss."""
         q = jnp.round(state.v)
         g = jax.grad(self._loss_of)(q, level, target, hyper, variables, networks, dists)
-        return descend(state, g, number, eta, keep, reach, self._cfg)
+        return descend(state, g, number, eta, keep, reach, self._cfg.levels)
 
     def _loss_of(
         self,
@@ -220,19 +222,21 @@ class LatentSearch:
         A window that starts at an odd position takes one half of the checkerboard for the other:
         its bits are not quite those of the file.
         """
-        model: Any = SicModel(self._cfg)
-        bits = model.apply(variables, q, q, hyper, method="level_bits")
+        cfg = self._cfg
+        model: Any = SicModel(cfg)
+        networks: Any = cfg.entropy.networks(cfg.levels)
+        bits = networks.apply(variables, q, q, hyper, method="level_bits")
         temperature = jnp.zeros(1)
         y_hat = model.apply(variables, q, hyper, level, temperature=temperature, method="complete")
         x_hat = model.apply(variables, y_hat, level, method="synthesise")
         coded = jnp.arange(1, self._cfg.num_levels + 1) <= level
-        bpp = jnp.where(coded, bits[0], 0).sum() / (q.shape[1] * q.shape[2] * PATCH**2)
+        bpp = jnp.where(coded, bits[0], 0).sum() / (q.shape[1] * q.shape[2] * self._cfg.stride**2)
         lpips, vgg = networks
         features = lpips_features(x_hat, weights=lpips)
         perceptual = lpips_from_features(target.lpips, features, weights=lpips)
         if dists:
             features = dists_features(x_hat, weights=vgg)
-            share = _DISTS_EVERY * self._cfg.search.lmbda_dists
+            share = _DISTS_EVERY * self._loss.dists_weight
             perceptual += share * dists_from_features(target.dists, features, weights=vgg)
         lmbda_dist, lmbda_perc = jnp.array(self._lmbda_dist), jnp.array(self._lmbda_perc)
         distortion = lmbda_dist[level - 1] * jnp.square(target.x - x_hat).mean()
@@ -247,7 +251,7 @@ def descend(
     eta: jax.Array,
     keep: jax.Array,
     reach: jax.Array,
-    cfg: ModelConfig,
+    levels: LevelConfig,
 ) -> SearchState:
     """One step of v against a gradient.
 
@@ -258,7 +262,7 @@ def descend(
       eta: Its length.
       keep: bool [1, h, w, 1], the positions that move.
       reach: r of each channel, [C].
-      cfg: The model's config.
+      levels: The channels of y.
     """
     q = jnp.round(state.v)
     g = jnp.where(keep, g, 0)
@@ -270,12 +274,12 @@ def descend(
     s = jnp.sqrt(square / (1 - _SQUARES**number))
     move = m / jnp.maximum(s, _TINY) + _RETURN * (state.v - q) / (reach + _LEAST_REACH)
     v = state.v - jnp.where(keep, eta * jnp.clip(move, -_LONGEST, _LONGEST), 0)
-    sources = refinement_sources(cfg)
+    sources = refinement_sources(levels)
     refining = np.flatnonzero(sources >= 0)
     changed = (jnp.round(v) - q)[..., sources[refining]]
     # Beyond its limit a refinement would cost an escape, for the sake of one of its steps.
-    limit = refinement_limit(cfg) + 0.49
-    refined = v[..., refining] - cfg.refine_factor * changed
+    limit = refinement_limit(levels) + 0.49
+    refined = v[..., refining] - levels.refine_factor * changed
     v = v.at[..., refining].set(jnp.clip(refined, -limit, limit))
     return SearchState(v, mean, square)
 

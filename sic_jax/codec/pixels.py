@@ -3,8 +3,6 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from sic_jax.model.transforms.base import PATCH
-
 Pixels = NDArray[np.uint8]
 
 
@@ -23,9 +21,9 @@ def check_image(image: NDArray[np.uint8]) -> Pixels:
     return image if image.ndim == 3 else np.repeat(image[..., None], 3, axis=2)
 
 
-def pad(pixels: Pixels) -> Pixels:
-    """Repeat the last row and column up to multiples of 16."""
-    widths = ((0, -pixels.shape[0] % PATCH), (0, -pixels.shape[1] % PATCH), (0, 0))
+def pad(pixels: Pixels, stride: int) -> Pixels:
+    """Repeat the last row and column up to multiples of `stride`."""
+    widths = ((0, -pixels.shape[0] % stride), (0, -pixels.shape[1] % stride), (0, 0))
     return np.pad(pixels, widths, mode="edge")
 
 

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from numpy.typing import NDArray
 
 from sic_jax.model.config import ModelConfig
+from sic_jax.model.transforms.swin import SwinTransforms
 
 
 class Source(NamedTuple):
@@ -84,16 +85,18 @@ def _blocks(path: str, key: str, depth: int) -> dict[str, Source]:
 
 def parameter_sources(cfg: ModelConfig) -> dict[str, Source]:
     """Where each parameter of a converted model comes from, by its path."""
+    transforms = cfg.transforms
+    assert isinstance(transforms, SwinTransforms)
     s = _pair("g_a/embed", "ga.patch_embed.proj", _linear)
     s["g_a/embed/kernel"] = _embedding("ga.patch_embed.proj.weight")
     s |= _norm("g_a/embed_norm", "ga.patch_embed.norm") | _norm("g_a/norm", "ga.norm")
-    for k, depth in enumerate(cfg.swin.analysis_depths):
+    for k, depth in enumerate(transforms.analysis_depths):
         s |= _blocks(f"g_a/stage_{k}", f"ga.layers.{k}", depth)
         if k > 0:
             path, key = f"g_a/merge_{k}", f"ga.layers.{k}.downsample"
             s |= _norm(f"{path}/norm", f"{key}.norm")
             s[f"{path}/reduction/kernel"] = _linear(f"{key}.reduction.weight")
-    for k, depth in enumerate(cfg.swin.synthesis_depths):
+    for k, depth in enumerate(transforms.synthesis_depths):
         s |= _blocks(f"g_s/stage_{k}", f"gs.layers.{k}", depth)
         key = f"gs.layers.{k}.upsample"
         s |= _norm(f"g_s/split_norm_{k}", f"{key}.norm")

@@ -1,6 +1,6 @@
 """The authors' PyTorch checkpoints: their parameters under this package's names.
 
-The published network is the model with `transforms="swin"` and `context="raster"`. Conversion
+The published network is the model with the transforms `swin` and the entropy model `raster`. Conversion
 reorders axes (`sic_jax.importers.paper_names`) and changes no value.
 """
 
@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 
 from sic_jax.importers.paper_names import parameter_sources
 from sic_jax.model.config import ModelConfig
-from sic_jax.model.entropy_models.raster.raster import RasterConfig
+from sic_jax.model.entropy_models.raster.raster import RasterEntropy
+from sic_jax.model.levels import LevelConfig
 from sic_jax.model.params import Params, flatten_params, param_shapes, unflatten_params
-from sic_jax.model.transforms.swin import SwinConfig
+from sic_jax.model.transforms.swin import SwinTransforms
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -74,13 +75,8 @@ def infer_config(state_dict: Arrays) -> ModelConfig:
         raise ValueError(f"entropy_parameters.layer.0.weight tells {levels} levels, not 1 to 64")
     h_a = shape("ha.4.weight", 4)
     return ModelConfig(
-        level_channels=(size,) * levels,
-        level_refinements=(0,) * levels,
-        transforms="swin",
-        context="raster",
-        hyper_channels=h_a[0],
-        temperature=1.0,
-        swin=SwinConfig(
+        levels=LevelConfig(channels=(size,) * levels, refinements=(0,) * levels),
+        transforms=SwinTransforms(
             analysis_widths=(shape("ga.patch_embed.proj.weight", 4)[0], merges[0], merges[1]),
             analysis_depths=depths("ga"),
             synthesis_widths=(splits[0], splits[1], splits[2]),
@@ -89,11 +85,13 @@ def infer_config(state_dict: Arrays) -> ModelConfig:
             window=(round(table[0] ** 0.5) + 1) // 2,
             mlp_ratio=fc1[0] // max(fc1[1], 1),
         ),
-        raster=RasterConfig(
+        entropy=RasterEntropy(
+            hyper_channels=h_a[0],
             analysis_width=h_a[1],
             synthesis_widths=(shape("hs.0.weight", 4)[1], shape("hs.2.weight", 4)[1]),
             head_width=shape("entropy_parameters.layer.0.weight", 4)[0] // levels,
         ),
+        temperature=1.0,
     )
 
 

@@ -6,32 +6,84 @@ residual of an earlier channel, so that low levels quantise coarsely and high le
 `level` may be a traced integer or an array of one level an image.
 """
 
+from dataclasses import dataclass
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
 from sic_jax.entropy.distributions import ste_round
-from sic_jax.model.config import ModelConfig
+from sic_jax.fields import MAX_WIDTH, may_change, require
 
 
-def channel_levels(cfg: ModelConfig) -> NDArray[np.int32]:
+@dataclass(frozen=True, kw_only=True)
+class LevelConfig:
+    """The channels of y, cut into levels."""
+
+    channels: tuple[int, ...] = (5, 3, 4, 5, 7, 8, 10, 10, 12, 14, 16, 18, 20, 24, 24, 28)
+    """Channels that each level adds. Their number is L, their sum the channels of y."""
+    refinements: tuple[int, ...] = (0, 0, 0, 0, 0, 0, 0, 0, 0, 6, 6, 6, 6, 8, 8, 8)
+    """How many of a level's channels refine earlier ones: they carry `refine_factor` times the
+    rounding residual of the first channels that are not refined yet."""
+    refine_factor: int = 3
+    """Steps into which a refinement channel cuts one quantisation step."""
+    deadzone: float = may_change(0.0, on="init_from")
+    """By how much of a step the encoder brings channels that are never refined nearer to 0 before
+    it rounds them."""
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        lc, lr = self.channels, self.refinements
+        require(0 < len(lc) <= 64, self, "channels", lc, "a tuple of 1 to 64 channel counts")
+        ok = all(c > 0 for c in lc) and sum(lc) <= MAX_WIDTH
+        allowed = f"positive everywhere, {MAX_WIDTH} in all at most"
+        require(ok, self, "channels", lc, allowed)
+        ok = len(lr) == len(lc) and all(0 <= r <= c for r, c in zip(lr, lc, strict=True))
+        require(ok, self, "refinements", lr, f"{len(lc)} counts, each at most its level's")
+        base = 0
+        refined = 0
+        for c, r in zip(lc, lr, strict=True):
+            refined += r
+            require(refined <= base, self, "refinements", lr, "of channels of earlier levels")
+            base += c - r
+        factor = self.refine_factor
+        require(2 <= factor <= 64, self, "refine_factor", factor, "at least 2, at most 64")
+        require(0 <= self.deadzone < 0.5, self, "deadzone", self.deadzone, "in [0, 0.5)")
+
+    @property
+    def num_levels(self) -> int:
+        """L."""
+        return len(self.channels)
+
+    @property
+    def num_channels(self) -> int:
+        """Channels of y, refinements included."""
+        return sum(self.channels)
+
+    @property
+    def num_base_channels(self) -> int:
+        """Channels that g_a yields."""
+        return self.num_channels - sum(self.refinements)
+
+
+def channel_levels(cfg: LevelConfig) -> NDArray[np.int32]:
     """Level (1-based) of each channel of y: int32 [C], non-decreasing."""
     levels = np.arange(1, cfg.num_levels + 1, dtype=np.int32)
-    return np.repeat(levels, np.array(cfg.level_channels))
+    return np.repeat(levels, np.array(cfg.channels))
 
 
-def level_starts(cfg: ModelConfig) -> NDArray[np.int32]:
+def level_starts(cfg: LevelConfig) -> NDArray[np.int32]:
     """First channel of each level and, last, C: int32 [L + 1]."""
-    return np.concatenate([[0], np.cumsum(cfg.level_channels)]).astype(np.int32)
+    return np.concatenate([[0], np.cumsum(cfg.channels)]).astype(np.int32)
 
 
-def refinement_sources(cfg: ModelConfig) -> NDArray[np.int32]:
+def refinement_sources(cfg: LevelConfig) -> NDArray[np.int32]:
     """For each channel of y the channel that it refines, or -1: int32 [C]."""
     sources: list[int] = []
     base: list[int] = []
     refined = 0
-    for count, refinements in zip(cfg.level_channels, cfg.level_refinements, strict=True):
+    for count, refinements in zip(cfg.channels, cfg.refinements, strict=True):
         sources += base[refined : refined + refinements]
         refined += refinements
         new = range(len(sources), len(sources) + count - refinements)
@@ -40,12 +92,12 @@ def refinement_sources(cfg: ModelConfig) -> NDArray[np.int32]:
     return np.array(sources, dtype=np.int32)
 
 
-def refinement_limit(cfg: ModelConfig) -> int:
+def refinement_limit(cfg: LevelConfig) -> int:
     """Largest magnitude of a refinement symbol: half of `refine_factor`, rounded down."""
     return cfg.refine_factor // 2
 
 
-def add_refinements(y_base: jax.Array, cfg: ModelConfig) -> jax.Array:
+def add_refinements(y_base: jax.Array, cfg: LevelConfig) -> jax.Array:
     """Spread g_a's channels [..., C_base] to y [..., C] and fill in the refinement channels.
 
     A refinement channel is ``refine_factor * (y_c - round(y_c))`` of its source c. `shrink` has
@@ -70,7 +122,7 @@ def shrink(y: jax.Array, deadzone: float) -> jax.Array:
     return y - 2 * deadzone * jnp.clip(y, -0.5, 0.5)
 
 
-def level_mask(level: jax.Array | int, cfg: ModelConfig) -> jax.Array:
+def level_mask(level: jax.Array | int, cfg: LevelConfig) -> jax.Array:
     """Which channels are coded at `level`: bool [C], or [B, 1, 1, C] for levels of shape [B]."""
     level = jnp.asarray(level)
     if level.ndim:
@@ -79,7 +131,7 @@ def level_mask(level: jax.Array | int, cfg: ModelConfig) -> jax.Array:
 
 
 def split_latents(
-    y: jax.Array, level: jax.Array | int, cfg: ModelConfig
+    y: jax.Array, level: jax.Array | int, cfg: LevelConfig
 ) -> tuple[jax.Array, jax.Array]:
     """Split y [..., C] into (y_s, y_eps), each of y's shape with zeros in the other's channels.
 
@@ -90,7 +142,7 @@ def split_latents(
 
 
 def merge_latents(
-    y_s: jax.Array, y_eps: jax.Array, level: jax.Array | int, cfg: ModelConfig
+    y_s: jax.Array, y_eps: jax.Array, level: jax.Array | int, cfg: LevelConfig
 ) -> jax.Array:
     """The inverse of `split_latents`: channels of `level` from y_s, the others from y_eps."""
     return jnp.where(level_mask(level, cfg), y_s, y_eps)

@@ -6,13 +6,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 from numpy.typing import NDArray
 
 from sic_jax.model.config import ModelConfig
-from sic_jax.model.entropy_models.checkerboard.context import EntropyLayers
 from sic_jax.model.sic import SicModel
-
-Params = dict[str, Any]
+from sic_jax.model.transforms.base import Params
 
 
 def init_params(cfg: ModelConfig, *, seed: int, model: type[SicModel] = SicModel) -> Params:
@@ -30,11 +29,12 @@ def param_shapes(cfg: ModelConfig) -> Params:
 
 def _initialiser(cfg: ModelConfig, kind: type[SicModel]) -> Callable[[jax.Array], Params]:
     model = kind(cfg)
-    x = jnp.zeros((1, 64, 64, 3))
+    side = cfg.entropy.hyper_stride * cfg.stride
+    x = jnp.zeros((1, side, side, 3))
     level = jnp.ones((1,), jnp.int32)
 
     def init(key: jax.Array) -> Params:
-        return dict(model.init(key, x, level, method="touch")["params"])
+        return dict(model.init(key, x, level, method="initialise")["params"])
 
     return init
 
@@ -55,27 +55,15 @@ def check_params(cfg: ModelConfig, leaves: Mapping[str, NDArray[Any]]) -> None:
             raise ValueError(f"parameter {path} has shape {leaf.shape}, not {wanted[path]}")
 
 
-def entropy_layers(cfg: ModelConfig, params: Params) -> EntropyLayers:
-    """Integers of the entropy networks of a model with float parameters."""
-    layers: Any = SicModel(cfg).apply({"params": params}, method="entropy_layers")
-    return dict(layers)
-
-
 def flatten_params(params: Params) -> dict[str, Any]:
     """Leaves of a parameter tree by path, such as ``g_a/Conv_0/kernel``."""
-    leaves = jax.tree_util.tree_flatten_with_path(params)[0]
-    return {"/".join(str(p.key) for p in path): leaf for path, leaf in leaves}
+    leaves: dict[str, Any] = flatten_dict(params, sep="/")
+    return leaves
 
 
 def unflatten_params(leaves: Mapping[str, Any]) -> Params:
     """The inverse of `flatten_params`."""
-    params: Params = {}
-    for path, leaf in leaves.items():
-        *parents, name = path.split("/")
-        node = params
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[name] = leaf
+    params: Params = unflatten_dict(leaves, sep="/")
     return params
 
 

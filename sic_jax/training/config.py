@@ -21,7 +21,7 @@ class TrainConfig:
     batch_size: int = 8
     """Images a step, over all devices of all hosts."""
     crop_size: int = 128
-    """Side of the square crops in pixels; a multiple of 16."""
+    """Side of the square crops in pixels; a multiple of the transforms' stride, 16."""
     seed: int = 0
     learning_rate: float = 5e-4
     """Peak, after a linear warm-up."""
@@ -30,8 +30,9 @@ class TrainConfig:
     warmup_steps: int = 100
     weight_decay: float = 0.0
     """Of AdamW, on all parameters."""
-    quantile_learning_rate: float = 1e-3
-    """Of the quantiles of z's prior, where the model has them (context `raster`)."""
+    auxiliary_learning_rate: float = 1e-3
+    """Of the parameters that learn from the entropy model's auxiliary loss, where it has one (the
+    quantiles of z's prior in `raster`)."""
     clip_norm: float = 1.0
     ema_decay: float = 0.999
     """Of the average of the parameters; 0: the parameters themselves are evaluated and shipped."""
@@ -65,10 +66,11 @@ class TrainConfig:
         """Check the fields."""
         for name in ("steps", "batch_size", "log_every", "save_every", "keep_last", "accumulate"):
             require(getattr(self, name) > 0, self, name, getattr(self, name), "positive")
-        ok = self.crop_size > 0 and self.crop_size % 16 == 0
-        require(ok, self, "crop_size", self.crop_size, "a positive multiple of 16")
+        stride = self.model.stride
+        ok = self.crop_size > 0 and self.crop_size % stride == 0
+        require(ok, self, "crop_size", self.crop_size, f"a positive multiple of {stride}")
         require(0 <= self.ema_decay < 1, self, "ema_decay", self.ema_decay, "in [0, 1)")
-        for name in ("learning_rate", "clip_norm", "quantile_learning_rate", "eval_images"):
+        for name in ("learning_rate", "clip_norm", "auxiliary_learning_rate", "eval_images"):
             require(getattr(self, name) > 0, self, name, getattr(self, name), "positive")
         for name in ("seed", "weight_decay", "eval_every"):
             require(getattr(self, name) >= 0, self, name, getattr(self, name), "at least 0")

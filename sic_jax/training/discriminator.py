@@ -20,7 +20,6 @@ import jax.numpy as jnp
 from sic_jax.fields import require
 from sic_jax.model.config import ModelConfig
 from sic_jax.model.levels import level_mask
-from sic_jax.model.transforms.base import PATCH
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,9 +64,9 @@ class Discriminator(nn.Module):
           level: int [N], 1 to L.
           update_stats: Take a step of the power iteration; `batch_stats` must be mutable.
         """
-        y_s = jnp.where(level_mask(level, self.model), jax.lax.stop_gradient(y_hat), 0)
+        y_s = jnp.where(level_mask(level, self.model.levels), jax.lax.stop_gradient(y_hat), 0)
         condition = self._condition(y_s, level)
-        h = jnp.concatenate([x, _repeat(condition, PATCH)], axis=-1)
+        h = jnp.concatenate([x, _repeat(condition, self.model.stride)], axis=-1)
         normal = nn.initializers.kaiming_normal()
         for features in self.cfg.features:
             conv = nn.Conv(features, (4, 4), strides=2, padding=1, kernel_init=normal)
@@ -99,7 +98,7 @@ def _level_kernels(model: ModelConfig) -> nn.initializers.Initializer:
     """Kaiming-normal kernels whose fan-in is the number of channels that their level reads."""
 
     def init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
-        read = jnp.cumsum(jnp.array(model.level_channels))
+        read = jnp.cumsum(jnp.array(model.levels.channels))
         scale = jnp.sqrt(2 / (9 * read)).astype(dtype)
         return scale[:, None, None, None, None] * jax.random.normal(key, shape, dtype)
 

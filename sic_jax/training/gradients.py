@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from sic_jax.entropy.distributions import quantile_loss
 from sic_jax.model.noise import split_keys
 from sic_jax.model.params import Params
 from sic_jax.model.sic import SicModel
@@ -81,6 +80,7 @@ def make_loss(
     """
     dtype = jnp.bfloat16 if cfg.compute_dtype == "bfloat16" else None
     model: Any = kind(cfg.model, dtype, remat=cfg.remat)
+    networks = cfg.model.entropy.networks(cfg.model.levels)
     loss_cfg = cfg.loss
 
     def decode(
@@ -153,14 +153,13 @@ def make_loss(
             again = model.apply(
                 {"params": params}, jnp.clip(_flat(x_hat), 0, 1), method="latents"
             ).reshape(y_hat.shape)
-            consistency = consistency_terms(again, y_hat, plan.level, cfg.model)
+            consistency = consistency_terms(again, y_hat, plan.level, cfg.model.levels)
             compared = compared._replace(consistency=consistency)
         loss, terms = svi_loss(compared, plan, loss_cfg)
-        if cfg.model.context == "raster":
-            prior = model.apply({"params": params}, method="factorized_params")
-            distance = quantile_loss(prior)
-            loss += distance
-            terms["quantiles"] = (distance * len(rows), jnp.float32(len(rows)))
+        auxiliary: Any = networks.apply({"params": params}, method="auxiliary_loss")
+        if auxiliary is not None:
+            loss += auxiliary
+            terms["auxiliary"] = (auxiliary * len(rows), jnp.float32(len(rows)))
         terms["bpp_z"] = (rated.bits_z.sum() / pixels, jnp.float32(len(rows)))
         return loss, (terms, decoded)
 

@@ -28,10 +28,7 @@ import sic_jax
 from sic_jax.data.batches import batches
 from sic_jax.data.sources import Source, sample_patches
 from sic_jax.fields import from_dict, to_dict
-from sic_jax.model.levels import refinement_sources
 from sic_jax.model.params import Params, init_params
-from sic_jax.model.transforms.base import PATCH
-from sic_jax.model.transforms.pyramid import with_klt
 from sic_jax.training.checkpoints import (
     BEST,
     Checkpoint,
@@ -71,14 +68,13 @@ class HeldOut(Protocol):
 
 
 def initial_params(cfg: TrainConfig, source: Source) -> Params:
-    """Parameters of a run from scratch: random networks, linear branches (if any) the KLT."""
-    model = cfg.model
-    params = init_params(model, seed=cfg.seed)
-    if model.transforms != "pyramid":
-        return params
-    patches = sample_patches(source, PATCH, _PATCHES_PER_IMAGE, seed=cfg.seed)
-    sources, factor = refinement_sources(model), model.refine_factor
-    return with_klt(params, model.pyramid, patches, sources=sources, refine_factor=factor)
+    """Parameters of a run from scratch: random, and what the transforms make of patches."""
+
+    def patches(size: int) -> NDArray[np.float32]:
+        return sample_patches(source, size, _PATCHES_PER_IMAGE, seed=cfg.seed)
+
+    params = init_params(cfg.model, seed=cfg.seed)
+    return cfg.model.transforms.start(params, cfg.model.levels, patches)
 
 
 def train(

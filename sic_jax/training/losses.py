@@ -45,8 +45,7 @@ from sic_jax.fields import require
 from sic_jax.metrics.convnet import Features, Weights
 from sic_jax.metrics.dists_metric import dists_features, dists_from_features, load_dists_weights
 from sic_jax.metrics.lpips_metric import load_alexnet_weights, lpips_features, lpips_from_features
-from sic_jax.model.config import ModelConfig
-from sic_jax.model.levels import level_mask
+from sic_jax.model.levels import LevelConfig, level_mask
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,7 +192,7 @@ def balance_term(bits_y: jax.Array, pixels: int) -> jax.Array:
 
 
 def consistency_terms(
-    y_again: jax.Array, y_hat: jax.Array, level: jax.Array, cfg: ModelConfig
+    y_again: jax.Array, y_hat: jax.Array, level: jax.Array, levels: LevelConfig
 ) -> tuple[jax.Array, jax.Array]:
     """Latent consistency of R decodings: (synonymous, details), [R, B] each.
 
@@ -201,7 +200,7 @@ def consistency_terms(
       y_again: g_a of the reconstructions, [R, B, h, w, C].
       y_hat: What g_s saw, of the same shape: y_s, and drawn details above the level.
       level: int [R, B].
-      cfg: Of the model.
+      levels: Of the model.
 
     Returns:
       Mean squared differences over the channels up to `level`, and over those above it (0 where
@@ -209,7 +208,7 @@ def consistency_terms(
     """
     flat = level.reshape(-1)
     error = jnp.square(y_again - y_hat).reshape(-1, *y_hat.shape[2:])
-    known = level_mask(flat, cfg)
+    known = level_mask(flat, levels)
     positions = error.shape[1] * error.shape[2]
 
     def mean(mask: jax.Array) -> jax.Array:

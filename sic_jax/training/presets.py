@@ -21,7 +21,11 @@ from collections.abc import Callable
 
 from sic_jax.data.crops import DataConfig
 from sic_jax.model.config import ModelConfig
-from sic_jax.model.transforms.pyramid import PyramidConfig
+from sic_jax.model.entropy_models.checkerboard.checkerboard import CheckerboardEntropy
+from sic_jax.model.entropy_models.raster.raster import RasterEntropy
+from sic_jax.model.levels import LevelConfig
+from sic_jax.model.transforms.pyramid import PyramidTransforms
+from sic_jax.model.transforms.swin import SwinTransforms
 from sic_jax.training.config import TrainConfig
 from sic_jax.training.losses import LossConfig
 
@@ -61,11 +65,11 @@ def geometric_loss(
 def default_model() -> ModelConfig:
     """The architecture of the default bundle."""
     return ModelConfig(
-        deadzone=0.1,
-        hyper_channels=48,
-        hyper_width=128,
-        context_width=48,
-        head_width=128,
+        levels=LevelConfig(deadzone=0.1),
+        transforms=PyramidTransforms(),
+        entropy=CheckerboardEntropy(
+            hyper_channels=48, hyper_width=128, context_width=48, head_width=128
+        ),
     )
 
 
@@ -93,11 +97,9 @@ def paper_model() -> ModelConfig:
     512 channels of y in 16 levels of 32; details are drawn uniformly around the hyper mean.
     """
     return ModelConfig(
-        level_channels=(32,) * 16,
-        level_refinements=(0,) * 16,
-        transforms="swin",
-        context="raster",
-        hyper_channels=384,
+        levels=LevelConfig(channels=(32,) * 16, refinements=(0,) * 16),
+        transforms=SwinTransforms(),
+        entropy=RasterEntropy(hyper_channels=384),
         temperature=1.0,
     )
 
@@ -190,7 +192,7 @@ def paper() -> TrainConfig:
         decay="constant",
         warmup_steps=0,
         weight_decay=5e-5,
-        quantile_learning_rate=1e-3,
+        auxiliary_learning_rate=1e-3,
         clip_norm=0.5,
         ema_decay=0.0,
         save_every=2000,
@@ -218,16 +220,13 @@ def smoke() -> TrainConfig:
     Result: pictures that can be told apart, no more.
     """
     model = ModelConfig(
-        level_channels=(2, 2, 4),
-        level_refinements=(0, 0, 2),
-        pyramid=PyramidConfig(
+        levels=LevelConfig(channels=(2, 2, 4), refinements=(0, 0, 2)),
+        transforms=PyramidTransforms(
             widths=(8, 8, 8, 8), analysis_depths=(1, 1, 1, 1), synthesis_depths=(1, 1, 1, 1)
         ),
-        hyper_channels=2,
-        hyper_width=8,
-        context_width=4,
-        anchor_width=4,
-        head_width=8,
+        entropy=CheckerboardEntropy(
+            hyper_channels=2, hyper_width=8, context_width=4, anchor_width=4, head_width=8
+        ),
     )
     return TrainConfig(
         model=model,

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import optax
 
 from sic_jax.model.params import Params, flatten_params, unflatten_params
-from sic_jax.model.transforms.base import PATCH
 from sic_jax.training.config import TrainConfig
 from sic_jax.training.discriminator import Discriminator
 
@@ -57,9 +56,9 @@ def is_trained(params: Params, cfg: TrainConfig) -> Params:
 def make_optimizer(cfg: TrainConfig) -> optax.GradientTransformation:
     """AdamW with clipping, warm-up and decay of the rate.
 
-    The linear branches learn ten times slower, and quantiles of z's prior by an optimiser of their
-    own at a constant rate, as their loss has nothing to do with the others. What does not learn
-    (`is_trained`) has no moments.
+    The transforms may scale the rate of a parameter. The entropy model's auxiliary parameters have
+    an optimiser of their own at a constant rate, as their loss has nothing to do with the others.
+    What does not learn (`is_trained`) has no moments.
     """
     if cfg.decay == "cosine":
         schedule = optax.warmup_cosine_decay_schedule(
@@ -70,17 +69,21 @@ def make_optimizer(cfg: TrainConfig) -> optax.GradientTransformation:
             0.0 if cfg.warmup_steps else cfg.learning_rate, cfg.learning_rate, cfg.warmup_steps
         )
 
-    def is_linear(params: Params) -> Any:
-        def check(path: tuple[Any, ...], _: Any) -> bool:
-            return path[-1].key == "linear" and path[0].key in ("g_a", "g_s")
+    def scaled(updates: Params, _: Params | None = None) -> Params:
+        def scale(path: tuple[Any, ...], update: jax.Array) -> jax.Array:
+            factor = cfg.model.transforms.learning_rate_scale("/".join(p.key for p in path))
+            return update if factor == 1 else factor * update
 
-        return jax.tree_util.tree_map_with_path(check, params)
+        of_parameters: Params = jax.tree_util.tree_map_with_path(scale, updates)
+        return of_parameters
 
     def labels(params: Params) -> Any:
+        auxiliary = cfg.model.entropy.auxiliary_params
+
         def label(path: tuple[Any, ...], learns: bool) -> str:
             if not learns:
                 return "fixed"
-            return "quantiles" if path[-1].key == "quantiles" else "networks"
+            return "auxiliary" if path[-1].key in auxiliary else "networks"
 
         return jax.tree_util.tree_map_with_path(label, is_trained(params, cfg))
 
@@ -88,11 +91,11 @@ def make_optimizer(cfg: TrainConfig) -> optax.GradientTransformation:
         optax.clip_by_global_norm(cfg.clip_norm),
         optax.scale_by_adam(),
         optax.add_decayed_weights(cfg.weight_decay) if cfg.weight_decay else optax.identity(),
-        optax.masked(optax.scale(0.1), is_linear),
+        optax.stateless(scaled),
         optax.scale_by_learning_rate(schedule),
     )
-    quantiles = optax.adamw(cfg.quantile_learning_rate, weight_decay=cfg.weight_decay)
-    transforms = {"networks": networks, "quantiles": quantiles}
+    auxiliary = optax.adamw(cfg.auxiliary_learning_rate, weight_decay=cfg.weight_decay)
+    transforms = {"networks": networks, "auxiliary": auxiliary}
     if cfg.train_only:
         transforms["fixed"] = optax.set_to_zero()
     return optax.multi_transform(transforms, labels)
@@ -118,7 +121,7 @@ def _new_discriminator(cfg: TrainConfig) -> DiscriminatorState:
     network = Discriminator(cfg.discriminator, cfg.model)
 
     def init(key: jax.Array) -> Any:
-        side = 4 * PATCH
+        side = 4 * cfg.model.stride
         x = jnp.zeros((1, side, side, 3))
         y_hat = jnp.zeros((1, 4, 4, cfg.model.num_channels))
         return network.init(key, x, y_hat, jnp.ones((1,), jnp.int32), update_stats=False)

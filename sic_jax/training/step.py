@@ -140,9 +140,9 @@ def _update_discriminator(
 def spectral_step(cfg: TrainConfig, params: Params, batch_stats: Params) -> Params:
     """A step of the power iteration: it depends on the kernels only, not on pictures."""
     network = Discriminator(cfg.discriminator, cfg.model)
-    side = 64
+    side = 4 * cfg.model.stride
     x = jnp.zeros((1, side, side, 3))
-    y_hat = jnp.zeros((1, side // 16, side // 16, cfg.model.num_channels))
+    y_hat = jnp.zeros((1, 4, 4, cfg.model.num_channels))
     _, changed = network.apply(
         {"params": params, "batch_stats": batch_stats},
         x,

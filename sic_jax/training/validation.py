@@ -19,7 +19,6 @@ from sic_jax.evaluation.measurer import METRICS, Metric
 from sic_jax.model.config import ModelConfig
 from sic_jax.model.params import Params
 from sic_jax.model.sic import SicModel
-from sic_jax.model.transforms.base import PATCH
 from sic_jax.training.batch_grain import add_grain, measure_grain
 from sic_jax.training.losses import Compared, Decodings, LossConfig, rate_terms, svi_loss
 from sic_jax.training.parallel import AXIS, replicate, shard_rows
@@ -87,7 +86,7 @@ def make_evaluate(
     own = _own_rows(mesh, batch_size)
 
     def evaluate(params: Params, images: Pixels) -> dict[str, float]:
-        _check_images(images)
+        _check_images(images, cfg.stride)
         params, total = replicate(params, mesh), None
         for start in range(0, len(images), batch_size):
             at = np.arange(start, start + batch_size)[own]
@@ -203,10 +202,10 @@ def _own_rows(mesh: Mesh, batch_size: int) -> slice:
     return slice(own[0] * share, (own[-1] + 1) * share)
 
 
-def _check_images(images: Pixels) -> None:
+def _check_images(images: Pixels, stride: int) -> None:
     if images.dtype != np.uint8:
         raise ValueError(f"need images of type uint8, got {images.dtype}")
     if images.ndim != 4 or images.shape[-1] != 3 or 0 in images.shape:
         raise ValueError(f"need images [N, H, W, 3], got {images.shape}")
-    if images.shape[1] % PATCH or images.shape[2] % PATCH:
-        raise ValueError(f"sides must be multiples of {PATCH}, got {images.shape[1:3]}")
+    if images.shape[1] % stride or images.shape[2] % stride:
+        raise ValueError(f"sides must be multiples of {stride}, got {images.shape[1:3]}")

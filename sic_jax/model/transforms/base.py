@@ -1,33 +1,89 @@
-"""What the families of transforms share: the size of a patch, and maps cut into patches and back.
+"""What a family of transforms is: a config that builds g_a and g_s."""
 
-Images are NHWC, [0, 1], sides a multiple of 16.
-"""
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
-import jax
-import jax.numpy as jnp
+import flax.linen as nn
+import numpy as np
+from jax.typing import DTypeLike
+from numpy.typing import NDArray
 
-PATCH = 16
-"""Pixels of an image a latent position covers in each direction."""
+from sic_jax.fields import Family
+from sic_jax.model.levels import LevelConfig
 
-
-def space_to_depth(x: jax.Array, block: int) -> jax.Array:
-    """[B, H, W, C] to [B, H/block, W/block, block*block*C]."""
-    b, h, w, c = x.shape
-    x = x.reshape(b, h // block, block, w // block, block, c)
-    return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, h // block, w // block, block * block * c)
-
-
-def depth_to_space(x: jax.Array, block: int) -> jax.Array:
-    """The inverse of `space_to_depth`."""
-    b, h, w, c = x.shape
-    x = x.reshape(b, h, w, block, block, c // (block * block))
-    return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, h * block, w * block, -1)
+Params = dict[str, Any]
+"""A tree of arrays under the paper's symbols: ``{"g_a": ..., "h_s": ...}``."""
 
 
-def log_compress(y: jax.Array) -> jax.Array:
-    """sign(y) log(1 + |y|): keeps the large first components from swamping a network."""
-    # Not with jnp.sign and jnp.abs: their derivatives at 0 would stop the gradient of every zero
-    # symbol, where it is 1.
-    negative = y < 0
-    size = jnp.log1p(jnp.where(negative, -y, y))
-    return jnp.where(negative, -size, size)
+@dataclass(frozen=True, kw_only=True)
+class Transforms(Family, ABC):
+    """Analysis g_a and synthesis g_s.
+
+    Images are NHWC in [0, 1], with sides that are multiples of `stride`. Parameters and results are
+    float32; `dtype` is what features are computed in.
+    """
+
+    stride: ClassVar[int]
+    """Pixels that a latent position covers in each direction."""
+
+    @abstractmethod
+    def analysis(
+        self, levels: LevelConfig, dtype: DTypeLike | None = None, remat: bool = False
+    ) -> nn.Module:
+        """g_a: a module of images [B, H, W, 3].
+
+        Its result is [B, H/stride, W/stride, levels.num_base_channels], unquantised.
+
+        Args:
+            levels: The channels of y.
+            dtype: Of features.
+            remat: Whether gradients compute the features again instead of keeping them.
+        """
+
+    @abstractmethod
+    def synthesis(
+        self, levels: LevelConfig, dtype: DTypeLike | None = None, remat: bool = False
+    ) -> nn.Module:
+        """g_s: a module of y_hat [B, h, w, levels.num_channels] and levels int [B], 1-based.
+
+        Its result is [B, stride * h, stride * w, 3], not clipped. Arguments are as for `analysis`.
+        """
+
+    @property
+    def analysis_reach(self) -> int | None:
+        """Latent positions beyond its own that a latent depends on; None: on the whole picture."""
+        return None
+
+    @property
+    def synthesis_reach(self) -> int | None:
+        """Latent positions beyond its own that a pixel depends on; None: on all of them."""
+        return None
+
+    def check(self, levels: LevelConfig) -> None:
+        """Raise a ValueError where the transforms cannot have these channels."""
+
+    def start(
+        self,
+        params: Params,
+        levels: LevelConfig,
+        patches: Callable[[int], NDArray[np.float32]],
+    ) -> Params:
+        """Parameters that a training run from scratch starts with.
+
+        Args:
+            params: Random parameters of the model.
+            levels: The channels of y.
+            patches: Gives patches of training images of a side: [N, side * side * 3] in
+                [-0.5, 0.5].
+        """
+        return params
+
+    def learning_rate_scale(self, path: str) -> float:
+        """What the learning rate of a parameter is multiplied by.
+
+        Args:
+            path: Of the parameter, such as ``g_a/linear``.
+        """
+        return 1.0

@@ -16,8 +16,9 @@ are slower on CPUs.
 Images are NHWC, [0, 1], sides a multiple of 16. Source: this project.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -26,17 +27,23 @@ import numpy as np
 from jax.typing import DTypeLike
 from numpy.typing import NDArray
 
-from sic_jax.fields import MAX_WIDTH, require
-from sic_jax.model.transforms.base import PATCH, depth_to_space, log_compress, space_to_depth
+from sic_jax.fields import MAX_WIDTH, may_change, require
+from sic_jax.model.levels import LevelConfig, refinement_sources
+from sic_jax.model.maps import depth_to_space, log_compress, space_to_depth
+from sic_jax.model.transforms.base import Params, Transforms
 
+_STRIDE = 16
 _FINEST = 2
 """Pixels that a position of the finest stage covers in each direction."""
 _LEAK = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
-class PyramidConfig:
+class PyramidTransforms(Transforms):
     """Sizes of the networks, and how their linear branches start."""
+
+    kind: ClassVar[str] = "pyramid"
+    stride: ClassVar[int] = _STRIDE
 
     widths: tuple[int, int, int, int] = (64, 96, 160, 256)
     """Features at 1/2, 1/4, 1/8 and 1/16 of the picture's resolution."""
@@ -44,10 +51,10 @@ class PyramidConfig:
     """Residual blocks of g_a at 1/2, 1/4, 1/8 and 1/16."""
     synthesis_depths: tuple[int, int, int, int] = (3, 4, 4, 3)
     """Residual blocks of g_s at 1/16, 1/8, 1/4 and 1/2."""
-    step: float = 0.25
-    """Initial quantisation step of the linear branch, for images in [0, 1]."""
-    coarse_step: float = 0.4
-    """Initial step of the channels that later levels refine."""
+    start_step: float = may_change(0.25, on="init_from")
+    """Quantisation step of the linear branch before training, for images in [0, 1]."""
+    coarse_start_step: float = may_change(0.4, on="init_from")
+    """The same for the channels that later levels refine."""
 
     def __post_init__(self) -> None:
         """Check the fields."""
@@ -56,7 +63,7 @@ class PyramidConfig:
         for name in ("analysis_depths", "synthesis_depths"):
             depths = getattr(self, name)
             require(all(0 <= d <= 64 for d in depths), self, name, depths, "0 to 64 each")
-        for name in ("step", "coarse_step"):
+        for name in ("start_step", "coarse_start_step"):
             require(getattr(self, name) > 0, self, name, getattr(self, name), "positive")
 
     @property
@@ -64,14 +71,39 @@ class PyramidConfig:
         """Latent positions beyond its own that a latent of g_a depends on, in each direction."""
         first = _FINEST
         blocks: int = sum(d * _FINEST * 2**k for k, d in enumerate(self.analysis_depths))
-        return -(-(first + blocks) // PATCH)
+        return -(-(first + blocks) // _STRIDE)
 
     @property
     def synthesis_reach(self) -> int:
         """Latent positions beyond its own that a pixel of g_s depends on, in each direction."""
-        first, last = PATCH, _FINEST
-        blocks: int = sum(d * PATCH // 2**k for k, d in enumerate(self.synthesis_depths))
-        return -(-(first + blocks + last) // PATCH)
+        first, last = _STRIDE, _FINEST
+        blocks: int = sum(d * _STRIDE // 2**k for k, d in enumerate(self.synthesis_depths))
+        return -(-(first + blocks + last) // _STRIDE)
+
+    def analysis(
+        self, levels: LevelConfig, dtype: DTypeLike | None = None, remat: bool = False
+    ) -> nn.Module:
+        """See `Transforms`."""
+        return PyramidAnalysis(self, levels.num_base_channels, dtype, remat)
+
+    def synthesis(
+        self, levels: LevelConfig, dtype: DTypeLike | None = None, remat: bool = False
+    ) -> nn.Module:
+        """See `Transforms`."""
+        return PyramidSynthesis(self, levels.num_levels, dtype, remat)
+
+    def start(
+        self,
+        params: Params,
+        levels: LevelConfig,
+        patches: Callable[[int], NDArray[np.float32]],
+    ) -> Params:
+        """The linear branches are the Karhunen-Loeve transform of patches."""
+        return with_klt(params, self, patches(_STRIDE), levels)
+
+    def learning_rate_scale(self, path: str) -> float:
+        """The linear branches learn ten times slower than the networks."""
+        return 0.1 if path in ("g_a/linear", "g_s/linear") else 1.0
 
 
 class ResidualBlock(nn.Module):
@@ -111,7 +143,7 @@ class PyramidAnalysis(nn.Module):
     Features are of type `dtype`; parameters, the linear branch and the result are float32.
     """
 
-    cfg: PyramidConfig
+    cfg: PyramidTransforms
     channels: int
     dtype: DTypeLike | None = None
     remat: bool = False
@@ -121,8 +153,8 @@ class PyramidAnalysis(nn.Module):
         """Latents of images [B, H, W, 3] in [0, 1], H and W multiples of 16."""
         cfg = self.cfg
         x = x - 0.5
-        shape = (3 * PATCH**2, self.channels)
-        linear = space_to_depth(x, PATCH) @ self.param("linear", _LINEAR_INIT, shape)
+        shape = (3 * _STRIDE**2, self.channels)
+        linear = space_to_depth(x, _STRIDE) @ self.param("linear", _LINEAR_INIT, shape)
         h = nn.Conv(cfg.widths[0], (3, 3), dtype=self.dtype)(space_to_depth(x, _FINEST))
         for stage, width in enumerate(cfg.widths):
             if stage:
@@ -139,7 +171,7 @@ class PyramidSynthesis(nn.Module):
     The image is not clipped to [0, 1]: whoever writes or measures it does.
     """
 
-    cfg: PyramidConfig
+    cfg: PyramidTransforms
     num_levels: int
     dtype: DTypeLike | None = None
     remat: bool = False
@@ -149,11 +181,11 @@ class PyramidSynthesis(nn.Module):
         """The image of y_hat [B, h, w, C] at level int [B], 1-based."""
         cfg, channels = self.cfg, y_hat.shape[-1]
         widths = cfg.widths[::-1]
-        basis = self.param("linear", _LINEAR_INIT, (channels, 3 * PATCH**2))
+        basis = self.param("linear", _LINEAR_INIT, (channels, 3 * _STRIDE**2))
         # Drawn details are worth less, the lower the level: the gain can shrink them.
         ones = nn.initializers.ones
         gain = self.param("linear_gain", ones, (self.num_levels, channels))
-        linear = depth_to_space((y_hat * gain[level - 1][:, None, None]) @ basis, PATCH)
+        linear = depth_to_space((y_hat * gain[level - 1][:, None, None]) @ basis, _STRIDE)
         h = nn.Conv(widths[0], (3, 3), dtype=self.dtype)(log_compress(y_hat))
         for stage, width in enumerate(widths):
             if stage:
@@ -187,27 +219,22 @@ def karhunen_loeve(patches: NDArray[Any], num_components: int) -> NDArray[Any]:
 
 
 def with_klt(
-    params: dict[str, Any],
-    cfg: PyramidConfig,
-    patches: NDArray[Any],
-    *,
-    sources: NDArray[np.int32],
-    refine_factor: int,
-) -> dict[str, Any]:
+    params: Params, cfg: PyramidTransforms, patches: NDArray[Any], levels: LevelConfig
+) -> Params:
     """Parameters of a model whose linear branches are the KLT of patches.
 
     Args:
-      params: Of the model.
-      cfg: Of its transforms.
-      patches: Of training images, less 0.5, [N, 768].
-      sources: `sic_jax.model.levels.refinement_sources`, [C].
-      refine_factor: Of the model.
+        params: Of the model.
+        cfg: Of its transforms.
+        patches: Of training images, less 0.5, [N, 768].
+        levels: The channels of y.
     """
+    sources = refinement_sources(levels)
     is_base = sources < 0
     basis = karhunen_loeve(patches, int(is_base.sum()))
-    steps = np.full(len(sources), cfg.step, np.float32)
-    steps[sources[~is_base]] = cfg.coarse_step
-    steps = np.where(is_base, steps, steps[sources] / refine_factor).astype(np.float32)
+    steps = np.full(len(sources), cfg.start_step, np.float32)
+    steps[sources[~is_base]] = cfg.coarse_start_step
+    steps = np.where(is_base, steps, steps[sources] / levels.refine_factor).astype(np.float32)
     component = (np.cumsum(is_base) - 1)[np.where(is_base, np.arange(len(sources)), sources)]
     return {
         **params,

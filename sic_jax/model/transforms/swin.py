@@ -15,7 +15,7 @@ products are computed in, softmax and layer norms always compute in float32. Ref
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -25,19 +25,21 @@ from jax.typing import DTypeLike
 from numpy.typing import NDArray
 
 from sic_jax.fields import MAX_WIDTH, require, require_width
-
-if TYPE_CHECKING:
-    from sic_jax.model.config import ModelConfig
 from sic_jax.model.float_layers import torch_uniform
-from sic_jax.model.transforms.base import depth_to_space, space_to_depth
+from sic_jax.model.levels import LevelConfig
+from sic_jax.model.maps import depth_to_space, space_to_depth
+from sic_jax.model.transforms.base import Transforms
 
 
 @dataclass(frozen=True, kw_only=True)
-class SwinConfig:
+class SwinTransforms(Transforms):
     """The paper's transforms; their narrowest features, at 1/16, are the channels of y.
 
     A stage is a resolution: g_a works at 1/2, 1/4, 1/8 and 1/16, g_s at 1/16, 1/8, 1/4 and 1/2.
     """
+
+    kind: ClassVar[str] = "swin"
+    stride: ClassVar[int] = 16
 
     analysis_widths: tuple[int, int, int] = (256, 384, 512)
     """Features of g_a's first three stages."""
@@ -70,6 +72,27 @@ class SwinConfig:
         ok = 2 <= self.window <= 64 and self.window % 2 == 0
         require(ok, self, "window", self.window, "even, 2 to 64")
         require(0 < self.mlp_ratio <= 64, self, "mlp_ratio", self.mlp_ratio, "positive, at most 64")
+
+    def check(self, levels: LevelConfig) -> None:
+        """See `Transforms`."""
+        heads = self.num_heads
+        n, base = levels.num_channels, levels.num_base_channels
+        allowed = f"a multiple of 4 and of num_heads = {heads}"
+        require(n % heads == 0 and n % 4 == 0, levels, "num_channels", n, allowed)
+        allowed = f"a multiple of num_heads = {heads}"
+        require(base > 0 and base % heads == 0, levels, "num_base_channels", base, allowed)
+
+    def analysis(
+        self, levels: LevelConfig, dtype: DTypeLike | None = None, remat: bool = False
+    ) -> nn.Module:
+        """See `Transforms`."""
+        return SwinAnalysis(self, levels.num_base_channels, dtype, remat)
+
+    def synthesis(
+        self, levels: LevelConfig, dtype: DTypeLike | None = None, remat: bool = False
+    ) -> nn.Module:
+        """See `Transforms`."""
+        return SwinSynthesis(self, dtype, remat)
 
 
 _MASKED = -100.0
@@ -120,7 +143,7 @@ class WindowAttention(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """X: normalised map [B, h, w, C]; the result has its shape."""
+        """The map [B, h, w, C] after attention, of a normalised map of that shape."""
         b, h, w, c = x.shape
         m, heads = self.window, self.num_heads
         x = jnp.pad(x, ((0, 0), (0, -h % m), (0, -w % m), (0, 0)))
@@ -159,7 +182,7 @@ class SwinBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """X: [B, h, w, C]."""
+        """The map [B, h, w, C] after the block."""
         attention = WindowAttention(
             self.num_heads, self.window, self.shifted, self.dtype, name="attention"
         )
@@ -173,20 +196,20 @@ class SwinBlock(nn.Module):
 class _Stage(nn.Module):
     """The blocks of one resolution."""
 
-    cfg: "ModelConfig"
+    cfg: SwinTransforms
     depth: int
     dtype: DTypeLike | None
     remat: bool
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        swin = self.cfg.swin
+        cfg = self.cfg
         block: Any = nn.remat(SwinBlock) if self.remat else SwinBlock
         for k in range(self.depth):
             x = block(
-                swin.num_heads,
-                swin.window,
-                swin.mlp_ratio,
+                cfg.num_heads,
+                cfg.window,
+                cfg.mlp_ratio,
                 k % 2 == 1,
                 self.dtype,
                 name=f"block_{k}",
@@ -202,7 +225,7 @@ class PatchMerging(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """X: [B, h, w, C], even sides."""
+        """The merged map; h and w are even."""
         b, h, w, c = x.shape
         # A block's four positions in the authors' order: column by column.
         x = x.reshape(b, h // 2, 2, w // 2, 2, c).transpose(0, 1, 3, 4, 2, 5)
@@ -218,26 +241,27 @@ def pixel_shuffle(x: jax.Array) -> jax.Array:
 
 
 class SwinAnalysis(nn.Module):
-    """g_a: image [B, H, W, 3] to the base channels of y, [B, H/16, W/16, C_base], unquantised."""
+    """g_a: images [B, H, W, 3] to channels of y, [B, H/16, W/16, channels], unquantised."""
 
-    cfg: "ModelConfig"
+    cfg: SwinTransforms
+    channels: int
     dtype: DTypeLike | None = None
     remat: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """X: [B, H, W, 3] in [0, 1], H and W multiples of 16."""
-        swin = self.cfg.swin
-        widths = (*swin.analysis_widths, self.cfg.num_base_channels)
+        """Latents of images [B, H, W, 3] in [0, 1], H and W multiples of 16."""
+        cfg = self.cfg
+        widths = (*cfg.analysis_widths, self.channels)
         uniform = torch_uniform(12)
         embed = nn.Dense(
             widths[0], dtype=self.dtype, kernel_init=uniform, bias_init=uniform, name="embed"
         )
         h = _norm(self.dtype, "embed_norm")(embed(space_to_depth(x, 2)))
-        for k, (width, depth) in enumerate(zip(widths, swin.analysis_depths, strict=True)):
+        for k, (width, depth) in enumerate(zip(widths, cfg.analysis_depths, strict=True)):
             if k > 0:
                 h = PatchMerging(width, self.dtype, name=f"merge_{k}")(h)
-            h = _Stage(self.cfg, depth, self.dtype, self.remat, name=f"stage_{k}")(h)
+            h = _Stage(cfg, depth, self.dtype, self.remat, name=f"stage_{k}")(h)
         y: jax.Array = _norm(jnp.float32, "norm")(h)
         return y
 
@@ -248,24 +272,24 @@ class SwinSynthesis(nn.Module):
     The level is not an input: g_s sees it in the statistics of the drawn details.
     """
 
-    cfg: "ModelConfig"
+    cfg: SwinTransforms
     dtype: DTypeLike | None = None
     remat: bool = False
 
     @nn.compact
     def __call__(self, y_hat: jax.Array, level: jax.Array) -> jax.Array:
-        """y_hat: [B, h, w, C]; level: not read."""
-        swin = self.cfg.swin
+        """The image of y_hat [B, h, w, C]; the level is not read."""
+        cfg = self.cfg
         h = y_hat.astype(self.dtype or y_hat.dtype)
-        for k, depth in enumerate(swin.synthesis_depths):
-            h = _Stage(self.cfg, depth, self.dtype, self.remat, name=f"stage_{k}")(h)
+        for k, depth in enumerate(cfg.synthesis_depths):
+            h = _Stage(cfg, depth, self.dtype, self.remat, name=f"stage_{k}")(h)
             h = _norm(self.dtype, f"split_norm_{k}")(pixel_shuffle(h))
             if k < 3:
-                width = swin.synthesis_widths[k]
+                width = cfg.synthesis_widths[k]
                 h = _dense(width, self.dtype, f"split_{k}", bias=False)(h)
         # The last two layers have no non-linearity between them, and no bias that the zeros around
         # the picture would miss: as one convolution they need no wide map at full resolution.
-        width = swin.synthesis_widths[-1]
+        width = cfg.synthesis_widths[-1]
         split = self.param("split_3", _INIT, (h.shape[-1], width))
         uniform = torch_uniform(9 * width)
         kernel = self.param("out_kernel", uniform, (3, 3, width, 3))

@@ -8,7 +8,7 @@ first half ("anchors"):
     h_s(z_hat) ------------------------------+--> 1x1 network of group g --> mean, scale index
     anchors of group g --four neighbours-----+
 
-Everything is exact arithmetic on integers (`sic_jax.model.entropy_models.checkerboard.exact`). Training evaluates all groups
+Everything is exact arithmetic on integers (`exact`). Training evaluates all groups
 at once; coding walks group by group, anchors first. Both call `_group`. All groups are padded to
 the same number of channels: one compilation serves every level.
 
@@ -21,7 +21,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sic_jax.entropy.distributions import lower_bound
-from sic_jax.model.config import ModelConfig
 from sic_jax.model.entropy_models.checkerboard.detail import (
     REFINEMENT_MEAN_LIMIT,
     detail_spreads,
@@ -33,36 +32,20 @@ from sic_jax.model.entropy_models.checkerboard.detail import (
 from sic_jax.model.entropy_models.checkerboard.exact import (
     ACTIVATION_MAX,
     CROSS,
-    FRACTION_BITS,
     LOG_TABLE,
     NEIGHBOURHOOD,
     Layer,
     Layers,
     LayerSpec,
-    log_compressed,
+    log_by_table,
     rescale,
     shifted_products,
 )
-from sic_jax.model.entropy_models.checkerboard.hyper import hyper_synthesis_specs
-from sic_jax.model.levels import channel_levels, level_starts, merge_latents
+from sic_jax.model.entropy_models.scales import FRACTION_BITS, MEAN_LIMIT, ScaleGrid
+from sic_jax.model.levels import LevelConfig, channel_levels, level_starts, merge_latents
 
-MEAN_BINS = 2**FRACTION_BITS
-"""Fractions of an integer that a mean can have."""
-MEAN_LIMIT = 2**11 * MEAN_BINS
-"""Magnitude at which means, in sixteenths, are clipped."""
 _SIGMA_ONE = 22 / 2**FRACTION_BITS
 """Initial scale output: index 22 is near sigma = 1 on the default grid."""
-
-
-EntropyLayers = dict[str, Layers]
-"""Integers of the entropy networks, `h_s` and `context`; none with context raster."""
-
-
-def entropy_specs(cfg: ModelConfig) -> dict[str, dict[str, LayerSpec]]:
-    """The layers of the entropy networks, by network and name; none with context raster."""
-    if cfg.context == "raster":
-        return {}
-    return {"h_s": hyper_synthesis_specs(cfg), "context": context_specs(cfg)}
 
 
 def checkerboard(h: int, w: int) -> NDArray[np.bool_]:
@@ -71,49 +54,50 @@ def checkerboard(h: int, w: int) -> NDArray[np.bool_]:
     return board[..., None]
 
 
-def group_size(cfg: ModelConfig) -> int:
+def group_size(levels: LevelConfig) -> int:
     """Channels of the largest group, to which all are padded."""
-    return max(cfg.level_channels)
+    return max(levels.channels)
 
 
-def context_specs(cfg: ModelConfig) -> dict[str, LayerSpec]:
+def context_specs(
+    levels: LevelConfig, *, width: int, hyper_width: int, anchor_width: int, head_width: int
+) -> dict[str, LayerSpec]:
     """The layers of the context model; those of the groups are stacked on the first axis.
 
     `context` gathers earlier groups, `anchor` and `linear` read a group's anchors, the former's
     logarithms and the latter's values; `dense_1` to `dense_3` are the 1x1 network.
     """
-    levels, group, c = cfg.num_levels, group_size(cfg), cfg.num_channels
-    width, hidden = cfg.context_width, cfg.head_width
-    features = width + cfg.hyper_width + cfg.anchor_width
-    causal = channel_levels(cfg) < np.arange(1, levels + 1)[:, None]
-    valid = np.arange(group) < np.array(cfg.level_channels)[:, None]
+    count, group, c = levels.num_levels, group_size(levels), levels.num_channels
+    features = width + hyper_width + anchor_width
+    causal = channel_levels(levels) < np.arange(1, count + 1)[:, None]
+    valid = np.arange(group) < np.array(levels.channels)[:, None]
     log_max = int(LOG_TABLE[-1])
     outputs = np.concatenate([valid, valid], axis=1)[:, None]
     scale_start = np.repeat(np.array([0, _SIGMA_ONE], np.float32), group)
     return {
         "context": LayerSpec(
-            (levels, len(NEIGHBOURHOOD), c, width),
+            (count, len(NEIGHBOURHOOD), c, width),
             num_stacked=1,
             input_max=log_max,
             mask=causal[:, None, :, None],
         ),
         "anchor": LayerSpec(
-            (levels, len(CROSS), group, cfg.anchor_width),
+            (count, len(CROSS), group, anchor_width),
             num_stacked=1,
             input_max=log_max,
             mask=valid[:, None, :, None],
         ),
         "linear": LayerSpec(
-            (levels, len(CROSS), group, group),
+            (count, len(CROSS), group, group),
             num_stacked=1,
             input_bits=0,
             mask=valid[:, None, :, None] & valid[:, None, None],
             gain=0.0,
         ),
-        "dense_1": LayerSpec((levels, features, hidden), num_stacked=1),
-        "dense_2": LayerSpec((levels, hidden, hidden), num_stacked=1),
+        "dense_1": LayerSpec((count, features, head_width), num_stacked=1),
+        "dense_2": LayerSpec((count, head_width, head_width), num_stacked=1),
         "dense_3": LayerSpec(
-            (levels, hidden, 2 * group), num_stacked=1, mask=outputs, gain=0.02, bias=scale_start
+            (count, head_width, 2 * group), num_stacked=1, mask=outputs, gain=0.02, bias=scale_start
         ),
     }
 
@@ -124,7 +108,7 @@ def context_of_group(layers: Layers, g: jax.Array, logs: jax.Array) -> jax.Array
     Args:
       layers: Of `context_specs`.
       g: Index of the group.
-      logs: `log_compressed` symbols [B,h,w,C]; those of group g and later ones are not read.
+      logs: `log_by_table` symbols [B,h,w,C]; those of group g and later ones are not read.
     """
     layer = _of_group(layers, g)["context"]
     return rescale(shifted_products(logs, layer.kernel), layer)
@@ -142,11 +126,11 @@ def _of_group(layers: Layers, g: jax.Array) -> Layers:
 
 
 def _group(
-    layers: Layers, cfg: ModelConfig, hyper: jax.Array, context: jax.Array, anchors: jax.Array
+    layers: Layers, scales: ScaleGrid, hyper: jax.Array, context: jax.Array, anchors: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """(mean, scale index) [B,h,w,G] of one group; `anchors` [B,h,w,G] is zero off the anchors."""
     second = ~checkerboard(*anchors.shape[1:3])
-    own = shifted_products(log_compressed(anchors), layers["anchor"].kernel, CROSS)
+    own = shifted_products(log_by_table(anchors), layers["anchor"].kernel, CROSS)
     own = jnp.where(second, rescale(own, layers["anchor"]), 0)
     raw = jnp.clip(anchors, -ACTIVATION_MAX, ACTIVATION_MAX)
     linear = shifted_products(raw, layers["linear"].kernel, CROSS)
@@ -157,12 +141,12 @@ def _group(
     out = rescale(h @ layers["dense_3"].kernel, layers["dense_3"], limit=MEAN_LIMIT)
     mean, scale = jnp.split(out, 2, axis=-1)
     mean = jnp.clip(mean + linear, -MEAN_LIMIT, MEAN_LIMIT)
-    return mean, -lower_bound(-lower_bound(scale, 0.0), 1.0 - cfg.num_sigmas)
+    return mean, -lower_bound(-lower_bound(scale, 0.0), 1.0 - scales.num_sigmas)
 
 
 def group_parameters(
     layers: Layers,
-    cfg: ModelConfig,
+    scales: ScaleGrid,
     g: jax.Array,
     hyper: jax.Array,
     context: jax.Array,
@@ -172,7 +156,7 @@ def group_parameters(
 
     Args:
       layers: Of `context_specs`.
-      cfg: Of the model.
+      scales: Of the model.
       g: Index of the group.
       hyper: h_s features [B,h,w,F_h].
       context: `context_of_group` [B,h,w,F].
@@ -183,23 +167,27 @@ def group_parameters(
       (mean, scale index), integers as float32 [B,h,w,G]: the mean in sixteenths, clipped to
       +-2^15, and the index into the grid of scales, 0 to num_sigmas - 1.
     """
-    return _group(_of_group(layers, g), cfg, hyper, context, anchors)
+    return _group(_of_group(layers, g), scales, hyper, context, anchors)
 
 
 def all_parameters(
-    layers: Layers, cfg: ModelConfig, y_hat: jax.Array, hyper: jax.Array
+    layers: Layers,
+    levels: LevelConfig,
+    scales: ScaleGrid,
+    y_hat: jax.Array,
+    hyper: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
     """(mean, scale index) of all channels, [B,h,w,C], when y_hat [B,h,w,C] is known (training)."""
-    starts, size = level_starts(cfg), group_size(cfg)
+    starts, size = level_starts(levels), group_size(levels)
     index = starts[:-1, None] + np.arange(size)
-    valid = np.arange(size) < np.array(cfg.level_channels)[:, None]
+    valid = np.arange(size) < np.array(levels.channels)[:, None]
     y_groups = jnp.take(y_hat, jnp.asarray(np.where(valid, index, 0)), axis=-1)
     is_anchor = checkerboard(*y_hat.shape[1:3])[..., None]
     anchors = jnp.moveaxis(jnp.where(is_anchor & valid, y_groups, 0), -2, 0)
     context = jnp.moveaxis(_all_contexts(layers["context"], y_hat), -2, 0)
 
     def group(p: Layers, context: jax.Array, anchors: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return _group(p, cfg, hyper, context, anchors)
+        return _group(p, scales, hyper, context, anchors)
 
     mean, scale = jax.vmap(group)(layers, context, anchors)
     order = np.flatnonzero(valid)
@@ -216,14 +204,8 @@ def _all_contexts(layer: Layer, y_hat: jax.Array) -> jax.Array:
     levels, taps, inputs, width = layer.kernel.shape
     kernel = layer.kernel.transpose(1, 2, 0, 3).reshape(taps, inputs, levels * width)
     flat = Layer(kernel, layer.bias.reshape(-1), layer.scale.reshape(-1))
-    out = rescale(shifted_products(log_compressed(y_hat), kernel), flat)
+    out = rescale(shifted_products(log_by_table(y_hat), kernel), flat)
     return out.reshape(*out.shape[:-1], levels, width)
-
-
-def sigmas_of(scale_index: jax.Array, cfg: ModelConfig) -> jax.Array:
-    """Standard deviations of scale indices, on a logarithmic grid from sigma_min to sigma_max."""
-    step = np.log(cfg.sigma_max / cfg.sigma_min) / (cfg.num_sigmas - 1)
-    return cfg.sigma_min * jnp.exp(np.float32(step) * scale_index)
 
 
 def refinement_rows(mean: jax.Array, scale_index: jax.Array) -> jax.Array:
@@ -233,15 +215,16 @@ def refinement_rows(mean: jax.Array, scale_index: jax.Array) -> jax.Array:
     return row + REFINEMENT_MEAN_LIMIT
 
 
-def is_refinement(cfg: ModelConfig, g: jax.Array) -> jax.Array:
+def is_refinement(levels: LevelConfig, g: jax.Array) -> jax.Array:
     """Which channels of group g (0-based, traced) refine others, they come first: bool [G]."""
-    refining: jax.Array = jnp.arange(group_size(cfg)) < jnp.array(cfg.level_refinements)[g]
+    refining: jax.Array = jnp.arange(group_size(levels)) < jnp.array(levels.refinements)[g]
     return refining
 
 
 def complete(
     layers: Layers,
-    cfg: ModelConfig,
+    levels: LevelConfig,
+    scales: ScaleGrid,
     y_s: jax.Array,
     hyper: jax.Array,
     level: jax.Array,
@@ -252,7 +235,8 @@ def complete(
 
     Args:
       layers: Of `context_specs`.
-      cfg: Of the model.
+      levels: Of the model.
+      scales: Of the model.
       y_s: Decoded channels, zeros elsewhere, [B,h,w,C].
       hyper: h_s features [B,h,w,F_h].
       level: int [B].
@@ -264,21 +248,21 @@ def complete(
       y_hat [B,h,w,C]: y_s in its channels, details, multiples of 1/256, in the others. Gradients
       flow through y_s alone.
     """
-    size = group_size(cfg)
+    size = group_size(levels)
     layers, fixed, hyper = jax.lax.stop_gradient((layers, y_s, hyper))
-    starts = jnp.asarray(level_starts(cfg))
-    counts = jnp.asarray(np.array(cfg.level_channels))
+    starts = jnp.asarray(level_starts(levels))
+    counts = jnp.asarray(np.array(levels.channels))
     is_anchor = jnp.asarray(checkerboard(*y_s.shape[1:3]))
     pad = ((0, 0), (0, 0), (0, 0), (0, size))
     noise = jnp.pad(noise, pad)
-    limited_means, limited_sigmas = limited_moments(cfg)
-    table = detail_spreads(np.concatenate([prior_sigmas(cfg), limited_sigmas]), temperature)
+    limited_means, limited_sigmas = limited_moments(scales, levels)
+    table = detail_spreads(np.concatenate([prior_sigmas(scales), limited_sigmas]), temperature)
 
     def draw(parameters: tuple[jax.Array, jax.Array], n: jax.Array, g: jax.Array) -> jax.Array:
         mean, scale = parameters
-        rows, refining = refinement_rows(mean, scale), is_refinement(cfg, g)
+        rows, refining = refinement_rows(mean, scale), is_refinement(levels, g)
         mean = jnp.where(refining, jnp.asarray(limited_means)[rows], mean)
-        index = jnp.where(refining, cfg.num_sigmas + rows, scale.astype(jnp.int32))
+        index = jnp.where(refining, scales.num_sigmas + rows, scale.astype(jnp.int32))
         spread = jax.vmap(jnp.take)(table, index)
         return draw_detail(mean, spread, n)
 
@@ -286,23 +270,23 @@ def complete(
         y, logs = carry
         known = (level > g)[:, None, None, None]
         valid = jnp.arange(size) < counts[g]
-        context = context_of_group(layers, g, logs[..., : cfg.num_channels])
+        context = context_of_group(layers, g, logs[..., : levels.num_channels])
         old = jax.lax.dynamic_slice_in_dim(y, starts[g], size, axis=-1)
         n = jax.lax.dynamic_slice_in_dim(noise, starts[g], size, axis=-1)
         nothing = jnp.zeros_like(old)
-        first = draw(group_parameters(layers, cfg, g, hyper, context, nothing), n, g)
+        first = draw(group_parameters(layers, scales, g, hyper, context, nothing), n, g)
         first = jnp.where(known, old, first)
         anchors = jnp.where(is_anchor & valid, round_detail(first), 0)
-        second = draw(group_parameters(layers, cfg, g, hyper, context, anchors), n, g)
+        second = draw(group_parameters(layers, scales, g, hyper, context, anchors), n, g)
         new = jnp.where(is_anchor, first, jnp.where(known, old, second))
         new = jnp.where(valid, new, old)
         return (
             jax.lax.dynamic_update_slice_in_dim(y, new, starts[g], axis=-1),
             jax.lax.dynamic_update_slice_in_dim(
-                logs, log_compressed(round_detail(new)), starts[g], axis=-1
+                logs, log_by_table(round_detail(new)), starts[g], axis=-1
             ),
         )
 
     y = jnp.pad(fixed, pad)
-    y, _ = jax.lax.fori_loop(jnp.min(level), cfg.num_levels, body, (y, log_compressed(y)))
-    return merge_latents(y_s, y[..., : cfg.num_channels], level, cfg)
+    y, _ = jax.lax.fori_loop(jnp.min(level), levels.num_levels, body, (y, log_by_table(y)))
+    return merge_latents(y_s, y[..., : levels.num_channels], level, levels)

@@ -6,7 +6,7 @@ model and the entropy-parameter networks compute with integers whose every parti
 backend or compiler flags; the factors have at most 8 bits, so that the reduced-precision
 multipliers of accelerators (TF32, bfloat16 with float32 sums) are exact too.
 
-    activations   integers in [-127, 127], in sixteenths (`FRACTION_BITS`)
+    activations   integers in [-127, 127], in sixteenths, as means (`FRACTION_BITS`)
     layer         floor(clip(act(2^-shift * (bias + sum of kernel * input))) + 1/2), shift an
                   integer a feature, act a leaky ReLU of slope 1/8 or nothing
 
@@ -27,8 +27,8 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-FRACTION_BITS: Final = 4
-"""Activations and means are multiples of 2^-4."""
+from sic_jax.model.entropy_models.scales import FRACTION_BITS
+
 ACTIVATION_MAX: Final = 127
 """Largest magnitude of an activation, and of a latent that a network reads as it is."""
 LOG_MAX: Final = 63
@@ -229,7 +229,7 @@ def rescale(
     return straight_through(jnp.floor(value + 0.5), value)
 
 
-def log_compressed(y: jax.Array) -> jax.Array:
+def log_by_table(y: jax.Array) -> jax.Array:
     """sign(y) log(1 + |y|) of integer latents, in sixteenths, by table."""
     negative = y < 0
     size = jnp.minimum(jnp.where(negative, -y, y), LOG_MAX)

@@ -11,7 +11,7 @@ group at the 12 neighbours that come before it in raster order. Hence the diagon
 
 can be decoded at once: an own-group neighbour has at most t - 1, and so has one of group - 1.
 Training evaluates all symbols at once (`all_parameters`), coding diagonal after diagonal
-(`sic_jax.model.entropy_models.raster.wavefront`), with the same weights.
+(`wavefront`), with the same weights.
 
 All functions take `params`, the model's parameter tree, and read `h_s`, `context` and
 `entropy_parameters` of it. Everything is float32. Level groups are of equal size. Reference: Liang
@@ -28,9 +28,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sic_jax.entropy.distributions import lower_bound, ste_round
-from sic_jax.model.config import ModelConfig
 from sic_jax.model.float_layers import ConvSpec, torch_uniform
-from sic_jax.model.transforms.base import depth_to_space
+from sic_jax.model.levels import LevelConfig
+from sic_jax.model.maps import depth_to_space
 
 Params = Mapping[str, Any]
 
@@ -41,10 +41,12 @@ SIDE = 2 * REACH + 1
 _LEAK = 0.01
 
 
-def raster_specs(cfg: ModelConfig) -> dict[str, dict[str, ConvSpec]]:
+def raster_specs(
+    levels: LevelConfig, *, hyper_channels: int, synthesis_widths: tuple[int, int], head_width: int
+) -> dict[str, dict[str, ConvSpec]]:
     """The layers that are applied by functions, by network and name."""
-    c, (w_1, w_2) = cfg.num_channels, cfg.raster.synthesis_widths
-    groups, size, hidden = cfg.num_levels, cfg.level_channels[0], cfg.raster.head_width
+    c, (w_1, w_2) = levels.num_channels, synthesis_widths
+    groups, size, hidden = levels.num_levels, levels.channels[0], head_width
 
     def deconvolution(side: int, inputs: int, outputs: int, gain: float) -> ConvSpec:
         # PyTorch counts the fans of transposed kernels by their first two axes.
@@ -57,7 +59,7 @@ def raster_specs(cfg: ModelConfig) -> dict[str, dict[str, ConvSpec]]:
 
     return {
         "h_s": {
-            "up_1": deconvolution(5, cfg.hyper_channels, w_1, 2.0),
+            "up_1": deconvolution(5, hyper_channels, w_1, 2.0),
             "up_2": deconvolution(5, w_1, w_2, 2.0),
             "last": deconvolution(3, w_2, 2 * c, 1.0),
         },
@@ -77,15 +79,14 @@ class HyperAnalysis(nn.Module):
     as h_s is cropped.
     """
 
-    cfg: ModelConfig
+    width: int
+    channels: int
 
     @nn.compact
     def __call__(self, y: jax.Array) -> jax.Array:
-        """Y: unquantised latents."""
-        width, h = self.cfg.raster.analysis_width, y
-        for k, (side, features) in enumerate(
-            ((3, width), (5, width), (5, self.cfg.hyper_channels))
-        ):
+        """Unquantised z of unquantised y."""
+        width, h = self.width, y
+        for k, (side, features) in enumerate(((3, width), (5, width), (5, self.channels))):
             gain = 1.0 if k == 2 else 2.0
             h = nn.Conv(
                 features,
@@ -146,26 +147,26 @@ def context_mask(num_groups: int) -> NDArray[np.bool_]:
     return np.where(inputs == outputs, causal, inputs < outputs)
 
 
-def context_kernel(params: Params, cfg: ModelConfig) -> jax.Array:
+def context_kernel(params: Params, levels: LevelConfig) -> jax.Array:
     """The masked kernel [5, 5, G, S, G, 2S] of G groups of S channels: input, then output group."""
-    groups, size = cfg.num_levels, cfg.level_channels[0]
+    groups, size = levels.num_levels, levels.channels[0]
     kernel = params["context"]["masked"]["kernel"]
     kernel = kernel.reshape(SIDE, SIDE, groups, size, groups, 2 * size)
     masked: jax.Array = jnp.where(context_mask(groups)[:, :, :, None, :, None], kernel, 0)
     return masked
 
 
-def context_features(params: Params, cfg: ModelConfig, y_hat: jax.Array) -> jax.Array:
+def context_features(params: Params, levels: LevelConfig, y_hat: jax.Array) -> jax.Array:
     """Context features of all groups, [B, h, w, G, 2S], of y_hat [B, h, w, C]."""
-    c = cfg.num_channels
-    kernel = context_kernel(params, cfg).reshape(SIDE, SIDE, c, 2 * c)
+    c = levels.num_channels
+    kernel = context_kernel(params, levels).reshape(SIDE, SIDE, c, 2 * c)
     features: jax.Array = _convolution(y_hat, kernel) + params["context"]["masked"]["bias"]
-    return features.reshape(*features.shape[:-1], cfg.num_levels, -1)
+    return features.reshape(*features.shape[:-1], levels.num_levels, -1)
 
 
-def group_features(cfg: ModelConfig, hyper: jax.Array) -> jax.Array:
+def group_features(levels: LevelConfig, hyper: jax.Array) -> jax.Array:
     """h_s features [..., 2C] by group: [..., G, 2S], the scale part first."""
-    halves = hyper.reshape(*hyper.shape[:-1], 2, cfg.num_levels, -1)
+    halves = hyper.reshape(*hyper.shape[:-1], 2, levels.num_levels, -1)
     halves = jnp.moveaxis(halves, -3, -2)
     return halves.reshape(*halves.shape[:-2], -1)
 
@@ -192,27 +193,28 @@ def entropy_parameters(
 
 
 def all_parameters(
-    params: Params, cfg: ModelConfig, y_hat: jax.Array, hyper: jax.Array
+    params: Params, levels: LevelConfig, sigma_min: float, y_hat: jax.Array, hyper: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """(mu, sigma) of all channels, [B, h, w, C], when y_hat is known (training).
 
     Args:
       params: Of the model.
-      cfg: Of the model.
+      levels: Of the model.
+      sigma_min: Least standard deviation.
       y_hat: Integers [B, h, w, C].
       hyper: `hyper_features` [B, h, w, 2C].
     """
-    mu, scale = unbounded_parameters(params, cfg, y_hat, hyper)
-    return mu, lower_bound(scale, cfg.sigma_min)
+    mu, scale = unbounded_parameters(params, levels, y_hat, hyper)
+    return mu, lower_bound(scale, sigma_min)
 
 
 def unbounded_parameters(
-    params: Params, cfg: ModelConfig, y_hat: jax.Array, hyper: jax.Array
+    params: Params, levels: LevelConfig, y_hat: jax.Array, hyper: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """(mu, scale) of `all_parameters`, before sigma is bounded."""
-    context = context_features(params, cfg, y_hat)
-    features = jnp.concatenate([group_features(cfg, hyper), context], axis=-1)
-    by_group = jnp.moveaxis(features, -2, 0).reshape(cfg.num_levels, -1, features.shape[-1])
+    context = context_features(params, levels, y_hat)
+    features = jnp.concatenate([group_features(levels, hyper), context], axis=-1)
+    by_group = jnp.moveaxis(features, -2, 0).reshape(levels.num_levels, -1, features.shape[-1])
     mu, scale = entropy_parameters(params["entropy_parameters"], by_group)
 
     def flatten(a: jax.Array) -> jax.Array:
@@ -222,12 +224,12 @@ def unbounded_parameters(
 
 
 def uniform_details(
-    cfg: ModelConfig, hyper: jax.Array, u: jax.Array, temperature: jax.Array
+    levels: LevelConfig, hyper: jax.Array, u: jax.Array, temperature: jax.Array
 ) -> jax.Array:
     """The paper's details: mu_h + U(-2, 2), rounded, around the mean half of h_s.
 
     Args:
-      cfg: Of the model.
+      levels: Of the model.
       hyper: `hyper_features` [B, h, w, 2C].
       u: Uniform in [-1, 1], [B, h, w, C].
       temperature: [B], 1 in the paper; it scales the spread, 0 gives the rounded mean.
@@ -235,5 +237,5 @@ def uniform_details(
     Returns:
       Integers [B, h, w, C] with straight-through gradients to `hyper`.
     """
-    mean = hyper[..., cfg.num_channels :]
+    mean = hyper[..., levels.num_channels :]
     return ste_round(mean + 2 * temperature[:, None, None, None] * u)

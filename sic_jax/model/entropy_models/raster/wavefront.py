@@ -1,7 +1,7 @@
 """The order in which the paper's model is coded, and its entropy parameters for a step of it.
 
 At step t = column + 3 row + 9 group every symbol that the parameters of a symbol depend on is known
-(`sic_jax.model.entropy_models.raster.networks`), so that a decoder needs (w - 1) + 3 (h - 1) + 9 (L - 1) + 1 steps instead
+(`networks`), so that a decoder needs (w - 1) + 3 (h - 1) + 9 (L - 1) + 1 steps instead
 of h w L: 276 instead of 24 576 for 512 x 768 pixels and 16 levels.
 
 A group meets in one step the positions of one diagonal, column + 3 row = d. Latents are kept by
@@ -25,7 +25,6 @@ from jax.typing import ArrayLike
 from numpy.typing import NDArray
 
 from sic_jax.entropy.distributions import lower_bound
-from sic_jax.model.config import ModelConfig
 from sic_jax.model.entropy_models.raster.networks import (
     REACH,
     SIDE,
@@ -33,6 +32,7 @@ from sic_jax.model.entropy_models.raster.networks import (
     context_kernel,
     entropy_parameters,
 )
+from sic_jax.model.levels import LevelConfig
 
 ROW_STEP = 3
 """Steps between a position and the one below it."""
@@ -85,12 +85,12 @@ class StepLayers(NamedTuple):
     entropy_parameters: Mapping[str, Mapping[str, jax.Array]]
 
 
-def step_layers(params: Params, cfg: ModelConfig) -> StepLayers:
+def step_layers(params: Params, levels: LevelConfig) -> StepLayers:
     """Arrange the weights for `step_parameters`."""
-    kernel = context_kernel(params, cfg)
-    size = 2 * cfg.level_channels[0]
+    kernel = context_kernel(params, levels)
+    size = 2 * levels.channels[0]
     return StepLayers(
-        [kernel[:, :, : g + 1, :, g].reshape(-1, size) for g in range(cfg.num_levels)],
+        [kernel[:, :, : g + 1, :, g].reshape(-1, size) for g in range(levels.num_levels)],
         params["context"]["masked"]["bias"].reshape(-1, size),
         params["entropy_parameters"],
     )
@@ -133,7 +133,8 @@ def write_symbols(board: jax.Array, symbols: jax.Array, step: jax.Array) -> jax.
 
 def step_parameters(
     layers: StepLayers,
-    cfg: ModelConfig,
+    levels: LevelConfig,
+    sigma_min: float,
     board: jax.Array,
     hyper: jax.Array,
     step: jax.Array,
@@ -146,7 +147,8 @@ def step_parameters(
 
     Args:
       layers: Of `step_layers`.
-      cfg: Of the model.
+      levels: Of the model.
+      sigma_min: Least standard deviation.
       board: With the symbols of all earlier steps; those of later ones are not read.
       hyper: `by_diagonal` of `group_features`, [D, n, G, 2S].
       step: int.
@@ -154,9 +156,9 @@ def step_parameters(
       width: Of the latents.
     """
     diagonals, n, _, depth = hyper.shape
-    size = cfg.level_channels[0]
+    size = levels.channels[0]
     features = []
-    for g in range(cfg.num_levels):
+    for g in range(levels.num_levels):
         diagonal = step - GROUP_STEP * g
 
         def gather(g: int = g, diagonal: jax.Array = diagonal) -> jax.Array:
@@ -178,4 +180,4 @@ def step_parameters(
         active = (diagonal >= 0) & (diagonal < diagonals) & (g < level)
         features.append(lax.cond(active, gather, nothing))
     mu, scale = entropy_parameters(layers.entropy_parameters, jnp.stack(features))
-    return mu, lower_bound(scale, cfg.sigma_min)
+    return mu, lower_bound(scale, sigma_min)
