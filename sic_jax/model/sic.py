@@ -99,9 +99,9 @@ class SicModel(nn.Module):
 
     def initialise(self, x: jax.Array, level: jax.Array) -> None:
         """Use every parameter once, to make it; cheaper to trace than a forward pass."""
-        y, _ = self.analyse(x)
+        y, z = self.analyse(x)
         self.synthesise(y, level)
-        self.entropy.touch_all()
+        self.entropy.initialise(y, z)
 
     def __call__(
         self,

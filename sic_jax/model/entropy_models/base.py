@@ -127,9 +127,9 @@ class EntropyNetworks(nn.Module):
         """
         return None
 
-    def touch_all(self) -> None:
-        """Use the parameters that no other part of `SicModel.initialise` uses."""
-        self.prior()
+    def initialise(self, y: jax.Array, z: jax.Array) -> None:
+        """Use every parameter but h_a's once, to make it; a family may do so more cheaply."""
+        self.rate(y, z)
 
     def rate(
         self,

@@ -249,7 +249,7 @@ class CheckerboardNetworks(EntropyNetworks):
             self.context(), self.levels, self.cfg.scales, y_s, hyper, level, noise, units
         )
 
-    def touch_all(self) -> None:
+    def initialise(self, y: jax.Array, z: jax.Array) -> None:
         """See `EntropyNetworks`."""
         self.prior()
         self.entropy_layers()

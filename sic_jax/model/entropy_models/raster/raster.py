@@ -175,7 +175,7 @@ class RasterNetworks(EntropyNetworks):
         """The quantiles learn to be those of the prior of z."""
         return quantile_loss(self.prior())
 
-    def touch_all(self) -> None:
+    def initialise(self, y: jax.Array, z: jax.Array) -> None:
         """See `EntropyNetworks`."""
         self.prior()
         self.float_params()
