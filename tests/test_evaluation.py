@@ -24,9 +24,10 @@ from sic_jax.codec.codec import Codec
 from sic_jax.evaluation.baselines import PEERS, missing_peer, pillow_codec
 from sic_jax.evaluation.codecs import ImageCodec, sic_codec
 from sic_jax.evaluation.means import mean_rows
-from sic_jax.evaluation.measurer import METRICS, Measurer
+from sic_jax.evaluation.measurer import Measurer
 from sic_jax.evaluation.records import append_records, from_json, key_of, load_records, to_json
 from sic_jax.evaluation.run import find_images, measure_images
+from sic_jax.metrics.table import METRICS
 from sic_jax.model.params import init_params
 from sic_jax.progress import Progress
 from sic_jax.training.presets import preset

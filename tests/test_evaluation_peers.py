@@ -12,7 +12,8 @@ from PIL import Image, features
 from sic_jax.evaluation import baselines as peers
 from sic_jax.evaluation.baselines import PEERS, external_codec, missing_peer, pillow_codec
 from sic_jax.evaluation.codecs import setting_text
-from sic_jax.evaluation.measurer import METRICS, Measurer
+from sic_jax.evaluation.measurer import Measurer
+from sic_jax.metrics.table import METRICS
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 ANCHORS = SHARED / "anchors" / "kodak_peers_measured.json"

@@ -20,7 +20,7 @@ from sic_jax.codec.codec import Codec
 from sic_jax.evaluation.baselines import PEERS, external_codec, missing_peer, pillow_codec
 from sic_jax.evaluation.codecs import SIC, ImageCodec, sic_codec
 from sic_jax.evaluation.fid import FidRow, fid_cells, fid_rows, inception_of
-from sic_jax.evaluation.measurer import METRICS, Measurer
+from sic_jax.evaluation.measurer import Measurer
 from sic_jax.evaluation.pictures import choose_images
 from sic_jax.evaluation.report import ReportOptions, write_report
 from sic_jax.evaluation.run import find_images, measure_images, one_line, setup
@@ -30,6 +30,7 @@ from sic_jax.evaluation.summary import (
     summary_columns,
     to_markdown,
 )
+from sic_jax.metrics.table import METRICS
 from sic_jax.progress import Progress
 
 

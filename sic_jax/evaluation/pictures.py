@@ -11,9 +11,9 @@ import numpy as np
 from PIL import Image, features
 
 from sic_jax.evaluation.codecs import ImageCodec, Pixels, setting_text
-from sic_jax.evaluation.measurer import Metric
 from sic_jax.evaluation.records import Record
 from sic_jax.images.io import read_image
+from sic_jax.metrics.table import Metric
 
 CROP_HEIGHT, CROP_WIDTH = 336, 448
 """Largest part of an image that is shown, in pixels."""

@@ -34,7 +34,6 @@ from sic_jax.evaluation import records as records_module
 from sic_jax.evaluation.codecs import SIC, ImageCodec
 from sic_jax.evaluation.fid import FID_FILE, FidRow
 from sic_jax.evaluation.means import Curve, Row, curves_of, mean_rows, rows_at_equal_rate
-from sic_jax.evaluation.measurer import METRICS, Metric
 from sic_jax.evaluation.page import Content, make_page
 from sic_jax.evaluation.pictures import Comparison, choose_images, compare_pictures
 from sic_jax.evaluation.published import Published, load_published
@@ -50,6 +49,7 @@ from sic_jax.evaluation.summary import (
     to_csv,
 )
 from sic_jax.images.io import write_bytes_atomic
+from sic_jax.metrics.table import METRICS, Metric
 
 
 class ReportOptions(NamedTuple):
