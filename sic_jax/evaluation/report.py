@@ -48,7 +48,7 @@ from sic_jax.evaluation.summary import (
     to_compressai,
     to_csv,
 )
-from sic_jax.images.io import write_bytes_atomic
+from sic_jax.files import write_atomic
 from sic_jax.metrics.table import METRICS, Metric
 
 
@@ -168,7 +168,7 @@ def _plot_all(
         plot = draw_plot(metric, curves, others, log_rate=options.log_rate, title=title)
         if plot is not None:
             _write(out / "plots" / f"{metric.name}.svg", plot.svg)
-            write_bytes_atomic(out / "plots" / f"{metric.name}.png", plot.png)
+            write_atomic(out / "plots" / f"{metric.name}.png", plot.png)
             inline[metric.name] = plot.inline_svg
     return inline
 
@@ -221,4 +221,4 @@ def _json(content: Mapping[str, Any]) -> str:
 
 def _write(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes_atomic(path, text.encode())
+    write_atomic(path, text.encode())
