@@ -19,7 +19,7 @@ CROP_HEIGHT, CROP_WIDTH = 336, 448
 """Largest part of an image that is shown, in pixels."""
 WEBP_QUALITY = 92
 MATCH_FACTOR = 1.5
-"""A peer is shown beside a file of the reference if its file is at most this much off in size."""
+"""A baseline is shown beside a file of the reference whose size is at most this much off."""
 
 _TARGET_BPP = (0.1, 0.25, 0.5)
 _SEARCH_STEP = 16
