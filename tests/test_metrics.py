@@ -337,3 +337,22 @@ def test_metrics_import_nothing_of_the_package_but_each_other():
     ours = {name for name in names if name.split(".")[0] == "sic_jax"}
     assert {".".join(name.split(".")[:2]) for name in ours} == {"sic_jax.metrics"}
     assert all(node.level == 0 for node in froms)
+
+
+def test_public_names_of_the_package_are_imported_on_first_use():
+    code = (
+        "import sys\n"
+        "from sic_jax import metrics\n"
+        "assert metrics.bpp(10, 4, 5) == 4.0\n"
+        "assert 'jax' not in sys.modules\n"
+        "found = [getattr(metrics, name).__module__ for name in sorted(metrics.__all__)[2:]]\n"
+        "print(*(name.removeprefix('sic_jax.metrics.') for name in found))\n"
+        "print(metrics.MS_SSIM_MIN_SIZE, metrics.SSIM_MIN_SIZE)"
+    )
+    root = Path(__file__).resolve().parents[1]
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root)
+    assert (done.returncode, done.stderr) == (0, "")
+    names = "rate dists_metric lpips_metric fidelity fidelity fidelity"
+    assert done.stdout.splitlines() == [names, "161 11"]
+    with pytest.raises(AttributeError, match=r"'sic_jax.metrics' has no attribute 'nonsense'"):
+        _ = metrics.nonsense
