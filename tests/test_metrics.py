@@ -15,7 +15,7 @@ import pytest
 
 from sic_jax import metrics
 from sic_jax.importers import perceptual_weights as lpips_convert
-from sic_jax.metrics.fidelity import MS_SSIM_MIN_SIZE, bpp, ms_ssim, psnr
+from sic_jax.metrics.fidelity import MS_SSIM_MIN_SIZE, ms_ssim, psnr
 from sic_jax.metrics.lpips_metric import (
     MIN_SIZE,
     load_alexnet_weights,
@@ -23,6 +23,7 @@ from sic_jax.metrics.lpips_metric import (
     lpips_features,
     lpips_from_features,
 )
+from sic_jax.metrics.rate import bpp
 
 SMALL = Path(__file__).parent / "data" / "metrics_small.npz"
 FULL = Path(__file__).resolve().parents[2] / "shared" / "parity" / "metrics_reference.npz"

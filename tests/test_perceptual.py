@@ -13,8 +13,13 @@ import pytest
 
 from sic_jax import metrics
 from sic_jax.importers import perceptual_weights as lpips_convert
-from sic_jax.metrics.dists_metric import dists_features, dists_from_features, load_dists_weights
-from sic_jax.metrics.fidelity import dists, ssim
+from sic_jax.metrics.dists_metric import (
+    dists,
+    dists_features,
+    dists_from_features,
+    load_dists_weights,
+)
+from sic_jax.metrics.fidelity import ssim
 from sic_jax.metrics.lpips_metric import (
     load_alexnet_weights,
     lpips,

@@ -5,8 +5,8 @@ The network of Szegedy et al., "Rethinking the Inception Architecture for Comput
 with 1008 classes, where average pooling leaves the padding out and the last block pools maxima. Its
 weights are those of the file ``pt_inception-2015-12-05`` of the package pytorch-fid, saved under
 the same names as .npz or .safetensors. They are not part of this package and were not at hand when
-this was written: architecture, parameter count and parts are tested, but that `sic_jax.metrics.frechet.fid`
-of these features equals published FID values was not verified.
+this was written: architecture, parameter count and parts are tested, but that
+`sic_jax.metrics.frechet.fid` of these features equals published FID values was not verified.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def load_inception_weights(path: Path) -> dict[str, NDArray[np.float32]]:
 
     ``NAME.conv.weight`` (OIHW) and ``NAME.bn.weight``, ``.bias``, ``.running_mean`` and
     ``.running_var`` of every convolution, for example ``Mixed_5b.branch5x5_1``; others are not
-    read. A PyTorch user makes the file with ``numpy.savez(FILE, **{k: v.numpy() for k, v in
+    used. A PyTorch user makes the file with ``numpy.savez(FILE, **{k: v.numpy() for k, v in
     state_dict.items()})``.
 
     Args:
@@ -123,7 +123,8 @@ def _read_safetensors(path: Path) -> dict[str, NDArray[Any]]:
         reason = f"NumPy has no type {error.args[0]}"
         raise ValueError(f"{path} is not a readable checkpoint: {reason}") from error
     except (safetensors.SafetensorError, ValueError) as error:
-        raise ValueError(f"{path} is not a readable checkpoint: {error}") from error
+        reason = " ".join(str(error).split())  # Names of arrays can hold line breaks.
+        raise ValueError(f"{path} is not a readable checkpoint: {reason}") from error
 
 
 def fold_weights(stored: Weights, *, source: str) -> dict[str, NDArray[np.float32]]:

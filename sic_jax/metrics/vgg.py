@@ -1,4 +1,4 @@
-"""VGG16 features of Simonyan and Zisserman (ICLR 2015), for LPIPS, DISTS and `sic_jax.metrics.frechet`.
+"""VGG16 features of Simonyan and Zisserman (ICLR 2015), for LPIPS, DISTS and FID.
 
 The convolutions of the ImageNet model, without its classifier. The weights are part of this
 package; ``weights/README.md`` has their origin, their licences and how they are rounded.
