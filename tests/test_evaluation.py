@@ -21,19 +21,20 @@ from sic_jax import metrics
 from sic_jax.cli.evaluate import main
 from sic_jax.codec.bundle import export_bundle
 from sic_jax.codec.codec import Codec
-from sic_jax.evaluation.baselines import PEERS, missing_peer, pillow_codec
+from sic_jax.evaluation.baselines import BASELINES, missing_baseline, pillow_codec
 from sic_jax.evaluation.codecs import ImageCodec, sic_codec
 from sic_jax.evaluation.means import mean_rows
-from sic_jax.evaluation.measurer import METRICS, Measurer
+from sic_jax.evaluation.measurer import Measurer
 from sic_jax.evaluation.records import append_records, from_json, key_of, load_records, to_json
 from sic_jax.evaluation.run import find_images, measure_images
+from sic_jax.metrics.table import METRICS
 from sic_jax.model.params import init_params
 from sic_jax.progress import Progress
 from sic_jax.training.presets import preset
 
 ROOT = Path(__file__).resolve().parents[1]
 HEIGHT, WIDTH = 48, 64
-HERE = [name for name in PEERS if not missing_peer(name)]
+HERE = [name for name in BASELINES if not missing_baseline(name)]
 FIELDS = (
     "image", "image_id", "codec", "options", "setting", "file", "file_id", "height", "width",
     "num_bytes", "bpp", "bpp_est", "samples", "encode_s", "decode_s", "timed_with",
@@ -210,10 +211,6 @@ def test_the_report_says_what_was_measured(finished, results):
     assert set(results["versions"]) == {"jax", "pillow"}
     assert results["metrics"] == ["psnr", "ms_ssim", "lpips"]
     assert 0 < results["seconds"] < 600
-
-
-def peers_only(folder: Path, *names: str) -> list[ImageCodec]:
-    return [pillow_codec(name, [10, 50]) for name in names]
 
 
 def measure(images: list[Path], codecs: list[ImageCodec], out: Path, wanted: tuple[str, ...]):

@@ -7,10 +7,11 @@ from PIL import Image
 from sic_jax.cli.evaluate import main
 from sic_jax.evaluation.baselines import pillow_codec
 from sic_jax.evaluation.fid import fid_rows, inception_of
-from sic_jax.evaluation.measurer import METRICS, Measurer
+from sic_jax.evaluation.measurer import Measurer
 from sic_jax.evaluation.run import measure_images
 from sic_jax.metrics.frechet import fid, kid, patches
 from sic_jax.metrics.inception import inception_features, load_inception_weights, stored_shapes
+from sic_jax.metrics.table import METRICS
 from sic_jax.progress import Progress
 
 SIDE = 16

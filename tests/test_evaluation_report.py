@@ -23,7 +23,6 @@ from sic_jax.evaluation.means import (
     mean_rows,
     rows_at_equal_rate,
 )
-from sic_jax.evaluation.measurer import METRICS
 from sic_jax.evaluation.pictures import choose_crop, choose_images, nearest_rate, to_data_uri
 from sic_jax.evaluation.plots import draw_plot
 from sic_jax.evaluation.published import load_published
@@ -40,6 +39,7 @@ from sic_jax.evaluation.summary import (
     to_compressai,
     to_markdown,
 )
+from sic_jax.metrics.table import METRICS
 
 ANCHORS = Path(__file__).resolve().parents[2] / "shared" / "anchors"
 PSNR = METRICS[0]

@@ -1,6 +1,4 @@
 import io
-import os
-import stat
 import struct
 import subprocess
 import sys
@@ -14,7 +12,7 @@ import pytest
 from PIL import Image, ImageCms
 
 from sic_jax.images import io as image_io
-from sic_jax.images.io import read_image, write_bytes_atomic, write_image
+from sic_jax.images.io import read_image, write_image
 
 GPS_IFD = 0x8825
 EXIF_IFD = 0x8769
@@ -439,52 +437,6 @@ def test_what_a_format_cannot_hold_is_one_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="cannot write this picture as JPEG: EXIF"):
         write_image(tmp_path / "a.jpg", random_pixels(2, 2), exif=b"II" + bytes(70000))
     assert list(tmp_path.iterdir()) == []
-
-
-def test_atomic_write_replaces_only_when_complete(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "a.bin"
-    write_bytes_atomic(path, b"old")
-    plain = tmp_path / "plain"
-    plain.write_bytes(b"")
-    assert stat.S_IMODE(path.stat().st_mode) == stat.S_IMODE(plain.stat().st_mode)
-    plain.unlink()
-
-    def full_disk(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "replace", full_disk)
-        with pytest.raises(OSError, match=r"No space left on device: '.*a\.bin'"):
-            write_bytes_atomic(path, b"new")
-    assert [p.name for p in tmp_path.iterdir()] == ["a.bin"]
-    assert path.read_bytes() == b"old"
-    write_bytes_atomic(path, b"new")
-    assert path.read_bytes() == b"new"
-    with pytest.raises(FileNotFoundError, match=r"nowhere/a\.bin"):
-        write_bytes_atomic(tmp_path / "nowhere" / "a.bin", b"new")
-    with pytest.raises(IsADirectoryError):
-        write_bytes_atomic(tmp_path, b"new")
-
-
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs POSIX")
-def test_atomic_write_follows_links_and_leaves_devices(tmp_path: Path) -> None:
-    (tmp_path / "folder").mkdir()
-    target = tmp_path / "folder" / "target"
-    target.write_bytes(b"old")
-    link = tmp_path / "link"
-    link.symlink_to(target)
-    write_bytes_atomic(link, b"new")
-    assert link.is_symlink()
-    assert target.read_bytes() == b"new"
-    pipe = tmp_path / "pipe"
-    os.mkfifo(pipe)
-    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
-    write_bytes_atomic(pipe, b"through")
-    assert os.read(reader, 100) == b"through"
-    os.close(reader)
-    assert stat.S_ISFIFO(pipe.stat().st_mode)
 
 
 def test_import_loads_nothing_heavy() -> None:

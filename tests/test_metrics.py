@@ -1,5 +1,6 @@
 """LPIPS, PSNR, MS-SSIM and bpp: against the PyTorch packages, and their own properties."""
 
+import ast
 import json
 import pickle
 import subprocess
@@ -12,8 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sic_jax import metrics
 from sic_jax.importers import perceptual_weights as lpips_convert
-from sic_jax.metrics.fidelity import MS_SSIM_MIN_SIZE, bpp, ms_ssim, psnr
+from sic_jax.metrics.fidelity import MS_SSIM_MIN_SIZE, ms_ssim, psnr
 from sic_jax.metrics.lpips_metric import (
     MIN_SIZE,
     load_alexnet_weights,
@@ -21,6 +23,7 @@ from sic_jax.metrics.lpips_metric import (
     lpips_features,
     lpips_from_features,
 )
+from sic_jax.metrics.rate import bpp
 
 SMALL = Path(__file__).parent / "data" / "metrics_small.npz"
 FULL = Path(__file__).resolve().parents[2] / "shared" / "parity" / "metrics_reference.npz"
@@ -320,3 +323,37 @@ def test_bpp_counts_bytes_over_pixels():
 def test_bpp_refuses_impossible_sizes(args):
     with pytest.raises(ValueError, match=f"got {args[0]} bytes for {args[1]}x{args[2]}"):
         bpp(*args)
+
+
+def test_metrics_import_nothing_of_the_package_but_each_other():
+    """Read off the source: imports inside functions count too."""
+    nodes = [
+        node
+        for file in Path(metrics.__file__).parent.glob("*.py")
+        for node in ast.walk(ast.parse(file.read_text()))
+    ]
+    names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    froms = [node for node in nodes if isinstance(node, ast.ImportFrom)]
+    names += [str(node.module) for node in froms]
+    ours = {name for name in names if name.split(".")[0] == "sic_jax"}
+    assert {".".join(name.split(".")[:2]) for name in ours} == {"sic_jax.metrics"}
+    assert all(node.level == 0 for node in froms)
+
+
+def test_public_names_of_the_package_are_imported_on_first_use():
+    code = (
+        "import sys\n"
+        "from sic_jax import metrics\n"
+        "assert metrics.bpp(10, 4, 5) == 4.0\n"
+        "assert 'jax' not in sys.modules\n"
+        "found = [getattr(metrics, name).__module__ for name in sorted(metrics.__all__)[2:]]\n"
+        "print(*(name.removeprefix('sic_jax.metrics.') for name in found))\n"
+        "print(metrics.MS_SSIM_MIN_SIZE, metrics.SSIM_MIN_SIZE)"
+    )
+    root = Path(__file__).resolve().parents[1]
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root)
+    assert (done.returncode, done.stderr) == (0, "")
+    names = "rate dists_metric lpips_metric fidelity fidelity fidelity"
+    assert done.stdout.splitlines() == [names, "161 11"]
+    with pytest.raises(AttributeError, match=r"'sic_jax.metrics' has no attribute 'nonsense'"):
+        _ = metrics.nonsense

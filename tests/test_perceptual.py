@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 from functools import partial
 from pathlib import Path
 
@@ -12,16 +13,21 @@ import pytest
 
 from sic_jax import metrics
 from sic_jax.importers import perceptual_weights as lpips_convert
-from sic_jax.metrics.dists_metric import dists_features, dists_from_features, load_dists_weights
-from sic_jax.metrics.fidelity import dists, ssim
-from sic_jax.metrics.lpips_metric import lpips, lpips_features, lpips_from_features
-from sic_jax.metrics.vgg import (
-    MIN_SIZE,
-    STAGE_CHANNELS,
-    WEIGHT_SHAPES,
-    decode_kernel,
-    load_vgg16_weights,
+from sic_jax.metrics.dists_metric import (
+    dists,
+    dists_features,
+    dists_from_features,
+    load_dists_weights,
 )
+from sic_jax.metrics.fidelity import ssim
+from sic_jax.metrics.lpips_metric import (
+    load_alexnet_weights,
+    lpips,
+    lpips_features,
+    lpips_from_features,
+)
+from sic_jax.metrics.pretrained import decode_kernel, load_weights
+from sic_jax.metrics.vgg import MIN_SIZE, STAGE_CHANNELS, WEIGHT_SHAPES, load_vgg16_weights
 
 SMALL = Path(__file__).parent / "data" / "metrics_small.npz"
 FULL = Path(__file__).resolve().parents[2] / "shared" / "parity" / "metrics_reference.npz"
@@ -311,3 +317,49 @@ def test_damaged_dists_weights_are_refused(tmp_path):
     np.savez(tmp_path / "w.npz", alpha=np.ones(1475), beta=np.ones(3))
     with pytest.raises(ValueError, match=r"beta in .* has shape \(3,\), not \(1475,\)"):
         load_dists_weights(tmp_path / "w.npz")
+
+
+def test_arrays_that_are_no_floats_and_codes_that_are_damaged_are_refused(tmp_path):
+    path = tmp_path / "w.npz"
+    cases = [
+        ({"a_codes": np.zeros((2, 3), np.int8), "a_scale": np.ones(3)}, None),
+        ({"a": np.zeros((2, 3), np.float64), "a_codes": np.zeros(1)}, None),
+        ({"a": np.full((2, 3), "x")}, f"a in {path} is of type <U1, not of floats"),
+        ({"a": np.zeros((2, 3), int)}, f"a in {path} is of type int64, not of floats"),
+        ({"a_codes": np.zeros((2, 3), np.int8)}, f"{path} has no array 'a'"),
+        (
+            {"a_codes": np.zeros((2, 3), np.int8), "a_scale": np.ones(2)},
+            f"the codes of a in {path} are damaged: operands could not be broadcast",
+        ),
+        (
+            {"a_codes": np.zeros((3, 2, 3), np.uint8), "a_scale": np.ones(3)},
+            f"the codes of a in {path} are damaged: too many values to unpack",
+        ),
+    ]
+    for arrays, message in cases:
+        np.savez(path, **arrays)
+        if message is None:
+            found = load_weights(path, {"a": (2, 3)})
+            assert {k: (v.dtype, v.sum()) for k, v in found.items()} == {"a": (np.float32, 0)}
+        else:
+            with pytest.raises(ValueError, match=re.escape(message)):
+                load_weights(path, {"a": (2, 3)})
+
+
+@pytest.mark.parametrize("load", [load_alexnet_weights, load_vgg16_weights, load_dists_weights])
+def test_files_that_hold_no_weights_are_one_line_with_their_name(load, tmp_path):
+    path = tmp_path / "w.npz"
+    with pytest.raises(FileNotFoundError, match=r"w\.npz"):
+        load(path)
+    np.savez(path, alpha=np.ones(1475))
+    whole = path.read_bytes()
+    for data, reason in (
+        (b"", r"it is no archive of NumPy \(\.npz\)"),
+        (b"\x93NUMPY\x01\x00", r"it is no archive of NumPy \(\.npz\)"),
+        (whole[:40], "File is not a zip file"),
+        (whole[:-30], "File is not a zip file"),
+        (whole.replace(b"\x00\x00\xf0?", b"\x00\x00\xf0@"), "CRC-32"),
+    ):
+        path.write_bytes(data)
+        with pytest.raises(ValueError, match=rf"w\.npz is not a readable checkpoint: .*{reason}"):
+            load(path)

@@ -6,9 +6,10 @@ import pytest
 from conftest import quick_compilation
 
 from sic_jax import metrics
-from sic_jax.evaluation.measurer import METRICS, Measurer, bucket_side
+from sic_jax.evaluation.measurer import Measurer, bucket_side
 from sic_jax.metrics.dists_metric import load_dists_weights
 from sic_jax.metrics.lpips_metric import load_alexnet_weights, lpips
+from sic_jax.metrics.table import METRICS
 
 
 @pytest.fixture(scope="module", autouse=True)

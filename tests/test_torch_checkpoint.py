@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pickle
+import re
 import struct
 import time
 import zipfile
@@ -93,28 +94,54 @@ def test_safetensors(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        (entry("F32", [2], 0, 4), "has 4 bytes"),
-        (entry("F32", [2], 4, 12), "bytes 4 to 12"),
-        (entry("F32", [-1], 0, 0), r"shape \(-1,\)"),
-        (entry("F32", [2**40, 2**40], 0, 8), "has 8 bytes"),
-        (entry("F32", [0] * 40, 0, 0), "shape"),
-        (entry("F32", [[2], 1], 0, 8), "no integers"),
-        (entry("Q4", [2], 0, 8), "KeyError"),
-        ({"dtype": "F32", "shape": 2}, "not described"),
-        (7, "not described"),
+        # Two texts of the library: that of 0.8 and that of 0.4.5.
+        (entry("F32", [2], 0, 4), "invalid shape|TensorInvalidInfo"),
+        (entry("F32", [2], 4, 12), "invalid offset|InvalidOffset"),
+        (entry("F32", [-1], 0, 0), "invalid JSON|InvalidHeader"),
+        (entry("F32", [2**40, 2**40], 0, 8), "overflow|ValidationOverflow"),
+        (entry("F32", [2], 0, 8) | {"shape": [2.0]}, "invalid JSON|InvalidHeader"),
+        (entry("F32", [0] * 40, 0, 0), "file not fully covered|MetadataIncompleteBuffer"),
+        (entry("F32", [1], 0, 4), "file not fully covered|MetadataIncompleteBuffer"),
+        (entry("F32", [[2], 1], 0, 8), "invalid JSON|InvalidHeader"),
+        (entry("Q4", [2], 0, 8), "invalid JSON|InvalidHeader"),
+        ({"dtype": "F32", "shape": 2}, "invalid JSON|InvalidHeader"),
+        (7, "invalid JSON|InvalidHeader"),
     ],
 )
 def test_safetensors_with_a_wrong_entry(tmp_path: Path, bad: Any, message: str) -> None:
     (tmp_path / "x").write_bytes(safetensors({"a": bad}, bytes(8)))
-    with pytest.raises(ValueError, match=f"tensor a.*{message}"):
+    start = f"{tmp_path / 'x'} is not a readable checkpoint: the safetensors file is damaged: "
+    with pytest.raises(ValueError, match=f"^{re.escape(start)}.*({message})"):
         read_state_dict(tmp_path / "x")
+
+
+@pytest.mark.parametrize(
+    ("name", "bad", "message"),
+    [
+        ("a", entry("U16", [2], 0, 4), "tensor a is of type U16; types that are read: F64, F32, F"),
+        ("a", entry("F8_E4M3", [4], 0, 4), "tensor a is of type F8_E4M3; types that are read: F64"),
+        ("a\nb", entry("U64", [0], 0, 0), "tensor a b is of type U64; types that are read: F64"),
+        ("a", entry("F32", [0] * 17, 0, 0), f"tensor a has shape {(0,) * 17}"),
+        ("a", entry("F32", [0, 2**63], 0, 0), f"tensor a has shape (0, {2**63})"),
+        ("a", entry("BF16", [0, 2**40, 2**40], 0, 0), ""),  # NumPy's text.
+    ],
+)
+def test_safetensors_that_the_library_reads_and_this_does_not(
+    tmp_path: Path, name: str, bad: dict[str, Any], message: str
+) -> None:
+    size = bad["data_offsets"][1]
+    (tmp_path / "x").write_bytes(safetensors({name: bad}, bytes(size)))
+    start = f"{tmp_path / 'x'} is not a readable checkpoint: {message}"
+    with pytest.raises(ValueError, match=f"^{re.escape(start)}") as error:
+        read_state_dict(tmp_path / "x")
+    assert "\n" not in str(error.value)
 
 
 def test_safetensors_that_share_bytes(tmp_path: Path) -> None:
     """A thousand tensors of the same megabyte would be a gigabyte of copies."""
     header = {f"a{k}": entry("BF16", [2**19], 0, 2**20) for k in range(1000)}
     (tmp_path / "x").write_bytes(safetensors(header, bytes(2**20)))
-    with pytest.raises(ValueError, match="tensors are larger than the file"):
+    with pytest.raises(ValueError, match=r"invalid offset|InvalidOffset"):
         read_state_dict(tmp_path / "x")
 
 
@@ -133,8 +160,9 @@ def test_npz(tmp_path: Path) -> None:
         (b"\x93SIC\x01" + bytes(20), "no file of torch.save"),
         (b"PK\x03\x04" + bytes(60), "archive is damaged"),
         (b"\x89PNG\r\n\x1a\n" + bytes(20), "no file of torch.save"),
-        (struct.pack("<Q", 2**40) + b"{}", "cut off"),
-        (struct.pack("<Q", 3) + b"{x}", "header is damaged"),
+        (struct.pack("<Q", 2**40) + b"{}", "header too large|HeaderTooLarge"),
+        (struct.pack("<Q", 99) + b"{}", "is damaged: Error while deserializing"),
+        (struct.pack("<Q", 3) + b"{x}", "invalid JSON in header|InvalidHeader"),
         (pickle.dumps({"a": 1}, 2), "not one of torch.save"),
     ],
 )
@@ -449,3 +477,26 @@ def test_damaged_bytes_are_refused_or_read(tmp_path: Path, name: str) -> None:
         else:
             assert sum(a.size for a in arrays.values()) <= len(data)
     assert refused > 100
+
+
+def test_damaged_safetensors_are_refused_or_read(tmp_path: Path) -> None:
+    """Every byte of the header once; nothing but ValueError comes out, in one line."""
+    header = {"a": entry("F32", [2, 2], 0, 16), "b\n": entry("BF16", [4], 16, 24)}
+    data = safetensors(header, bytes(24))
+    rng = np.random.default_rng(0)
+    refused: list[str] = []
+    for position in range(len(data) - 24):
+        damaged = bytearray(data)
+        damaged[position] ^= int(rng.integers(1, 256))
+        (tmp_path / "x").write_bytes(damaged)
+        try:
+            arrays = read_state_dict(tmp_path / "x")
+        except ValueError as error:
+            refused.append(str(error))
+        else:
+            assert sum(a.size for a in arrays.values()) <= 8
+    assert len(refused) > 100
+    assert not [text for text in refused if "\n" in text]
+    assert {text.partition(":")[0] for text in refused} == {
+        f"{tmp_path / 'x'} is not a readable checkpoint"
+    }

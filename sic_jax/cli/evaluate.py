@@ -17,10 +17,10 @@ from typing import Any
 import jax
 
 from sic_jax.codec.codec import Codec
-from sic_jax.evaluation.baselines import PEERS, external_codec, missing_peer, pillow_codec
+from sic_jax.evaluation.baselines import BASELINES, external_codec, missing_baseline, pillow_codec
 from sic_jax.evaluation.codecs import SIC, ImageCodec, sic_codec
 from sic_jax.evaluation.fid import FidRow, fid_cells, fid_rows, inception_of
-from sic_jax.evaluation.measurer import METRICS, Measurer
+from sic_jax.evaluation.measurer import Measurer
 from sic_jax.evaluation.pictures import choose_images
 from sic_jax.evaluation.report import ReportOptions, write_report
 from sic_jax.evaluation.run import find_images, measure_images, one_line, setup
@@ -30,6 +30,7 @@ from sic_jax.evaluation.summary import (
     summary_columns,
     to_markdown,
 )
+from sic_jax.metrics.table import METRICS
 from sic_jax.progress import Progress
 
 
@@ -45,7 +46,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("--images", nargs="+", required=True, metavar="PATH", help="files, or folders of images")
     add("--out", required=True, metavar="DIR", help="where results go; a rerun resumes there")
-    add("--codecs", nargs="*", choices=(SIC, *PEERS), help="default: all that work here")
+    add("--codecs", nargs="*", choices=(SIC, *BASELINES), help="default: all that work here")
     names = [metric.name for metric in METRICS]
     usual = [metric.name for metric in METRICS if metric.default]
     add("--metrics", nargs="+", choices=names, default=usual, help="default: " + " ".join(usual))
@@ -192,10 +193,10 @@ def _make_codecs(
     qualities = _parse_qualities(args.qualities)
     names = args.codecs
     if names is None:
-        missing = {name: missing_peer(name) for name in PEERS}
+        missing = {name: missing_baseline(name) for name in BASELINES}
         for reason in filter(None, missing.values()):
             progress.say(f"eval.py: skipped: {reason}")
-        names = [SIC, *(name for name in PEERS if not missing[name])]
+        names = [SIC, *(name for name in BASELINES if not missing[name])]
     externals = {}
     for text in args.external:
         name, _, template = text.partition("=")
@@ -204,9 +205,9 @@ def _make_codecs(
         externals[name] = template
     if unknown := [name for name in qualities if name not in (*names, *externals)]:
         raise ValueError(f"--qualities: no codec {unknown[0]!r} in this run")
-    if twice := [name for name in externals if name in (SIC, *PEERS)]:
+    if twice := [name for name in externals if name in (SIC, *BASELINES)]:
         raise ValueError(f"--external: the name {twice[0]!r} belongs to another codec")
-    codecs = [pillow_codec(name, qualities.get(name)) for name in PEERS if name in names]
+    codecs = [pillow_codec(name, qualities.get(name)) for name in BASELINES if name in names]
     for name, template in externals.items():
         codecs.append(external_codec(name, template, qualities.get(name, [])))
     sic = None

@@ -19,6 +19,7 @@ import sic_jax
 from sic_jax.cli.info import describe_file
 from sic_jax.cli.paths import PICTURES, SIC, STD, Job, UsageError, check_targets, plan
 from sic_jax.codec import container
+from sic_jax.files import write_atomic
 from sic_jax.images import io as image_io
 from sic_jax.metrics.rate import bpp
 from sic_jax.progress import Progress
@@ -339,7 +340,7 @@ def _write(job: Job, target: str, data: bytes) -> None:
         return
     if job.derived:
         os.makedirs(os.path.dirname(target) or ".", exist_ok=True)
-    image_io.write_bytes_atomic(target, data)
+    write_atomic(target, data)
 
 
 def _given(args: argparse.Namespace, *names: str) -> dict[str, Any]:

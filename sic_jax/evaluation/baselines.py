@@ -17,7 +17,7 @@ from PIL import Image, features
 from sic_jax.evaluation.codecs import ImageCodec, Pixels, setting_text
 from sic_jax.images.io import encode_image, read_image
 
-PEERS = ("jpeg", "webp", "avif", "jpeg2000", "jxl")
+BASELINES = ("jpeg", "webp", "avif", "jpeg2000", "jxl")
 """Names of the codecs that Pillow can write; JPEG XL by the package pillow-jxl-plugin."""
 
 _QUALITIES: dict[str, tuple[float, ...]] = {
@@ -39,8 +39,8 @@ _JXL_PLUGIN = "pillow-jxl-plugin"
 _TIME_LIMIT_S = 3600
 
 
-def missing_peer(name: str) -> str | None:
-    """What a codec of `PEERS` lacks here; None if it works."""
+def missing_baseline(name: str) -> str | None:
+    """What a codec of `BASELINES` lacks here; None if it works."""
     if name == "jxl":
         try:
             importlib.import_module("pillow_jxl")  # Adds JPEG XL to Pillow's formats.
@@ -51,19 +51,19 @@ def missing_peer(name: str) -> str | None:
 
 
 def pillow_codec(name: str, qualities: Sequence[float] | None = None) -> ImageCodec:
-    """A codec of `PEERS` with Pillow's defaults, WebP at method 6 and AVIF at speed 4.
+    """A codec of `BASELINES` with Pillow's defaults, WebP at method 6 and AVIF at speed 4.
 
     The setting is Pillow's quality, an integer of 0 to 100; for JPEG 2000 (9/7 wavelet) it is the
     ratio of 8-bit samples to bytes of the file, so that lower is better.
 
     Args:
-        name: One of `PEERS`.
+        name: One of `BASELINES`.
         qualities: Default: six to eight that span low rates.
 
     Raises:
         ValueError: If the codec is not there or cannot have one of the qualities.
     """
-    if reason := missing_peer(name):
+    if reason := missing_baseline(name):
         raise ValueError(f"{reason}; leave {name} out of --codecs")
     for quality in qualities or ():
         if name == "jpeg2000" and not quality > 0:

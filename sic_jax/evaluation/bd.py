@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.interpolate import PchipInterpolator
 
 Floats = NDArray[np.float64]
 Points = Sequence[tuple[float, float]]
@@ -69,58 +70,6 @@ def bd_metric(reference: Points, test: Points, *, higher_is_better: bool) -> BdR
     return BdResult(sign * delta, float(np.exp(low)), float(np.exp(high)), "", dropped)
 
 
-def pchip_slopes(x: Floats, y: Floats) -> Floats:
-    """Derivatives at the knots of the monotone cubic interpolation.
-
-    Inside the weighted harmonic mean of the neighbouring slopes, 0 at extrema; at the ends the
-    three-point formula, limited so that the shape is kept.
-
-    Args:
-        x: Strictly increasing, at least two.
-        y: Values.
-    """
-    h, slope = np.diff(x), np.diff(y) / np.diff(x)
-    if len(x) == 2:
-        return np.repeat(slope, 2)
-    out = np.zeros(len(x))
-    same = slope[:-1] * slope[1:] > 0
-    w1, w2 = 2 * h[1:] + h[:-1], h[1:] + 2 * h[:-1]
-    out[1:-1][same] = ((w1 + w2)[same]) / (w1[same] / slope[:-1][same] + w2[same] / slope[1:][same])
-    out[0] = _end_slope(h[0], h[1], slope[0], slope[1])
-    out[-1] = _end_slope(h[-1], h[-2], slope[-1], slope[-2])
-    return out
-
-
-def pchip(x: Floats, y: Floats, at: Floats) -> Floats:
-    """Values of the monotone cubic interpolation.
-
-    Args:
-        x: Strictly increasing, at least two.
-        y: Values.
-        at: Where to read it, within the range of `x`.
-    """
-    slopes = pchip_slopes(x, y)
-    k = np.clip(np.searchsorted(x, at, side="right") - 1, 0, len(x) - 2)
-    h = x[k + 1] - x[k]
-    t = (at - x[k]) / h
-    values: Floats = (
-        (1 + 2 * t) * (1 - t) ** 2 * y[k]
-        + t * (1 - t) ** 2 * h * slopes[k]
-        + t**2 * (3 - 2 * t) * y[k + 1]
-        + t**2 * (t - 1) * h * slopes[k + 1]
-    )
-    return values
-
-
-def _end_slope(h0: float, h1: float, slope0: float, slope1: float) -> float:
-    found = ((2 * h0 + h1) * slope0 - h0 * slope1) / (h0 + h1)
-    if found * slope0 <= 0:
-        return 0.0
-    if slope0 * slope1 <= 0 and abs(found) > 3 * abs(slope0):
-        return 3 * slope0
-    return found
-
-
 def _frontiers(
     reference: Points, test: Points, higher_is_better: bool
 ) -> tuple[tuple[Floats, Floats], tuple[Floats, Floats], int]:
@@ -154,13 +103,7 @@ def _mean_difference(
     low, high = float(max(x_a[0], x_b[0])), float(min(x_a[-1], x_b[-1]))
     if low >= high:
         return "no overlap"
-    areas = [_integral(x, y, low, high) for x, y in ((x_a, y_a), (x_b, y_b))]
+    areas = [
+        float(PchipInterpolator(x, y).integrate(low, high)) for x, y in ((x_a, y_a), (x_b, y_b))
+    ]
     return (areas[1] - areas[0]) / (high - low), low, high
-
-
-def _integral(x: Floats, y: Floats, low: float, high: float) -> float:
-    """Of the interpolation; Simpson's rule between knots, which is exact for cubics."""
-    knots = np.concatenate([[low], x[(x > low) & (x < high)], [high]])
-    middles = (knots[:-1] + knots[1:]) / 2
-    values, between = pchip(x, y, knots), pchip(x, y, middles)
-    return float(np.sum(np.diff(knots) * (values[:-1] + 4 * between + values[1:]) / 6))

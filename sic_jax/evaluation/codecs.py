@@ -66,8 +66,8 @@ def sic_codec(
         seed: First seed of the details; default: the file's, which is 0.
         temperature: Spread of the details; default: the bundle's.
         grain: Whether the files' grain is drawn.
-        search: Steps of search (`sic_jax.codec.latent_optimisation`). One search an image, over the levels up to
-            the highest of `levels`: all its files are cut from one.
+        search: Steps of search (`sic_jax.codec.latent_optimisation`). One search an image, over the
+            levels up to the highest of `levels`: all its files are cut from one.
 
     Raises:
         ValueError: If the bundle does not have one of the levels, or a number is out of range.

@@ -1,7 +1,7 @@
 """FID and KID of the codecs of a run, over patches of all its images.
 
-As in HiFiC and MS-ILLM: patches of 256 pixels from two grids (`sic_jax.metrics.frechet.patches`). The
-values depend on the number of patches: compare only those of the same images.
+As in HiFiC and MS-ILLM: patches of 256 pixels from two grids (`sic_jax.metrics.frechet.patches`).
+The values depend on the number of patches: compare only those of the same images.
 """
 
 from collections.abc import Callable, Sequence

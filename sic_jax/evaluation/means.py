@@ -7,8 +7,8 @@ from typing import NamedTuple
 import numpy as np
 
 from sic_jax.evaluation.codecs import SIC
-from sic_jax.evaluation.measurer import Metric
 from sic_jax.evaluation.records import Record
+from sic_jax.metrics.table import Metric
 
 
 class Row(NamedTuple):

@@ -9,11 +9,11 @@ from sic_jax.evaluation.bd import BdResult
 from sic_jax.evaluation.codecs import SIC
 from sic_jax.evaluation.fid import FidRow, fid_cells
 from sic_jax.evaluation.means import Curve, Row
-from sic_jax.evaluation.measurer import Metric
 from sic_jax.evaluation.pictures import MATCH_FACTOR, WEBP_QUALITY, Comparison, Shown
 from sic_jax.evaluation.published import Published
 from sic_jax.evaluation.run import Failure
 from sic_jax.evaluation.summary import BdRow, formatted, summary_cells, summary_columns
+from sic_jax.metrics.table import Metric
 
 
 class Content(NamedTuple):

@@ -11,15 +11,15 @@ import numpy as np
 from PIL import Image, features
 
 from sic_jax.evaluation.codecs import ImageCodec, Pixels, setting_text
-from sic_jax.evaluation.measurer import Metric
 from sic_jax.evaluation.records import Record
 from sic_jax.images.io import read_image
+from sic_jax.metrics.table import Metric
 
 CROP_HEIGHT, CROP_WIDTH = 336, 448
 """Largest part of an image that is shown, in pixels."""
 WEBP_QUALITY = 92
 MATCH_FACTOR = 1.5
-"""A peer is shown beside a file of the reference if its file is at most this much off in size."""
+"""A baseline is shown beside a file of the reference whose size is at most this much off."""
 
 _TARGET_BPP = (0.1, 0.25, 0.5)
 _SEARCH_STEP = 16

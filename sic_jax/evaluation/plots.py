@@ -12,7 +12,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from sic_jax.evaluation.codecs import SIC
 from sic_jax.evaluation.means import Curve
-from sic_jax.evaluation.measurer import Metric
+from sic_jax.metrics.table import Metric
 
 # Colours that are told apart with colour-blindness too (Okabe and Ito); `sic` has the first.
 _COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#56b4e9", "#b59b00", "#7f3fbf")

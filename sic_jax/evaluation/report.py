@@ -34,7 +34,6 @@ from sic_jax.evaluation import records as records_module
 from sic_jax.evaluation.codecs import SIC, ImageCodec
 from sic_jax.evaluation.fid import FID_FILE, FidRow
 from sic_jax.evaluation.means import Curve, Row, curves_of, mean_rows, rows_at_equal_rate
-from sic_jax.evaluation.measurer import METRICS, Metric
 from sic_jax.evaluation.page import Content, make_page
 from sic_jax.evaluation.pictures import Comparison, choose_images, compare_pictures
 from sic_jax.evaluation.published import Published, load_published
@@ -49,7 +48,8 @@ from sic_jax.evaluation.summary import (
     to_compressai,
     to_csv,
 )
-from sic_jax.images.io import write_bytes_atomic
+from sic_jax.files import write_atomic
+from sic_jax.metrics.table import METRICS, Metric
 
 
 class ReportOptions(NamedTuple):
@@ -168,7 +168,7 @@ def _plot_all(
         plot = draw_plot(metric, curves, others, log_rate=options.log_rate, title=title)
         if plot is not None:
             _write(out / "plots" / f"{metric.name}.svg", plot.svg)
-            write_bytes_atomic(out / "plots" / f"{metric.name}.png", plot.png)
+            write_atomic(out / "plots" / f"{metric.name}.png", plot.png)
             inline[metric.name] = plot.inline_svg
     return inline
 
@@ -221,4 +221,4 @@ def _json(content: Mapping[str, Any]) -> str:
 
 def _write(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes_atomic(path, text.encode())
+    write_atomic(path, text.encode())

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from sic_jax.evaluation.bd import BdResult, bd_metric, bd_rate
 from sic_jax.evaluation.codecs import setting_text
 from sic_jax.evaluation.means import Curve, Row
-from sic_jax.evaluation.measurer import Metric
+from sic_jax.metrics.table import Metric
 
 _COMPRESSAI_NAMES = {"psnr": "psnr-rgb", "ms_ssim": "ms-ssim-rgb", "ssim": "ssim-rgb"}
 _NUMBERS = {"bpp": 4, "bpp_est": 4, "encode_s": 3, "decode_s": 3}

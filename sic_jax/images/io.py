@@ -1,7 +1,7 @@
 """Pictures in and out: 8-bit arrays with their colour profile and EXIF, read and written by Pillow.
 
-NumPy and Pillow are imported when a picture is read or encoded, so that `write_bytes_atomic` costs
-nothing to import.
+NumPy and Pillow are imported when a picture is read or encoded, so that programs that need none
+start at once.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sic_jax.files import write_atomic
 from sic_jax.images.colour import flatten, is_srgb, match_profile, split_alpha, to_gray_or_rgb
 
 if TYPE_CHECKING:
@@ -130,7 +131,7 @@ def write_image(
     """
     image_format = output_format(path)
     data = encode_image(pixels, image_format=image_format, icc_profile=icc_profile, exif=exif)
-    write_bytes_atomic(path, data)
+    write_atomic(path, data)
 
 
 def output_format(path: str | os.PathLike[str]) -> str:
@@ -186,33 +187,6 @@ def encode_image(
     except Exception as error:
         raise ValueError(f"cannot write this picture as {image_format}: {error}") from error
     return buffer.getvalue()
-
-
-def write_bytes_atomic(path: str | os.PathLike[str], data: bytes) -> None:
-    """Writes a file under a temporary name in its folder and renames it into place.
-
-    A link is followed; a device or pipe is written to directly.
-
-    Raises:
-        OSError: The file cannot be written; nothing is left behind.
-    """
-    target = Path(path)
-    try:
-        if target.exists() and not target.is_file():
-            target.write_bytes(data)
-            return
-        target = Path(os.path.realpath(target))
-        temporary = target.with_name(f".{os.urandom(8).hex()}.tmp")
-        try:
-            with open(temporary, "xb") as file:
-                file.write(data)
-            os.replace(temporary, target)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
-            raise
-    except OSError as error:
-        raise OSError(error.errno, error.strerror or str(error), os.fspath(path)) from error
 
 
 @contextlib.contextmanager

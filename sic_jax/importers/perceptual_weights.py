@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sic_jax.metrics import vgg
-from sic_jax.metrics.lpips_metric import WEIGHTS_FILE, check_alexnet_weights
+from sic_jax.metrics import lpips_metric, vgg
+from sic_jax.metrics.pretrained import check_weights
 
 __all__ = ["convert_alexnet_weights", "convert_vgg16_weights", "main", "rounded_kernel"]
 
@@ -43,7 +43,7 @@ def convert_alexnet_weights(source: Path, out: Path) -> None:
         ValueError: `source` is not a pickle of the expected float32 arrays and nothing else.
     """
     weights: dict[str, Any] = _read(source, "AlexNet", num_layers=5)
-    check_alexnet_weights(weights, source=str(source))
+    check_weights(weights, lpips_metric.WEIGHT_SHAPES, source=str(source))
     for layer in range(2, 6):
         # Rounding the first layer would cost nearly all of the error and saves only 46 KB.
         weights[f"conv{layer}_kernel"] = weights[f"conv{layer}_kernel"].astype(np.float16)
@@ -64,7 +64,7 @@ def convert_vgg16_weights(source: Path, out: Path) -> None:
         ValueError: `source` is not a pickle of the expected float32 arrays and nothing else.
     """
     weights: dict[str, Any] = _read(source, "VGG16", num_layers=13)
-    vgg.check_vgg16_weights(weights, source=str(source))
+    check_weights(weights, vgg.WEIGHT_SHAPES, source=str(source))
     for layer, largest in enumerate(_LARGEST_CODES, 2):
         name = f"conv{layer}_kernel"
         codes, weights[f"{name}_scale"] = rounded_kernel(weights.pop(name), largest)
@@ -122,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.net == "vgg":
         convert_vgg16_weights(args.source, args.out or vgg.WEIGHTS_FILE)
     else:
-        convert_alexnet_weights(args.source, args.out or WEIGHTS_FILE)
+        convert_alexnet_weights(args.source, args.out or lpips_metric.WEIGHTS_FILE)
     return 0
 
 

@@ -7,7 +7,6 @@ Sizes are compared with what the file holds before they are used.
 from __future__ import annotations
 
 import io
-import json
 import math
 import os
 import zipfile
@@ -17,6 +16,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import SafetensorError, deserialize
 
 from sic_jax.importers import restricted_pickle
 from sic_jax.importers.restricted_pickle import MAX_AXES, Storage, Tensor
@@ -41,6 +41,7 @@ _SAFETENSORS_TYPES = {
 }
 _MAX_NPZ_BYTES = 2**32
 _MAX_WRAPPERS = 8
+_MAX_AXIS = 2**62
 
 
 def read_state_dict(path: str | os.PathLike[str]) -> Arrays:
@@ -52,21 +53,22 @@ def read_state_dict(path: str | os.PathLike[str]) -> Arrays:
     `_orig_mod.` that all names share is removed.
 
     Args:
-      path: A file of torch.save (zip or the older format), safetensors or NumPy's .npz.
+        path: A file of torch.save (zip or the older format), safetensors or NumPy's .npz.
 
     Returns:
-      Arrays by name, of which some are read-only. float16 and bfloat16 become float32, other types
-      stay.
+        Arrays by name, of which some are read-only. float16 and bfloat16 become float32, other
+        types stay.
 
     Raises:
-      ValueError: If the file is none of these, damaged, or holds anything but a state dict.
-      OSError: If it cannot be read.
+        ValueError: If the file is none of these, damaged, or holds anything but a state dict.
+        OSError: If it cannot be read.
     """
     data = Path(path).read_bytes()
     try:
         arrays = _without_prefix(_read(data))
     except ValueError as e:
-        raise ValueError(f"{os.fspath(path)} is not a readable checkpoint: {e}") from e
+        reason = " ".join(str(e).split())  # Names of tensors can hold line breaks.
+        raise ValueError(f"{os.fspath(path)} is not a readable checkpoint: {reason}") from e
     if not arrays:
         raise ValueError(f"{os.fspath(path)} holds no tensors")
     return arrays
@@ -240,49 +242,29 @@ def _view(name: str, tensor: Tensor, values: NDArray[Any]) -> NDArray[Any]:
 
 
 def _read_safetensors(data: bytes) -> Arrays:
-    start = 8 + int.from_bytes(data[:8], "little")
-    if start > len(data):
-        raise ValueError(f"its header of {start - 8} bytes is cut off")
+    # The library's NumPy interface knows no bfloat16: bytes, types and shapes are taken instead.
     try:
-        header = json.loads(data[8:start])
-    except (ValueError, RecursionError) as e:
-        raise ValueError(f"its header is damaged: {e}") from e
-    values = memoryview(data)[start:]
-    left = len(values)
+        tensors = deserialize(data)
+    except SafetensorError as e:
+        raise ValueError(f"the safetensors file is damaged: {e}") from e
     arrays: Arrays = {}
-    for name, entry in header.items():
-        if name != "__metadata__":
-            dtype, shape, begin, end = _described(name, entry, len(values))
-            # Tensors do not share bytes; those of 16 bits become copies.
-            left -= end - begin
-            if left < 0:
-                raise ValueError("its tensors are larger than the file")
-            arrays[name] = _from_bytes(dtype, values[begin:end]).reshape(shape)
+    for name, tensor in sorted(tensors):  # The library's order is another one each time.
+        dtype, shape = tensor["dtype"], tuple(tensor["shape"])
+        if dtype not in _SAFETENSORS_TYPES:
+            known = ", ".join(_SAFETENSORS_TYPES)
+            raise ValueError(f"tensor {name} is of type {dtype}; types that are read: {known}")
+        # Shapes of no values can have axes of any number and size.
+        if len(shape) > MAX_AXES or max(shape, default=0) > _MAX_AXIS:
+            raise ValueError(f"tensor {name} has shape {shape}")
+        arrays[name] = _from_bytes(_SAFETENSORS_TYPES[dtype], tensor["data"]).reshape(shape)
     return arrays
-
-
-def _described(name: str, entry: Any, size: int) -> tuple[str, tuple[int, ...], int, int]:
-    """Type, shape, first byte and end of a tensor in `size` bytes."""
-    try:
-        dtype = _SAFETENSORS_TYPES[entry["dtype"]]
-        shape, (begin, end) = tuple(entry["shape"]), entry["data_offsets"]
-        ok = all(type(n) is int for n in (*shape, begin, end))
-    except (KeyError, TypeError, ValueError) as e:
-        raise ValueError(f"tensor {name} is not described as it must be: {e!r}") from e
-    if not ok:
-        raise ValueError(f"tensor {name} is described by what are no integers")
-    if len(shape) > MAX_AXES or min((*shape, begin)) < 0 or end > size:
-        raise ValueError(f"tensor {name} has shape {shape} and bytes {begin} to {end} of {size}")
-    if end - begin != math.prod(shape) * _item_size(dtype):
-        raise ValueError(f"tensor {name} of shape {shape} and type {dtype} has {end - begin} bytes")
-    return dtype, shape, begin, end
 
 
 def _item_size(dtype: str) -> int:
     return 2 if dtype == "bfloat16" else np.dtype(dtype).itemsize
 
 
-def _from_bytes(dtype: str, data: bytes | memoryview) -> NDArray[Any]:
+def _from_bytes(dtype: str, data: bytes | bytearray) -> NDArray[Any]:
     if dtype == "bfloat16":
         # The upper half of a float32.
         return (np.frombuffer(data, "<u2").astype(np.uint32) << 16).view(np.float32)

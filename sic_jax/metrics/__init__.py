@@ -23,10 +23,13 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> object:
-    """Imports a public name when it is first used: counting bits needs no JAX."""
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    modules = {"bpp": "rate", "dists": "dists_metric", "lpips": "lpips_metric"}
-    module = importlib.import_module(f"{__name__}.{modules.get(name, 'fidelity')}")
-    return getattr(module, name)
+# Type checkers do not see it: to them it would define every name, wrong ones too.
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> object:
+        """Imports a public name when it is first used: counting bits needs no JAX."""
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        modules = {"bpp": "rate", "dists": "dists_metric", "lpips": "lpips_metric"}
+        module = importlib.import_module(f"{__name__}.{modules.get(name, 'fidelity')}")
+        return getattr(module, name)

@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from numpy.typing import NDArray
 
@@ -18,7 +17,6 @@ __all__ = [
     "Weights",
     "check_images",
     "check_same_shape",
-    "check_weights",
     "conv_relu",
     "spatial_mean",
     "zero_outside",
@@ -31,21 +29,6 @@ Size = jax.Array | None
 """Heights and widths, int32 ``[B, 2]``, of images that fill only the top left of their arrays; None
 where they fill them. Functions that take it give the values of the images cut out: images of many
 sizes share one program."""
-
-
-def check_weights(weights: Weights, shapes: Mapping[str, tuple[int, ...]], *, source: str) -> None:
-    """Checks that all arrays are there, of the right shape and finite.
-
-    Raises:
-        ValueError: They are not; the message names the array and `source`.
-    """
-    for name, shape in shapes.items():
-        if name not in weights:
-            raise ValueError(f"{source} has no array {name!r}")
-        if weights[name].shape != shape:
-            raise ValueError(f"{name} in {source} has shape {weights[name].shape}, not {shape}")
-        if not np.isfinite(weights[name]).all():
-            raise ValueError(f"{name} in {source} is not finite")
 
 
 def check_images(x: Array, *, metric: str, min_size: int) -> None:

@@ -15,7 +15,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from numpy.typing import NDArray
 
 from sic_jax.metrics.convnet import (
@@ -24,9 +23,9 @@ from sic_jax.metrics.convnet import (
     Size,
     Weights,
     check_same_shape,
-    check_weights,
     spatial_mean,
 )
+from sic_jax.metrics.pretrained import WEIGHTS_FOLDER, load_weights
 from sic_jax.metrics.vgg import STAGE_CHANNELS, load_vgg16_weights, vgg16_stages
 
 __all__ = [
@@ -37,7 +36,7 @@ __all__ = [
     "load_dists_weights",
 ]
 
-WEIGHTS_FILE = Path(__file__).parent / "weights" / "dists.npz"
+WEIGHTS_FILE = WEIGHTS_FOLDER / "dists.npz"
 """The packaged weights of the channels."""
 
 _CHANNELS = (3, *STAGE_CHANNELS)
@@ -60,13 +59,12 @@ def load_dists_weights(
         ``[1475]``, one value for each of the 3 + 64 + 128 + 256 + 512 + 512 channels.
 
     Raises:
-        ValueError: An array is missing, has the wrong shape, or is not finite.
+        OSError: A file cannot be read.
+        ValueError: One is damaged, or an array is missing, has the wrong shape, holds no floats or
+            is not finite.
     """
-    path = WEIGHTS_FILE if path is None else path
     shapes = {name: (sum(_CHANNELS),) for name in ("alpha", "beta")}
-    with np.load(path, allow_pickle=False) as stored:
-        weights = {n: stored[n].astype(np.float32) for n in shapes if n in stored.files}
-    check_weights(weights, shapes, source=str(path))
+    weights = load_weights(WEIGHTS_FILE if path is None else path, shapes)
     return load_vgg16_weights(vgg16) | weights
 
 

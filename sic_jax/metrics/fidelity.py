@@ -1,8 +1,4 @@
-"""Rate and distortion of images: functions of ``[B, H, W, C]`` in [0, 1], one value an image.
-
-LPIPS and DISTS are here too; their weights come from `sic_jax.metrics.lpips_metric`, `sic_jax.metrics.vgg` and
-`sic_jax.metrics.dists_metric`. Distances of sets of images are in `sic_jax.metrics.frechet`.
-"""
+"""PSNR, SSIM and MS-SSIM: functions of ``[B, H, W, C]`` in [0, 1], one value an image."""
 
 from __future__ import annotations
 
@@ -15,16 +11,10 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from sic_jax.metrics.convnet import Size, spatial_mean, zero_outside
-from sic_jax.metrics.dists_metric import dists
-from sic_jax.metrics.lpips_metric import lpips
-from sic_jax.metrics.rate import bpp
 
 __all__ = [
     "MS_SSIM_MIN_SIZE",
     "SSIM_MIN_SIZE",
-    "bpp",
-    "dists",
-    "lpips",
     "ms_ssim",
     "psnr",
     "ssim",

@@ -5,8 +5,8 @@ The network of Szegedy et al., "Rethinking the Inception Architecture for Comput
 with 1008 classes, where average pooling leaves the padding out and the last block pools maxima. Its
 weights are those of the file ``pt_inception-2015-12-05`` of the package pytorch-fid, saved under
 the same names as .npz or .safetensors. They are not part of this package and were not at hand when
-this was written: architecture, parameter count and parts are tested, but that `sic_jax.metrics.frechet.fid`
-of these features equals published FID values was not verified.
+this was written: architecture, parameter count and parts are tested, but that
+`sic_jax.metrics.frechet.fid` of these features equals published FID values was not verified.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import safetensors.numpy
 from jax import lax
 from numpy.typing import NDArray
 
-from sic_jax.importers.torch_checkpoint import read_state_dict
 from sic_jax.metrics.convnet import Array, Weights, check_images
+from sic_jax.metrics.pretrained import check_weights, read_npz
 
 __all__ = [
     "INPUT_SIDE",
@@ -91,26 +92,42 @@ def load_inception_weights(path: Path) -> dict[str, NDArray[np.float32]]:
 
     ``NAME.conv.weight`` (OIHW) and ``NAME.bn.weight``, ``.bias``, ``.running_mean`` and
     ``.running_var`` of every convolution, for example ``Mixed_5b.branch5x5_1``; others are not
-    read. A PyTorch user makes the file with ``numpy.savez(FILE, **{k: v.numpy() for k, v in
+    used. A PyTorch user makes the file with ``numpy.savez(FILE, **{k: v.numpy() for k, v in
     state_dict.items()})``.
 
     Args:
-        path: .npz or .safetensors, with arrays of 16, 32 or 64-bit floats.
+        path: .npz or .safetensors, with arrays of type float16, float32 or float64.
 
     Returns:
         ``NAME_kernel`` (HWIO) and ``NAME_bias``, with batch normalisation folded in.
 
     Raises:
         OSError: The file cannot be read.
-        ValueError: It is neither, or damaged, or an array is missing, has the wrong shape or type
-            or is not finite.
+        ValueError: Its name ends in neither, or it is damaged, or an array is missing, has the
+            wrong shape or type, is not finite, or is a negative variance.
     """
-    if path.suffix not in (".npz", ".safetensors"):
+    if path.suffix == ".npz":
+        stored = read_npz(path)
+    elif path.suffix == ".safetensors":
+        stored = _read_safetensors(path)
+    else:
         raise ValueError(f"{path}: Inception weights are a .npz or .safetensors file")
-    return fold_weights(read_state_dict(path), source=str(path))
+    return fold_weights(stored, source=str(path))
 
 
-def fold_weights(stored: Mapping[str, Any], *, source: str) -> dict[str, NDArray[np.float32]]:
+def _read_safetensors(path: Path) -> dict[str, NDArray[Any]]:
+    data = path.read_bytes()
+    try:
+        return safetensors.numpy.load(data)
+    except KeyError as error:
+        reason = f"NumPy has no type {error.args[0]}"
+        raise ValueError(f"{path} is not a readable checkpoint: {reason}") from error
+    except (safetensors.SafetensorError, ValueError) as error:
+        reason = " ".join(str(error).split())  # Names of arrays can hold line breaks.
+        raise ValueError(f"{path} is not a readable checkpoint: {reason}") from error
+
+
+def fold_weights(stored: Weights, *, source: str) -> dict[str, NDArray[np.float32]]:
     """Convolutions that do the batch normalisation behind them.
 
     Args:
@@ -121,17 +138,8 @@ def fold_weights(stored: Mapping[str, Any], *, source: str) -> dict[str, NDArray
         ValueError: An array is missing, has the wrong shape, holds no floats or is not finite, or a
             variance is negative.
     """
-    for name, shape in stored_shapes().items():
-        if name not in stored:
-            raise ValueError(f"{source} has no array {name!r}")
-        found = np.shape(stored[name])
-        if found != shape:
-            raise ValueError(f"{name} in {source} has shape {found}, not {shape}")
-        dtype = np.asarray(stored[name]).dtype
-        if not jnp.issubdtype(dtype, np.floating):
-            raise ValueError(f"{name} in {source} is of type {dtype}, not of floats")
-        if not np.isfinite(stored[name]).all():
-            raise ValueError(f"{name} in {source} is not finite")
+    check_weights(stored, stored_shapes(), source=source)
+    for name in stored_shapes():
         if name.endswith("running_var") and np.min(stored[name]) < 0:
             raise ValueError(f"{name} in {source} is negative")
     weights = {}

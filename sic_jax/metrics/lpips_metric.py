@@ -23,20 +23,20 @@ from sic_jax.metrics.convnet import (
     Weights,
     check_images,
     check_same_shape,
-    check_weights,
     conv_relu,
     spatial_mean,
     zero_outside,
 )
+from sic_jax.metrics.pretrained import WEIGHTS_FOLDER, load_weights
 from sic_jax.metrics.vgg import max_pool, vgg16_stages
 
 __all__ = [
     "MIN_SIZE",
     "WEIGHTS_FILE",
+    "WEIGHT_SHAPES",
     "Features",
     "Net",
     "Weights",
-    "check_alexnet_weights",
     "load_alexnet_weights",
     "lpips",
     "lpips_features",
@@ -51,10 +51,10 @@ MIN_SIZE = 31
 For ``net="vgg"`` it is `sic_jax.metrics.vgg.MIN_SIZE`.
 """
 
-WEIGHTS_FILE = Path(__file__).parent / "weights" / "lpips_alex.npz"
+WEIGHTS_FILE = WEIGHTS_FOLDER / "lpips_alex.npz"
 """The packaged weights for AlexNet."""
 
-_SHAPES = {
+WEIGHT_SHAPES = {
     "conv1_kernel": (11, 11, 3, 64),
     "conv2_kernel": (5, 5, 64, 192),
     "conv3_kernel": (3, 3, 192, 384),
@@ -63,6 +63,8 @@ _SHAPES = {
     **{f"conv{i}_bias": (c,) for i, c in enumerate((64, 192, 384, 256, 256), 1)},
     **{f"head{i}": (c,) for i, c in enumerate((64, 192, 384, 256, 256), 1)},
 }
+"""Names and shapes of the arrays of `load_alexnet_weights`."""
+
 # Mean and deviation of ImageNet's colours for inputs in [-1, 1], as in LPIPS v0.1.
 _SHIFT = (-0.030, -0.088, -0.188)
 _SCALE = (0.458, 0.448, 0.450)
@@ -82,24 +84,11 @@ def load_alexnet_weights(path: Path | None = None) -> dict[str, NDArray[np.float
         NumPy float32 arrays: ``conv1..5_kernel`` (HWIO), ``conv1..5_bias`` and ``head1..5``.
 
     Raises:
-        ValueError: An array is missing, has the wrong shape, or is not finite.
+        OSError: The file cannot be read.
+        ValueError: It is damaged, or an array is missing, has the wrong shape, holds no floats or
+            is not finite.
     """
-    path = WEIGHTS_FILE if path is None else path
-    with np.load(path, allow_pickle=False) as stored:
-        weights = {
-            name: stored[name].astype(np.float32) for name in _SHAPES if name in stored.files
-        }
-    check_alexnet_weights(weights, source=str(path))
-    return weights
-
-
-def check_alexnet_weights(weights: Weights, *, source: str) -> None:
-    """Checks that all arrays are there, of the right shape and finite.
-
-    Raises:
-        ValueError: They are not; the message names the array and `source`.
-    """
-    check_weights(weights, _SHAPES, source=source)
+    return load_weights(WEIGHTS_FILE if path is None else path, WEIGHT_SHAPES)
 
 
 def lpips(

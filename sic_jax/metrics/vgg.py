@@ -1,4 +1,4 @@
-"""VGG16 features of Simonyan and Zisserman (ICLR 2015), for LPIPS, DISTS and `sic_jax.metrics.frechet`.
+"""VGG16 features of Simonyan and Zisserman (ICLR 2015), for LPIPS, DISTS and FID.
 
 The convolutions of the ImageNet model, without its classifier. The weights are part of this
 package; ``weights/README.md`` has their origin, their licences and how they are rounded.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,18 +20,16 @@ from sic_jax.metrics.convnet import (
     Size,
     Weights,
     check_images,
-    check_weights,
     conv_relu,
     zero_outside,
 )
+from sic_jax.metrics.pretrained import WEIGHTS_FOLDER, load_weights
 
 __all__ = [
     "MIN_SIZE",
     "STAGE_CHANNELS",
     "WEIGHTS_FILE",
     "WEIGHT_SHAPES",
-    "check_vgg16_weights",
-    "decode_kernel",
     "load_vgg16_weights",
     "max_pool",
     "vgg16_stages",
@@ -41,7 +38,7 @@ __all__ = [
 MIN_SIZE = 16
 """Smallest image height and width that leaves one sample after four poolings."""
 
-WEIGHTS_FILE = Path(__file__).parent / "weights" / "vgg16.npz"
+WEIGHTS_FILE = WEIGHTS_FOLDER / "vgg16.npz"
 """The packaged weights."""
 
 STAGE_CHANNELS = (64, 128, 256, 512, 512)
@@ -81,41 +78,11 @@ def load_vgg16_weights(path: Path | None = None) -> dict[str, NDArray[np.float32
         NumPy float32 arrays: ``conv1..13_kernel`` (HWIO), ``conv1..13_bias`` and ``head1..5``.
 
     Raises:
-        ValueError: An array is missing, has the wrong shape, or is not finite.
+        OSError: The file cannot be read.
+        ValueError: It is damaged, or an array is missing, has the wrong shape, holds no floats or
+            is not finite.
     """
-    path = WEIGHTS_FILE if path is None else path
-    weights: dict[str, NDArray[np.float32]] = {}
-    with np.load(path, allow_pickle=False) as stored:
-        for name in WEIGHT_SHAPES:
-            if f"{name}_codes" in stored.files and f"{name}_scale" in stored.files:
-                weights[name] = decode_kernel(stored[f"{name}_codes"], stored[f"{name}_scale"])
-            elif name in stored.files:
-                weights[name] = np.asarray(stored[name], np.float32)
-    check_vgg16_weights(weights, source=str(path))
-    return weights
-
-
-def check_vgg16_weights(weights: Weights, *, source: str) -> None:
-    """Checks that all arrays are there, of the right shape and finite.
-
-    Raises:
-        ValueError: They are not; the message names the array and `source`.
-    """
-    check_weights(weights, WEIGHT_SHAPES, source=source)
-
-
-def decode_kernel(codes: NDArray[Any], scale: NDArray[Any]) -> NDArray[np.float32]:
-    """The kernel of integer codes.
-
-    Args:
-        codes: int8 ``[3, 3, I, O]``, or uint8 ``[2, 3, 3, I, O]``: the low and the high bytes of
-            16-bit codes in two's complement.
-        scale: Step of each output channel, float32 ``[O]``.
-    """
-    if codes.dtype == np.uint8:
-        low, high = codes
-        codes = low + high.view(np.int8).astype(np.int16) * np.int16(256)
-    return codes.astype(np.float32) * scale.astype(np.float32)
+    return load_weights(WEIGHTS_FILE if path is None else path, WEIGHT_SHAPES)
 
 
 def vgg16_stages(

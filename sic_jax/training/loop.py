@@ -28,6 +28,7 @@ import sic_jax
 from sic_jax.data.batches import batches
 from sic_jax.data.sources import Source, sample_patches
 from sic_jax.fields import from_dict, to_dict
+from sic_jax.files import write_atomic
 from sic_jax.model.params import Params, init_params
 from sic_jax.training.checkpoints import (
     BEST,
@@ -280,6 +281,4 @@ def _claim(workdir: Path, cfg: TrainConfig) -> None:
                 "choose another workdir, or start from it with --init-from"
             )
     if jax.process_index() == 0:
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(to_dict(cfg), indent=1) + "\n")
-        temporary.replace(path)
+        write_atomic(path, (json.dumps(to_dict(cfg), indent=1) + "\n").encode())

@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 from numpy.typing import NDArray
 
-from sic_jax.evaluation.measurer import METRICS, Metric
+from sic_jax.metrics.table import METRICS, Metric
 from sic_jax.model.config import ModelConfig
 from sic_jax.model.params import Params
 from sic_jax.model.sic import SicModel
@@ -45,7 +45,7 @@ def make_evaluate(
     Args:
       cfg: Of the model.
       levels: Levels to decode.
-      metrics: Names of `sic_jax.evaluation.measurer.METRICS`.
+      metrics: Names of `sic_jax.metrics.table.METRICS`.
       batch_size: Images at once on all devices together.
       mesh: Over whose one axis `sic_jax.training.parallel.AXIS` batches are spread, with processes
         that hold the same number of its devices each; default: one device.

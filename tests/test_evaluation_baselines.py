@@ -9,15 +9,16 @@ import pytest
 from conftest import quick_compilation
 from PIL import Image, features
 
-from sic_jax.evaluation import baselines as peers
-from sic_jax.evaluation.baselines import PEERS, external_codec, missing_peer, pillow_codec
+from sic_jax.evaluation import baselines
+from sic_jax.evaluation.baselines import BASELINES, external_codec, missing_baseline, pillow_codec
 from sic_jax.evaluation.codecs import setting_text
-from sic_jax.evaluation.measurer import METRICS, Measurer
+from sic_jax.evaluation.measurer import Measurer
+from sic_jax.metrics.table import METRICS
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 ANCHORS = SHARED / "anchors" / "kodak_peers_measured.json"
 KODAK_1 = SHARED / "data" / "kodak" / "kodim01.png"
-HERE = [name for name in PEERS if not missing_peer(name)]
+HERE = [name for name in BASELINES if not missing_baseline(name)]
 
 # A codec in one program: it keeps the picture's red bits, as many as the quality says.
 PROGRAM = """
@@ -41,7 +42,7 @@ def smooth(height: int, width: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", HERE)
-def test_peers_give_smaller_and_worse_pictures_at_the_first_setting(name):
+def test_baselines_give_smaller_and_worse_pictures_at_the_first_setting(name):
     codec, x = pillow_codec(name), smooth(48, 64)
     low, high = (codec.encode(x, setting) for setting in (codec.settings[0], codec.settings[-1]))
     assert len(low) < len(high)
@@ -101,7 +102,7 @@ def test_missing_codecs_are_named(monkeypatch):
     def absent(name):
         raise ModuleNotFoundError(f"No module named {name!r}")
 
-    monkeypatch.setattr(peers.importlib, "import_module", absent)
+    monkeypatch.setattr(baselines.importlib, "import_module", absent)
     with pytest.raises(ValueError, match="needs the package pillow-jxl-plugin, which is not inst"):
         pillow_codec("jxl")
 
@@ -154,7 +155,9 @@ def test_names_of_external_codecs_are_file_suffixes():
     ("name", "anchor", "quality"),
     [("jpeg", "JPEG", 25), ("webp", "WEBP", 40), ("avif", "AVIF", 38), ("jxl", "JXL", 30)],
 )
-def test_peers_on_a_kodak_image_agree_with_independent_measurements(name, anchor, quality, kodak_1):
+def test_baselines_on_a_kodak_image_agree_with_independent_measurements(
+    name, anchor, quality, kodak_1
+):
     """Against PyTorch's metrics; other versions of the encoders write other bytes."""
     x, measurer, reference = kodak_1
     if name not in HERE:

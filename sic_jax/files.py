@@ -1,0 +1,38 @@
+"""Files that are either complete or as they were before."""
+
+import contextlib
+import os
+from pathlib import Path
+
+__all__ = ["write_atomic"]
+
+
+def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
+    """Writes a file under a temporary name in its folder and renames it into place.
+
+    A link is followed; a device or pipe is written to directly.
+
+    Args:
+        path: The file; it is replaced where it is there.
+        data: All of its content.
+
+    Raises:
+        OSError: The file cannot be written; nothing is left behind.
+    """
+    target = Path(path)
+    try:
+        if target.exists() and not target.is_file():
+            target.write_bytes(data)
+            return
+        target = Path(os.path.realpath(target))
+        temporary = target.with_name(f".{os.urandom(8).hex()}.tmp")
+        try:
+            with open(temporary, "xb") as file:
+                file.write(data)
+            os.replace(temporary, target)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), os.fspath(path)) from error
