@@ -1,4 +1,6 @@
+import ast
 import dataclasses
+import graphlib
 import importlib.util
 import json
 import os
@@ -18,16 +20,11 @@ from PIL import Image
 from sic_jax.data import memory, pack
 from sic_jax.data.batches import batches
 from sic_jax.data.crops import Crop, CropSampler, DataConfig, cut
+from sic_jax.data.folder import FolderSource, open_folder
 from sic_jax.data.memory import MemorySource
-from sic_jax.data.sources import (
-    FolderSource,
-    Source,
-    UnreadableImageError,
-    held_out,
-    open_folder,
-    open_source,
-    sample_patches,
-)
+from sic_jax.data.open_source import open_source
+from sic_jax.data.samples import held_out, sample_patches
+from sic_jax.data.source import Source, UnreadableImageError
 from sic_jax.images.io import read_image
 
 Images = list[np.ndarray]
@@ -418,8 +415,10 @@ TFDS = """
 import json, sys
 from pathlib import Path
 import numpy as np
+from sic_jax.data.folder import open_folder
+from sic_jax.data.open_source import open_source
 from sic_jax.data.pack import pack
-from sic_jax.data.sources import held_out, open_folder, open_source
+from sic_jax.data.samples import held_out
 from test_training_data import take
 
 if __name__ == "__main__":
@@ -498,3 +497,17 @@ def test_splits_to_pack(splits: list[str], capsys: pytest.CaptureFixture[str]) -
     with pytest.raises(SystemExit):
         pack.parse(["root", "name", *splits])
     assert f"SPLIT=FOLDER, each once, got {' '.join(splits)}" in capsys.readouterr().err
+
+
+def test_the_room_depends_on_images_and_fields_alone_and_on_itself_in_one_direction() -> None:
+    imports: dict[str, set[str]] = {}
+    for path in Path(memory.__file__).parent.glob("*.py"):
+        found = ast.walk(ast.parse(path.read_text()))
+        names = {n.module or "" for n in found if isinstance(n, ast.ImportFrom)}
+        imports[f"sic_jax.data.{path.stem}"] = {n for n in names if n.startswith("sic_jax.")}
+    assert len(imports) > 8
+    others = set().union(*imports.values()) - set(imports)
+    assert {n for n in others if not n.startswith("sic_jax.images.")} == {"sic_jax.fields"}
+    # Raises CycleError where modules import each other, lazily or not.
+    order = tuple(graphlib.TopologicalSorter(imports).static_order())
+    assert set(order) == imports.keys() | others

@@ -132,7 +132,7 @@ def _run(cfg: TrainConfig, args: argparse.Namespace) -> None:
         initialize_distributed(args.coordinator, args.num_processes, args.process_id)
     import jax
 
-    from sic_jax.data.sources import open_source
+    from sic_jax.data.open_source import open_source
     from sic_jax.model.params import num_params
     from sic_jax.training.loop import train
     from sic_jax.training.validation_images import HeldOutImages

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from sic_jax.data.crops import CropSampler, DataConfig, cut
 from sic_jax.data.memory import MemorySource, device_batch
-from sic_jax.data.sources import Source, read
+from sic_jax.data.source import Source, read
 
 Stream = Generator[Any, None, None]
 _log = logging.getLogger(__name__)

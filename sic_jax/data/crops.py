@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from sic_jax.data.sources import UnreadableImageError
+from sic_jax.data.source import UnreadableImageError
 from sic_jax.fields import require
 
 

@@ -14,7 +14,8 @@ from jax import lax
 from numpy.typing import NDArray
 
 from sic_jax.data.crops import CropSampler
-from sic_jax.data.sources import FolderSource, UnreadableImageError
+from sic_jax.data.folder import FolderSource
+from sic_jax.data.source import UnreadableImageError
 
 _BLOCK = 1 << 20
 _log = logging.getLogger(__name__)

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sic_jax.data.sources import FolderSource, open_folder
+from sic_jax.data.folder import FolderSource, open_folder
 
 _VERSION = "1.0.0"
 _IMAGES_PER_FILE = 4096

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sic_jax.data.sources import UnreadableImageError, decode_rgb
+from sic_jax.data.source import UnreadableImageError, decode_rgb
 
 
 @dataclass(frozen=True, eq=False)

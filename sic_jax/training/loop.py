@@ -26,7 +26,8 @@ from numpy.typing import NDArray
 
 import sic_jax
 from sic_jax.data.batches import batches
-from sic_jax.data.sources import Source, sample_patches
+from sic_jax.data.samples import sample_patches
+from sic_jax.data.source import Source
 from sic_jax.fields import from_dict, to_dict
 from sic_jax.model.levels import refinement_sources
 from sic_jax.model.params import Params, init_params

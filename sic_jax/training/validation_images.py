@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from sic_jax.data.sources import held_out
+from sic_jax.data.samples import held_out
 from sic_jax.model.params import Params
 from sic_jax.model.sic import SicModel
 from sic_jax.training.config import TrainConfig
@@ -30,7 +30,7 @@ class HeldOutImages:
 
         Args:
           cfg: Of the run: `eval_images`, `eval_levels`, `crop_size`.
-          spec: Data source, as `sic_jax.data.sources.open_source` takes it.
+          spec: Data source, as `sic_jax.data.open_source.open_source` takes it.
 
         Raises:
           ValueError: If the source holds no usable image.
