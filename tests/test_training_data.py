@@ -23,7 +23,7 @@ from sic_jax.data.crops import Crop, CropSampler, DataConfig, cut
 from sic_jax.data.folder import FolderSource, open_folder
 from sic_jax.data.memory import MemorySource
 from sic_jax.data.open_source import open_source
-from sic_jax.data.samples import held_out, sample_patches
+from sic_jax.data.samples import sample_patches, validation_crops
 from sic_jax.data.source import Source, UnreadableImageError
 from sic_jax.images.io import read_image
 
@@ -396,19 +396,19 @@ def test_patches_of_a_large_source() -> None:
     assert len(set(read)) == 10
 
 
-def test_held_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_validation_crops(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_images(tmp_path / "a", ramps((40, 56), (33, 32), (32, 40), (34, 60)))
-    crops = held_out(str(tmp_path), 32, 2)
+    crops = validation_crops(str(tmp_path), 32, 2)
     assert (crops.shape, crops.dtype) == ((2, 32, 32, 3), np.uint8)
     assert crops[:, 0, 0].tolist() == [[4, 12, 0], [0, 4, 2]]
-    np.testing.assert_array_equal(held_out(f"memory:{tmp_path}", 32, 9)[::2], crops)
+    np.testing.assert_array_equal(validation_crops(f"memory:{tmp_path}", 32, 9)[::2], crops)
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
     Image.fromarray(noise).save(tmp_path / "a" / "0.png")
     (tmp_path / "a" / "0.png").write_bytes((tmp_path / "a" / "0.png").read_bytes()[:5000])
-    assert held_out(str(tmp_path), 32, 9)[:, 0, 0, 2].tolist() == [1, 2, 3]
+    assert validation_crops(str(tmp_path), 32, 9)[:, 0, 0, 2].tolist() == [1, 2, 3]
     assert "skipped an image: " in caplog.text
     with pytest.raises(ValueError, match="count is 0; it must be positive"):
-        held_out(str(tmp_path), 32, 0)
+        validation_crops(str(tmp_path), 32, 0)
 
 
 TFDS = """
@@ -418,7 +418,7 @@ import numpy as np
 from sic_jax.data.folder import open_folder
 from sic_jax.data.open_source import open_source
 from sic_jax.data.pack import pack
-from sic_jax.data.samples import held_out
+from sic_jax.data.samples import validation_crops
 from test_training_data import take
 
 if __name__ == "__main__":
@@ -437,7 +437,7 @@ if __name__ == "__main__":
     out["workers"] = np.array_equal(
         take(source, 5, size=32), take(source, 5, size=32, workers=1)
     )
-    out["held_out"] = held_out(spec, 32, 3).shape
+    out["validation_crops"] = validation_crops(spec, 32, 3).shape
     out["errors"] = []
     for wrong in ("tiny/test", "none/train", "tiny/train", "mnist/train"):
         try:
@@ -478,7 +478,7 @@ def test_tensorflow_datasets_without_tensorflow(photos: Path, tmp_path: Path) ->
         "half": 4,
         "equal": True,
         "workers": True,
-        "held_out": [3, 32, 32, 3],
+        "validation_crops": [3, 32, 32, 3],
         "errors": [
             "data source 'tfds:tiny/test@': Unknown split 'test'. Should be one of "
             "['train', 'other'].",

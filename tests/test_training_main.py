@@ -111,8 +111,8 @@ def test_the_paper_s_stages() -> None:
         assert loss.clamp
     assert (warmup.loss.full_share, warmup.loss.lmbda_balance) == (1, 1)
     assert (main_stage.loss.levels, main_stage.loss.lmbda_consistency) == ("cyclic", 1)
-    assert (main_stage.loss.lmbda_adv, gan.loss.lmbda_adv) == (0, 1)
-    assert dataclasses.replace(gan.loss, lmbda_adv=0.0) == main_stage.loss
+    assert (main_stage.loss.adversarial_weight, gan.loss.adversarial_weight) == (0, 1)
+    assert dataclasses.replace(gan.loss, adversarial_weight=0.0) == main_stage.loss
 
 
 def test_dry_run(tiny_run: TrainConfig, capsys: pytest.CaptureFixture[str]) -> None:

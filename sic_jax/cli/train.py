@@ -43,7 +43,8 @@ def _boolean(text: str) -> bool:
 
 
 _NOT_FIELDS = frozenset(
-    {"preset", "data", "eval_data", "workdir", "init_from", "export", "tensorboard", "dry_run"}
+    {"preset", "data", "validation_data", "workdir"}
+    | {"init_from", "export", "tensorboard", "dry_run"}
     | {"profile_steps", "coordinator", "num_processes", "process_id", "distributed"}
 )
 
@@ -58,7 +59,7 @@ def parse(argv: Sequence[str] | None = None) -> tuple[TrainConfig, argparse.Name
         "tfds:NAME/SPLIT[@DATA_DIR]",
     )
     parser.add_argument("--workdir", help="receives checkpoints and metrics.jsonl")
-    parser.add_argument("--eval-data", help="held-out images, as --data: evaluated on the way")
+    parser.add_argument("--validation-data", help="other images, as --data: measured on the way")
     parser.add_argument(
         "--init-from",
         help="workdir of another run (its EMA weights, the best where it has been evaluated) or "
@@ -125,17 +126,17 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _run(cfg: TrainConfig, args: argparse.Namespace) -> None:
-    from sic_jax.training.parallel import initialize_distributed
+    from sic_jax.training.parallel import initialise_distributed
 
     several = args.distributed or args.coordinator or "JAX_COORDINATOR_ADDRESS" in os.environ
     if several or args.num_processes is not None or args.process_id is not None:
-        initialize_distributed(args.coordinator, args.num_processes, args.process_id)
+        initialise_distributed(args.coordinator, args.num_processes, args.process_id)
     import jax
 
     from sic_jax.data.open_source import open_source
     from sic_jax.model.params import num_params
     from sic_jax.training.loop import train
-    from sic_jax.training.validation_images import HeldOutImages
+    from sic_jax.training.validation_images import ValidationImages
 
     first = jax.process_index() == 0
     if not first:
@@ -143,12 +144,13 @@ def _run(cfg: TrainConfig, args: argparse.Namespace) -> None:
     source = open_source(args.data, crop_size=cfg.crop_size)
     logging.info("%d images, %d devices", len(source), jax.device_count())
     params = None if args.init_from is None else _weights(args.init_from, cfg)
+    validation = args.validation_data and ValidationImages(cfg, args.validation_data)
     state = train(
         cfg,
         args.workdir,
         source,
         params=params,
-        held_out=None if args.eval_data is None else HeldOutImages(cfg, args.eval_data),
+        validation=validation,
         tensorboard=args.tensorboard,
         profile_steps=None if args.profile_steps is None else tuple(args.profile_steps),
     )

@@ -31,8 +31,8 @@ def sample_patches(
     return stacked / np.float32(255) - np.float32(0.5)
 
 
-def held_out(spec: str, crop_size: int, count: int) -> NDArray[np.uint8]:
-    """Centre crops of at most `count` images for evaluation: uint8 [N, P, P, 3].
+def validation_crops(spec: str, crop_size: int, count: int) -> NDArray[np.uint8]:
+    """Centre crops of at most `count` images, to validate a run on: uint8 [N, P, P, 3].
 
     The images are spread evenly over the source; those that cannot be used are reported.
 

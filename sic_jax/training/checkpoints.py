@@ -5,7 +5,7 @@ version of the code and what was measured since the last record. The step is the
 data too: a batch is a function of the seed and the step.
 
     WORKDIR/checkpoints/   the newest `keep_last`
-    WORKDIR/best/          the one with the lowest loss on held-out images, where there are some
+    WORKDIR/best/          the one with the lowest validation loss, where there is one
 """
 
 import logging

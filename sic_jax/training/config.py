@@ -55,11 +55,12 @@ class TrainConfig:
     save_every: int = 500
     keep_last: int = 2
     """Newest checkpoints that are kept."""
-    eval_every: int = 0
-    """Steps between evaluations on held-out images (``--eval-data``); 0: only at the end."""
-    eval_images: int = 16
-    eval_levels: tuple[int, ...] = ()
-    """Levels that are evaluated; none given: the first, the middle and the last."""
+    validation_every: int = 0
+    """Steps from one validation (``--validation-data``) to the next; 0: only at the end."""
+    validation_images: int = 16
+    """Most images that are measured."""
+    validation_levels: tuple[int, ...] = ()
+    """Levels that are measured; none given: the first, the middle and the last."""
 
     def __post_init__(self) -> None:
         """Check the fields."""
@@ -68,9 +69,9 @@ class TrainConfig:
         ok = self.crop_size > 0 and self.crop_size % 16 == 0
         require(ok, self, "crop_size", self.crop_size, "a positive multiple of 16")
         require(0 <= self.ema_decay < 1, self, "ema_decay", self.ema_decay, "in [0, 1)")
-        for name in ("learning_rate", "clip_norm", "quantile_learning_rate", "eval_images"):
+        for name in ("learning_rate", "clip_norm", "quantile_learning_rate", "validation_images"):
             require(getattr(self, name) > 0, self, name, getattr(self, name), "positive")
-        for name in ("seed", "weight_decay", "eval_every"):
+        for name in ("seed", "weight_decay", "validation_every"):
             require(getattr(self, name) >= 0, self, name, getattr(self, name), "at least 0")
         allowed = f"0 to steps - 1 = {self.steps - 1}"
         ok = 0 <= self.warmup_steps < self.steps
@@ -88,8 +89,8 @@ class TrainConfig:
         require(ok, self, "accumulate", self.accumulate, allowed)
         ok = not (self.fsdp and self.parallel == "pmap")
         require(ok, self, "fsdp", self.fsdp, "false with parallel = 'pmap'")
-        ok = all(1 <= v <= self.model.num_levels for v in self.eval_levels)
+        ok = all(1 <= v <= self.model.num_levels for v in self.validation_levels)
         allowed = f"levels 1 to {self.model.num_levels}"
-        require(ok, self, "eval_levels", self.eval_levels, allowed)
+        require(ok, self, "validation_levels", self.validation_levels, allowed)
         n, levels = len(self.loss.lmbda_rate), self.model.num_levels
         require(n == levels, self, "loss", f"weights for {n} levels", f"for {levels} levels")

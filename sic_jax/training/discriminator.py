@@ -25,7 +25,7 @@ from sic_jax.model.transforms.base import PATCH
 
 @dataclass(frozen=True, kw_only=True)
 class DiscriminatorConfig:
-    """The conditional PatchGAN of the adversarial stage; made where `lmbda_adv` is not 0."""
+    """The conditional PatchGAN; made where `LossConfig.adversarial_weight` is not 0."""
 
     features: tuple[int, ...] = (64, 128, 256, 512)
     """Of its four convolutions, each of stride 2."""

@@ -1,4 +1,4 @@
-"""The training loop: start or resume, step, record, evaluate, save.
+"""The training loop: start or resume, step, record, validate, save.
 
 Where the weights of a run come from, first match wins:
 
@@ -6,7 +6,7 @@ Where the weights of a run come from, first match wins:
 2. ``params``, the weights of another run or of a bundle,
 3. scratch: random networks, and the Karhunen-Loeve transform for the linear branches.
 
-Nothing in the loop waits for a step but records, evaluations and checkpoints.
+Nothing in the loop waits for a step but records, validation and checkpoints.
 """
 
 import contextlib
@@ -54,15 +54,22 @@ _PATCHES_PER_IMAGE = 80
 # Fields that may change from one start of a run to the next: the same steps would have been done.
 _FREE = frozenset(
     {"parallel", "fsdp", "accumulate", "remat", "log_every", "save_every", "keep_last"}
-    | {"eval_every", "eval_images", "eval_levels", "non_finite", "data.workers", "data.prefetch"}
+    | {
+        "validation_every",
+        "validation_images",
+        "validation_levels",
+        "non_finite",
+        "data.workers",
+        "data.prefetch",
+    }
 )
 
 
-class HeldOut(Protocol):
-    """Evaluation on images that are not trained on."""
+class Validation(Protocol):
+    """What tells how good a run's parameters are, by images that are not trained on."""
 
     identity: str
-    """Evaluations with the same identity have comparable losses."""
+    """Losses of validations with the same identity are comparable."""
 
     def measure(self, params: Params) -> dict[str, float]:
         """Named values, the same on every process; `loss` tells which parameters are best."""
@@ -88,7 +95,7 @@ def train(
     source: Source,
     *,
     params: Params | None = None,
-    held_out: HeldOut | None = None,
+    validation: Validation | None = None,
     tensorboard: bool = False,
     profile_steps: tuple[int, int] | None = None,
 ) -> TrainState:
@@ -99,7 +106,7 @@ def train(
       workdir: Receives config.json, metrics.jsonl and checkpoints.
       source: Training images.
       params: Start of a new run; default: `initial_params`. Not used when resuming.
-      held_out: Evaluated every `cfg.eval_every` steps and at the end.
+      validation: Done every `cfg.validation_every` steps and at the end.
       tensorboard: Write records for TensorBoard too.
       profile_steps: First and last step of which a trace is written into WORKDIR/profile.
 
@@ -134,7 +141,7 @@ def train(
             state, step = found.state, int(found.state.step)
             pending = Pending.from_json(found.info["pending"])
             # Losses on other images or at other levels are not comparable.
-            if held_out is not None and found.info.get("best_on") == held_out.identity:
+            if validation is not None and found.info.get("best_on") == validation.identity:
                 best = found.info["best"]
             _log.info("resumed at step %d", step)
         reporter.drop_after(step)
@@ -144,7 +151,7 @@ def train(
 
         def checkpoint() -> Checkpoint:
             info = {"version": sic_jax.__version__, "config": to_dict(cfg), "best": best}
-            info |= {"best_on": None if held_out is None else held_out.identity}
+            info |= {"best_on": None if validation is None else validation.identity}
             return Checkpoint(runner.whole(state), info | {"pending": pending.to_json()})
 
         stream = batches(
@@ -170,16 +177,16 @@ def train(
                     clock.start()
                 last = step == cfg.steps
                 saves = last or step % cfg.save_every == 0
-                evaluates = last or (cfg.eval_every > 0 and step % cfg.eval_every == 0)
-                evaluates &= held_out is not None
-                if evaluates or last or step % cfg.log_every == 0:
+                validates = last or (cfg.validation_every > 0 and step % cfg.validation_every == 0)
+                validates &= validation is not None
+                if validates or last or step % cfg.log_every == 0:
                     values = pending.flush(stop=stop) | clock.lap(runner.flops)
-                    if held_out is not None and evaluates:
+                    if validation is not None and validates:
                         ema = runner.whole(state).ema
-                        found_values = held_out.measure(ema)
-                        values |= {f"eval/{k}": v for k, v in found_values.items()}
+                        found_values = validation.measure(ema)
+                        values |= {f"validation/{k}": v for k, v in found_values.items()}
                         if tensorboard:
-                            reporter.images(step, held_out.pictures(ema))
+                            reporter.images(step, validation.pictures(ema))
                         if found_values["loss"] < best:
                             best = found_values["loss"]
                             if step not in best_manager.all_steps():

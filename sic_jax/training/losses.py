@@ -24,14 +24,14 @@ Theorem 3.3 reads the sum as a Lagrangian of the synonymous rate-distortion-perc
 with one picture a synset it is Blau and Michaeli's rate-distortion-perception function, and with
 lambda_p = 0 rate-distortion. So for image x at level l, with M draws x_hat_i:
 
-    L(l) = lambda_r(l) bpp(y_s, z) + mean_i [lambda_d(l) MSE(x, x_hat_i)
-                                             + lambda_p(l) (LPIPS(x, x_hat_i) + lmbda_adv G_i
-                                                            + lmbda_dists DISTS(x, x_hat_i))]
+    L(l) = lambda_r(l) bpp(y_s, z) + mean_i [lambda_d(l) MSE(x, x_hat_i) + lambda_p(l) P_i]
+    P_i = LPIPS(x, x_hat_i) + adversarial_weight G_i + dists_weight DISTS(x, x_hat_i)
 
 and, for one model that serves all levels, alpha L(l) + (1 - alpha) L(L) + L_c(l). L_c is latent
 consistency: g_a of a reconstruction should give y_s and the drawn details again.
 
-Source: Liang et al. 2025, sections 3 and 4; the paper's constants are in `sic_jax.training.presets`.
+Source: Liang et al. 2025, sections 3 and 4; the paper's constants are in
+`sic_jax.training.presets`.
 """
 
 from collections.abc import Callable
@@ -81,15 +81,15 @@ class LossConfig:
     """Clip reconstructions to [0, 1] before they are compared: no gradient outside."""
     lmbda_consistency: float = 0.0
     """Weight of the latent consistency terms ("reverse compress")."""
-    lmbda_dists: float = 0.0
-    """Weight of DISTS beside LPIPS, lambda_p(l) * (LPIPS + lmbda_dists * DISTS)."""
+    dists_weight: float = 0.0
+    """Weight of DISTS beside LPIPS, lambda_p(l) * (LPIPS + dists_weight DISTS)."""
     dists_every: int = 4
     """DISTS is taken of every n-th image of a batch, from a random one on, and counts n times
     there: VGG16 costs five times what the model does. Divides the images of each part that a batch
     is cut into; which images it is depends on `accumulate`."""
-    lmbda_adv: float = 0.0
-    """Weight of the adversarial loss G beside LPIPS, lambda_p(l) * (LPIPS + lmbda_adv * G); 0: no
-    discriminator."""
+    adversarial_weight: float = 0.0
+    """Weight of the adversarial loss G beside LPIPS, lambda_p(l) * (LPIPS + adversarial_weight G);
+    0: no discriminator."""
     lmbda_balance: float = 0.0
     """Warm-up: weight of (standard deviation - minimum) over levels of each level's own bpp."""
 
@@ -110,11 +110,16 @@ class LossConfig:
             require(0 <= share <= 1, self, name, share, "in [0, 1]")
         require(self.levels in ("mixed", "cyclic"), self, "levels", self.levels, "mixed or cyclic")
         require(self.num_samples > 0, self, "num_samples", self.num_samples, "positive")
-        names = ("temperature", "lmbda_consistency", "lmbda_dists", "lmbda_adv", "lmbda_balance")
-        for name in names:
+        for name in (
+            "temperature",
+            "lmbda_consistency",
+            "dists_weight",
+            "adversarial_weight",
+            "lmbda_balance",
+        ):
             require(getattr(self, name) >= 0, self, name, getattr(self, name), "at least 0")
-        ok = any(self.lmbda_perc) or not (self.lmbda_dists or self.lmbda_adv)
-        allowed = "not 0 everywhere where lmbda_dists or lmbda_adv is not 0"
+        ok = any(self.lmbda_perc) or not (self.dists_weight or self.adversarial_weight)
+        allowed = "not 0 everywhere where dists_weight or adversarial_weight is not 0"
         require(ok, self, "lmbda_perc", self.lmbda_perc, allowed)
         require(self.dists_every > 0, self, "dists_every", self.dists_every, "positive")
 
@@ -225,7 +230,7 @@ def load_perceptual_weights(cfg: LossConfig) -> PerceptualWeights:
     if not any(cfg.lmbda_perc):
         return {}
     weights: PerceptualWeights = {"lpips": load_alexnet_weights()}
-    if cfg.lmbda_dists:
+    if cfg.dists_weight:
         weights["dists"] = load_dists_weights()
     return weights
 
@@ -331,10 +336,10 @@ def svi_loss(terms: Compared, decodings: Decodings, cfg: LossConfig) -> tuple[ja
         perception = terms.lpips
         if terms.dists is not None:
             named["dists"] = terms.dists
-            perception += cfg.lmbda_dists * terms.dists
+            perception += cfg.dists_weight * terms.dists
         if terms.adv is not None:
             named["adv"] = terms.adv
-            perception += cfg.lmbda_adv * terms.adv
+            perception += cfg.adversarial_weight * terms.adv
         value += jnp.asarray(cfg.lmbda_perc)[at] * perception
     loss = (weight * value).sum(0)
     if terms.balance is not None:
