@@ -16,8 +16,11 @@ class SearchConfig:
     """
 
     lmbda_dist: tuple[float, float] = (40.0, 1200.0)
+    """Weights of the squared error."""
     lmbda_perc: tuple[float, float] = (0.45, 2.8)
+    """Weights of LPIPS and DISTS together."""
     lmbda_dists: float = 1.0
+    """Weight of DISTS beside LPIPS."""
 
     def __post_init__(self) -> None:
         """Check the fields."""

@@ -6,7 +6,7 @@ A number that the model or the loss uses is a field here, with the paper's symbo
 from dataclasses import dataclass
 
 from sic_jax.codec.options import SearchConfig
-from sic_jax.fields import MAX_WIDTH, require, require_width
+from sic_jax.fields import MAX_WIDTH, may_change, require, require_width
 from sic_jax.model.entropy_models.raster.raster import RasterConfig
 from sic_jax.model.transforms.pyramid import PyramidConfig
 from sic_jax.model.transforms.swin import SwinConfig
@@ -27,7 +27,7 @@ class ModelConfig:
     rounding residual of the first channels that are not refined yet."""
     refine_factor: int = 3
     """Steps into which a refinement channel cuts one quantisation step."""
-    deadzone: float = 0.0
+    deadzone: float = may_change(0.0, on="init_from")
     """By how much of a step the encoder brings channels that are never refined nearer to 0 before
     it rounds them."""
     transforms: str = "pyramid"
@@ -54,12 +54,14 @@ class ModelConfig:
     head_width: int = 96
     """checkerboard: hidden features of the entropy-parameter network of a group."""
     sigma_min: float = 0.11
+    """Smallest scale of the latents' distributions."""
     sigma_max: float = 64.0
+    """Largest scale."""
     num_sigmas: int = 64
     """Number of logarithmically spaced scales with a coding table."""
-    temperature: float = 0.0
+    temperature: float = may_change(0.0, on="init_from")
     """Default temperature of the detail sampler when decoding."""
-    search: SearchConfig = SearchConfig()
+    search: SearchConfig = may_change(SearchConfig(), on="init_from")
     """Of the encoder's search."""
 
     def __post_init__(self) -> None:

@@ -32,7 +32,9 @@ class DiscriminatorConfig:
     condition_features: int = 12
     """What y_s is mapped to, beside the picture's three channels."""
     learning_rate: float = 2e-4
+    """Of its own AdamW, the same at every step."""
     weight_decay: float = 5e-5
+    """Of its own AdamW."""
 
     def __post_init__(self) -> None:
         """Check the fields."""

@@ -17,7 +17,7 @@ import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol
+from typing import Protocol
 
 import jax
 import numpy as np
@@ -28,7 +28,7 @@ import sic_jax
 from sic_jax.data.batches import batches
 from sic_jax.data.samples import sample_patches
 from sic_jax.data.source import Source
-from sic_jax.fields import from_dict, to_dict
+from sic_jax.fields import changed, to_dict
 from sic_jax.model.levels import refinement_sources
 from sic_jax.model.params import Params, init_params
 from sic_jax.model.transforms.base import PATCH
@@ -41,7 +41,7 @@ from sic_jax.training.checkpoints import (
     save,
     wait,
 )
-from sic_jax.training.config import TrainConfig
+from sic_jax.training.config import TrainConfig, load_config
 from sic_jax.training.losses import load_perceptual_weights
 from sic_jax.training.meters import Clock, Pending
 from sic_jax.training.parallel import check_same_everywhere, local_rows, make_runner
@@ -51,18 +51,6 @@ from sic_jax.training.step import Metrics
 
 _log = logging.getLogger(__name__)
 _PATCHES_PER_IMAGE = 80
-# Fields that may change from one start of a run to the next: the same steps would have been done.
-_FREE = frozenset(
-    {"parallel", "fsdp", "accumulate", "remat", "log_every", "save_every", "keep_last"}
-    | {
-        "validation_every",
-        "validation_images",
-        "validation_levels",
-        "non_finite",
-        "data.workers",
-        "data.prefetch",
-    }
-)
 
 
 class Validation(Protocol):
@@ -268,27 +256,18 @@ def _termination() -> Iterator[Callable[[int], bool]]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _changed(mine: dict[str, Any], theirs: dict[str, Any], prefix: str = "") -> Iterator[str]:
-    """Names of the fields that differ, as their flags have them."""
-    for name, value in mine.items():
-        if isinstance(value, dict):
-            yield from _changed(value, theirs[name], f"{prefix}{name}.")
-        elif value != theirs[name]:
-            yield f"{prefix}{name}"
-
-
 def _claim(workdir: Path, cfg: TrainConfig) -> None:
     """Write config.json, or check that the run in `workdir` is this one."""
     workdir.mkdir(parents=True, exist_ok=True)
     path = workdir / "config.json"
     if path.exists():
-        theirs = from_dict(TrainConfig, json.loads(path.read_text()))
-        changed = sorted(set(_changed(to_dict(cfg), to_dict(theirs))) - _FREE)
-        if changed == ["steps"] and cfg.steps > theirs.steps:
+        theirs = load_config(path, like=cfg)
+        differing = sorted(changed(cfg, theirs, on="resume"))
+        if differing == ["steps"] and cfg.steps > theirs.steps:
             _log.info("prolonged from %d to %d steps", theirs.steps, cfg.steps)
-        elif changed:
+        elif differing:
             raise ValueError(
-                f"{str(workdir)!r} holds a run with another {', '.join(changed)}; "
+                f"{str(workdir)!r} holds a run with another {', '.join(differing)}; "
                 "choose another workdir, or start from it with --init-from"
             )
     if jax.process_index() == 0:

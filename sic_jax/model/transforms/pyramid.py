@@ -26,7 +26,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from numpy.typing import NDArray
 
-from sic_jax.fields import MAX_WIDTH, require
+from sic_jax.fields import MAX_WIDTH, may_change, require
 from sic_jax.model.transforms.base import PATCH, depth_to_space, log_compress, space_to_depth
 
 _FINEST = 2
@@ -44,9 +44,9 @@ class PyramidConfig:
     """Residual blocks of g_a at 1/2, 1/4, 1/8 and 1/16."""
     synthesis_depths: tuple[int, int, int, int] = (3, 4, 4, 3)
     """Residual blocks of g_s at 1/16, 1/8, 1/4 and 1/2."""
-    step: float = 0.25
+    step: float = may_change(0.25, on="init_from")
     """Initial quantisation step of the linear branch, for images in [0, 1]."""
-    coarse_step: float = 0.4
+    coarse_step: float = may_change(0.4, on="init_from")
     """Initial step of the channels that later levels refine."""
 
     def __post_init__(self) -> None:
