@@ -101,14 +101,14 @@ class CropSampler:
         """The image of a position, replaced as often as it takes to find a usable one.
 
         Args:
-          position: In the run.
-          read: Reads an image by its index, or raises `UnreadableImageError`.
+            position: In the run.
+            read: Reads an image by its index, or raises `UnreadableImageError`.
 
         Returns:
-          (index, what `read` gave, index and message of those that could not be read).
+            (index, what `read` gave, index and message of those that could not be read).
 
         Raises:
-          ValueError: After 100 unreadable images in a row.
+            ValueError: After 100 unreadable images in a row.
         """
         unreadable: list[tuple[int, str]] = []
         for attempt in range(_MAX_ATTEMPTS):

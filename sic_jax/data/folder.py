@@ -45,7 +45,7 @@ def open_folder(folder: str | Path, *, crop_size: int) -> FolderSource:
     out, counted and reported.
 
     Raises:
-      ValueError: If the folder does not exist or holds no usable image.
+        ValueError: If the folder does not exist or holds no usable image.
     """
     root = Path(folder)
     if not root.is_dir():

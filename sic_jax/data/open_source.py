@@ -14,14 +14,14 @@ def open_source(spec: str, *, crop_size: int) -> Source:
     """The images that a command line names.
 
     Args:
-      spec: `FOLDER` (all image files below it, decoded when they are needed), `memory:FOLDER`
-        (decoded now, cropped on the device) or `tfds:NAME/SPLIT[@DATA_DIR]` (a data set that
-        TensorFlow Datasets prepared as array_record; NAME may end in a config and version, SPLIT
-        in a slice, as `train[:90%]`).
-      crop_size: Smaller images are left out; of `tfds:`, when their turn comes.
+        spec: `FOLDER` (all image files below it, decoded when they are needed), `memory:FOLDER`
+            (decoded now, cropped on the device) or `tfds:NAME/SPLIT[@DATA_DIR]` (a data set that
+            TensorFlow Datasets prepared as array_record; NAME may end in a config and version,
+            SPLIT in a slice, as `train[:90%]`).
+        crop_size: Smaller images are left out; of `tfds:`, when their turn comes.
 
     Raises:
-      ValueError: If there is no such source, or it holds no usable image.
+        ValueError: If there is no such source, or it holds no usable image.
     """
     kind, _, rest = spec.partition(":")
     if kind == "tfds" and rest:

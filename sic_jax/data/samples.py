@@ -15,7 +15,7 @@ def sample_patches(
     Of a larger source, `max_images` images are drawn without replacement.
 
     Raises:
-      ValueError: If none of these can be read.
+        ValueError: If none of these can be read.
     """
     rng = np.random.default_rng((seed, 1 << 40))
     count = min(len(source), max_images)
@@ -37,7 +37,7 @@ def validation_crops(spec: str, crop_size: int, count: int) -> NDArray[np.uint8]
     The images are spread evenly over the source; those that cannot be used are reported.
 
     Raises:
-      ValueError: As `open_source`, or if no image can be read.
+        ValueError: As `open_source`, or if no image can be read.
     """
     if count < 1:
         raise ValueError(f"count is {count}; it must be positive")

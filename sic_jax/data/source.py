@@ -37,7 +37,7 @@ def decode_rgb(name: str, data: bytes) -> NDArray[np.uint8]:
     lie on white, and of several frames the first is taken.
 
     Raises:
-      UnreadableImageError: If the data cannot be decoded; the message begins with `name`.
+        UnreadableImageError: If the data cannot be decoded; the message begins with `name`.
     """
     try:
         image: Image.Image = Image.open(io.BytesIO(data))
@@ -60,7 +60,7 @@ def readable(source: Source, indices: NDArray[Any], size: int) -> Iterator[NDArr
     """The images at `indices` with sides of at least `size`; the others are reported.
 
     Raises:
-      ValueError: If there is none.
+        ValueError: If there is none.
     """
 
     def attempt(index: int) -> NDArray[np.uint8] | UnreadableImageError:
@@ -87,7 +87,7 @@ def read(source: Source, index: int, size: int) -> NDArray[np.uint8]:
     """An image whose sides are at least `size`: uint8 [H, W, 3].
 
     Raises:
-      UnreadableImageError: If it is broken or smaller.
+        UnreadableImageError: If it is broken or smaller.
     """
     image = source[index]
     height, width = image.shape[:2]

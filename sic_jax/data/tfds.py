@@ -34,11 +34,11 @@ def open_tfds(spec: str) -> TfdsSource:
     """A prepared data set.
 
     Args:
-      spec: `NAME/SPLIT[@DATA_DIR]`; without a folder, the one of TensorFlow Datasets.
+        spec: `NAME/SPLIT[@DATA_DIR]`; without a folder, the one of TensorFlow Datasets.
 
     Raises:
-      ValueError: If TensorFlow Datasets is not installed, the data set is not prepared as
-        array_record, or has no such split or no image of 8 or 16 bits.
+        ValueError: If TensorFlow Datasets is not installed, the data set is not prepared as
+            array_record, or has no such split or no image of 8 or 16 bits.
     """
     rest, _, data_dir = spec.partition("@")
     name, _, split = rest.rpartition("/")

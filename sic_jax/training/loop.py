@@ -90,23 +90,23 @@ def train(
     """Train to `cfg.steps`; continue where `workdir` has a checkpoint.
 
     Args:
-      cfg: The run.
-      workdir: Receives config.json, metrics.jsonl and checkpoints.
-      source: Training images.
-      params: Start of a new run; default: `initial_params`. Not used when resuming.
-      validation: Done every `cfg.validation_every` steps and at the end.
-      tensorboard: Write records for TensorBoard too.
-      profile_steps: First and last step of which a trace is written into WORKDIR/profile.
+        cfg: The run.
+        workdir: Receives config.json, metrics.jsonl and checkpoints.
+        source: Training images.
+        params: Start of a new run; default: `initial_params`. Not used when resuming.
+        validation: Done every `cfg.validation_every` steps and at the end.
+        tensorboard: Write records for TensorBoard too.
+        profile_steps: First and last step of which a trace is written into WORKDIR/profile.
 
     Returns:
-      The state, of global arrays; its `step` is less than `cfg.steps` after a SIGTERM, which saves
-      and ends the loop.
+        The state, of global arrays; its `step` is less than `cfg.steps` after a SIGTERM, which
+        saves and ends the loop.
 
     Raises:
-      ValueError: If `cfg.train_only` names no parameter, `workdir` holds a run of another config,
-        no checkpoint can be read, or processes do not see the same number of images.
-      OSError: If the work directory or a checkpoint cannot be written.
-      FloatingPointError: If a loss or gradient is not finite (`cfg.non_finite` = "stop").
+        ValueError: If `cfg.train_only` names no parameter, `workdir` holds a run of another config,
+            no checkpoint can be read, or processes do not see the same number of images.
+        OSError: If the work directory or a checkpoint cannot be written.
+        FloatingPointError: If a loss or gradient is not finite (`cfg.non_finite` = "stop").
     """
     workdir = Path(workdir)
     shapes = state_shapes(cfg)

@@ -159,11 +159,11 @@ def plan_decodings(
     l = L - step mod L (the paper's schedule), weighted as alpha L(l) + (1 - alpha) L(L).
 
     Args:
-      key: Of the step, the same for all parts of its batch.
-      step: int scalar.
-      rows: int [B], places of the images in the whole batch.
-      batch_size: Images of the whole batch.
-      cfg: Of the loss.
+        key: Of the step, the same for all parts of its batch.
+        step: int scalar.
+        rows: int [B], places of the images in the whole batch.
+        batch_size: Images of the whole batch.
+        cfg: Of the loss.
     """
     num_levels, m = len(cfg.lmbda_rate), cfg.num_samples
     if cfg.levels == "mixed":
@@ -203,14 +203,14 @@ def consistency_terms(
     """Latent consistency of R decodings: (synonymous, details), [R, B] each.
 
     Args:
-      y_again: g_a of the reconstructions, [R, B, h, w, C].
-      y_hat: What g_s saw, of the same shape: y_s, and drawn details above the level.
-      level: int [R, B].
-      cfg: Of the model.
+        y_again: g_a of the reconstructions, [R, B, h, w, C].
+        y_hat: What g_s saw, of the same shape: y_s, and drawn details above the level.
+        level: int [R, B].
+        cfg: Of the model.
 
     Returns:
-      Mean squared differences over the channels up to `level`, and over those above it (0 where
-      there are none).
+        Mean squared differences over the channels up to `level`, and over those above it (0 where
+        there are none).
     """
     flat = level.reshape(-1)
     error = jnp.square(y_again - y_hat).reshape(-1, *y_hat.shape[2:])
@@ -248,14 +248,14 @@ def dists_terms(
     The mean over images is an unbiased estimate of what it would be with all of them.
 
     Args:
-      x: Images.
-      x_hat: Their decodings.
-      weights: Of `load_dists_weights`.
-      offset: int scalar, the first of the images, 0 to n - 1.
-      every: n.
+        x: Images.
+        x_hat: Their decodings.
+        weights: Of `load_dists_weights`.
+        offset: int scalar, the first of the images, 0 to n - 1.
+        every: n.
 
     Raises:
-      ValueError: If n does not divide B.
+        ValueError: If n does not divide B.
     """
     r, b = x_hat.shape[:2]
     if b % every:
@@ -323,8 +323,8 @@ def svi_loss(terms: Compared, decodings: Decodings, cfg: LossConfig) -> tuple[ja
     all M + 1 decodings where levels are `cyclic`; that of y_s as the mean over all decodings.
 
     Returns:
-      (loss, terms): a scalar; sums and counts named by term, `*_full` over decodings at level L,
-      `*_low` over the others.
+        (loss, terms): a scalar; sums and counts named by term, `*_full` over decodings at level L,
+        `*_low` over the others.
     """
     level, weight = decodings
     at = level - 1

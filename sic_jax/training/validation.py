@@ -44,27 +44,28 @@ def make_validate(
     """A compiled validation; it compiles once for each image size.
 
     Args:
-      cfg: Of the model.
-      levels: Levels to decode.
-      metrics: Names of `sic_jax.evaluation.measurer.METRICS`.
-      batch_size: Images at once on all devices together.
-      mesh: Over whose one axis `sic_jax.training.parallel.AXIS` batches are spread, with processes
-        that hold the same number of its devices each; default: one device.
-      temperature: Of the details; 0 decodes their mean.
-      grain: Whether the images' grain is drawn on their decodings.
-      seed: Of the details; image n draws the same ones at every level, in every batch, on any mesh.
-      dtype: In which g_a and g_s compute; default: float32.
+        cfg: Of the model.
+        levels: Levels to decode.
+        metrics: Names of `sic_jax.evaluation.measurer.METRICS`.
+        batch_size: Images at once on all devices together.
+        mesh: Over whose one axis `sic_jax.training.parallel.AXIS` batches are spread, with
+            processes that hold the same number of its devices each; default: one device.
+        temperature: Of the details; 0 decodes their mean.
+        grain: Whether the images' grain is drawn on their decodings.
+        seed: Of the details; image n draws the same ones at every level, in every batch, on any
+            mesh.
+        dtype: In which g_a and g_s compute; default: float32.
 
     Returns:
-      A function of parameters (host or global arrays) and images uint8 [N, H, W, 3], any N, sides a
-      multiple of 16, the same on every process. It returns means over images, equal on every
-      process: ``bpp_est/LEVEL`` (bits per pixel by the model's probabilities), ``mse/LEVEL`` (of
-      8-bit images in [0, 1]) and ``METRIC/LEVEL``. Metrics that images of this size are too small
-      for (MS-SSIM below 161 pixels) are left out; values that are not finite are returned. Other
-      images are a ValueError.
+        A function of parameters (host or global arrays) and images uint8 [N, H, W, 3], any N, sides
+        a multiple of 16, the same on every process. It returns means over images, equal on every
+        process: ``bpp_est/LEVEL`` (bits per pixel by the model's probabilities), ``mse/LEVEL`` (of
+        8-bit images in [0, 1]) and ``METRIC/LEVEL``. Metrics that images of this size are too small
+        for (MS-SSIM below 161 pixels) are left out; values that are not finite are returned. Other
+        images are a ValueError.
 
     Raises:
-      ValueError: If a level, a metric or `batch_size` does not fit.
+        ValueError: If a level, a metric or `batch_size` does not fit.
     """
     mesh = Mesh(np.array(jax.local_devices()[:1]), (AXIS,)) if mesh is None else mesh
     if not levels or not all(1 <= level <= cfg.num_levels for level in levels):
@@ -110,9 +111,9 @@ def mean_loss(values: dict[str, float], levels: Sequence[int], cfg: LossConfig) 
     """The SVI loss of a validation, without adversarial and consistency terms, mean over levels.
 
     Args:
-      values: Of a validation at these levels, with LPIPS and DISTS where their weights are not 0.
-      levels: Of the validation.
-      cfg: Weights.
+        values: Of a validation at these levels, with LPIPS and DISTS where their weights are not 0.
+        levels: Of the validation.
+        cfg: Weights.
     """
 
     def term(name: str, weights: Sequence[float]) -> jax.Array:

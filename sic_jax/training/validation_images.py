@@ -29,11 +29,11 @@ class ValidationImages:
         """Read the images.
 
         Args:
-          cfg: Of the run: `validation_images`, `validation_levels`, `crop_size`.
-          spec: Data source, as `sic_jax.data.open_source.open_source` takes it.
+            cfg: Of the run: `validation_images`, `validation_levels`, `crop_size`.
+            spec: Data source, as `sic_jax.data.open_source.open_source` takes it.
 
         Raises:
-          ValueError: If the source holds no usable image.
+            ValueError: If the source holds no usable image.
         """
         self._images = validation_crops(spec, cfg.crop_size, cfg.validation_images)
         top = cfg.model.num_levels
