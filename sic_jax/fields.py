@@ -69,7 +69,7 @@ def changed(a: Any, b: Any, *, on: str, prefix: str = "") -> Iterator[str]:
 
 def to_dict(config: Any) -> dict[str, Any]:
     """A config as JSON-ready dicts, tuples and scalars."""
-    values = {} if not isinstance(config, Family) else {"kind": config.kind}
+    values: dict[str, Any] = {"kind": config.kind} if isinstance(config, Family) else {}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         values[field.name] = to_dict(value) if dataclasses.is_dataclass(value) else value

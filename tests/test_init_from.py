@@ -20,6 +20,9 @@ def test_fields_that_parameters_do_not_depend_on_may_differ() -> None:
         cfg.model, deadzone=0.2, temperature=1.0, pyramid=pyramid, search=search
     )
     assert "g_s" in _weights("default", dataclasses.replace(cfg, model=model))
-    model = dataclasses.replace(cfg.model, head_width=cfg.model.head_width + 1)
-    with pytest.raises(ValueError, match="--init-from default: its model config differs"):
+    model = dataclasses.replace(
+        cfg.model, head_width=cfg.model.head_width + 1, level_refinements=(0,) * 16
+    )
+    with pytest.raises(ValueError, match="--init-from default: its model config differs") as info:
         _weights("default", dataclasses.replace(cfg, model=model))
+    assert str(info.value).endswith(" differs in level_refinements, head_width")

@@ -47,7 +47,7 @@ def test_loss_by_hand() -> None:
 
     terms = terms._replace(lpips=jnp.array([[0.1, 0.3]]), adv=jnp.array([[2.0, 5.0]]))
     terms = terms._replace(dists=jnp.array([[0.6, 0.7]]))
-    cfg = LossConfig(**{**vars(LOSS), "lmbda_adv": 0.5, "lmbda_dists": 3})
+    cfg = LossConfig(**{**vars(LOSS), "adversarial_weight": 0.5, "dists_weight": 3})
     loss, sums = svi_loss(terms, plan, cfg)
     low, full = low + 0.5 * (0.1 + 0.5 * 2 + 3 * 0.6), full + 4 * (0.3 + 0.5 * 5 + 3 * 0.7)
     assert float(loss) == pytest.approx((low + full) / 2)
@@ -203,12 +203,12 @@ def test_dists_of_a_batch_that_cannot_be_cut() -> None:
 
 
 def test_perceptual_weights_are_those_that_the_loss_needs() -> None:
-    cfg = LossConfig(**{**vars(LOSS), "lmbda_dists": 1})
+    cfg = LossConfig(**{**vars(LOSS), "dists_weight": 1})
     none = LossConfig(**{**vars(LOSS), "lmbda_perc": (0.0,) * 3})
     found = [set(losses.load_perceptual_weights(c)) for c in (none, LOSS, cfg)]
     assert found == [set(), {"lpips"}, {"lpips", "dists"}]
     with pytest.raises(ValueError, match=r"lmbda_perc is \(0\.0, 0\.0, 0\.0\)"):
-        LossConfig(**{**vars(none), "lmbda_dists": 1})
+        LossConfig(**{**vars(none), "dists_weight": 1})
     with pytest.raises(ValueError, match="dists_every is 0; it must be positive"):
         LossConfig(**{**vars(LOSS), "dists_every": 0})
 

@@ -23,7 +23,7 @@ from sic_jax.training.config import TrainConfig
 from sic_jax.training.parallel import (
     check_batch,
     device_mesh,
-    initialize_distributed,
+    initialise_distributed,
     local_rows,
     state_shardings,
 )
@@ -209,10 +209,10 @@ def test_wrong_processes(words: list[str], message: str, tmp_path: Path) -> None
 def test_processes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     monkeypatch.setattr(jax.distributed, "initialize", lambda *args: seen.append(args))
-    initialize_distributed("host:1", 4, 3)
+    initialise_distributed("host:1", 4, 3)
     for name, value in {
         "COORDINATOR_ADDRESS": "other:2", "NUM_PROCESSES": "3", "PROCESS_ID": "1"
     }.items():  # fmt: skip
         monkeypatch.setenv(f"JAX_{name}", value)
-    initialize_distributed()
+    initialise_distributed()
     assert seen == [("host:1", 4, 3), ("other:2", 3, 1)]

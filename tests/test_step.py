@@ -96,7 +96,7 @@ def test_adversarial_step(
 
     # LPIPS's place, without its network's compilation.
     monkeypatch.setattr(gradients, "lpips_terms", stand_in)
-    loss = dataclasses.replace(adversarial.loss, lmbda_perc=(1.0,) * 3, lmbda_adv=1.0)
+    loss = dataclasses.replace(adversarial.loss, lmbda_perc=(1.0,) * 3, adversarial_weight=1.0)
     cfg = dataclasses.replace(adversarial, loss=loss)
     state = create_train_state(cfg, params)
     step = jax.jit(make_train_step(cfg))

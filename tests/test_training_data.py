@@ -1,4 +1,6 @@
+import ast
 import dataclasses
+import graphlib
 import importlib.util
 import json
 import os
@@ -18,16 +20,11 @@ from PIL import Image
 from sic_jax.data import memory, pack
 from sic_jax.data.batches import batches
 from sic_jax.data.crops import Crop, CropSampler, DataConfig, cut
+from sic_jax.data.folder import FolderSource, open_folder
 from sic_jax.data.memory import MemorySource
-from sic_jax.data.sources import (
-    FolderSource,
-    Source,
-    UnreadableImageError,
-    held_out,
-    open_folder,
-    open_source,
-    sample_patches,
-)
+from sic_jax.data.open_source import open_source
+from sic_jax.data.samples import sample_patches, validation_crops
+from sic_jax.data.source import Source, UnreadableImageError
 from sic_jax.images.io import read_image
 
 Images = list[np.ndarray]
@@ -399,27 +396,29 @@ def test_patches_of_a_large_source() -> None:
     assert len(set(read)) == 10
 
 
-def test_held_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_validation_crops(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_images(tmp_path / "a", ramps((40, 56), (33, 32), (32, 40), (34, 60)))
-    crops = held_out(str(tmp_path), 32, 2)
+    crops = validation_crops(str(tmp_path), 32, 2)
     assert (crops.shape, crops.dtype) == ((2, 32, 32, 3), np.uint8)
     assert crops[:, 0, 0].tolist() == [[4, 12, 0], [0, 4, 2]]
-    np.testing.assert_array_equal(held_out(f"memory:{tmp_path}", 32, 9)[::2], crops)
+    np.testing.assert_array_equal(validation_crops(f"memory:{tmp_path}", 32, 9)[::2], crops)
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
     Image.fromarray(noise).save(tmp_path / "a" / "0.png")
     (tmp_path / "a" / "0.png").write_bytes((tmp_path / "a" / "0.png").read_bytes()[:5000])
-    assert held_out(str(tmp_path), 32, 9)[:, 0, 0, 2].tolist() == [1, 2, 3]
+    assert validation_crops(str(tmp_path), 32, 9)[:, 0, 0, 2].tolist() == [1, 2, 3]
     assert "skipped an image: " in caplog.text
     with pytest.raises(ValueError, match="count is 0; it must be positive"):
-        held_out(str(tmp_path), 32, 0)
+        validation_crops(str(tmp_path), 32, 0)
 
 
 TFDS = """
 import json, sys
 from pathlib import Path
 import numpy as np
+from sic_jax.data.folder import open_folder
+from sic_jax.data.open_source import open_source
 from sic_jax.data.pack import pack
-from sic_jax.data.sources import held_out, open_folder, open_source
+from sic_jax.data.samples import validation_crops
 from test_training_data import take
 
 if __name__ == "__main__":
@@ -438,7 +437,7 @@ if __name__ == "__main__":
     out["workers"] = np.array_equal(
         take(source, 5, size=32), take(source, 5, size=32, workers=1)
     )
-    out["held_out"] = held_out(spec, 32, 3).shape
+    out["validation_crops"] = validation_crops(spec, 32, 3).shape
     out["errors"] = []
     for wrong in ("tiny/test", "none/train", "tiny/train", "mnist/train"):
         try:
@@ -479,7 +478,7 @@ def test_tensorflow_datasets_without_tensorflow(photos: Path, tmp_path: Path) ->
         "half": 4,
         "equal": True,
         "workers": True,
-        "held_out": [3, 32, 32, 3],
+        "validation_crops": [3, 32, 32, 3],
         "errors": [
             "data source 'tfds:tiny/test@': Unknown split 'test'. Should be one of "
             "['train', 'other'].",
@@ -498,3 +497,17 @@ def test_splits_to_pack(splits: list[str], capsys: pytest.CaptureFixture[str]) -
     with pytest.raises(SystemExit):
         pack.parse(["root", "name", *splits])
     assert f"SPLIT=FOLDER, each once, got {' '.join(splits)}" in capsys.readouterr().err
+
+
+def test_the_room_depends_on_images_and_fields_alone_and_on_itself_in_one_direction() -> None:
+    imports: dict[str, set[str]] = {}
+    for path in Path(memory.__file__).parent.glob("*.py"):
+        found = ast.walk(ast.parse(path.read_text()))
+        names = {n.module or "" for n in found if isinstance(n, ast.ImportFrom)}
+        imports[f"sic_jax.data.{path.stem}"] = {n for n in names if n.startswith("sic_jax.")}
+    assert len(imports) > 8
+    others = set().union(*imports.values()) - set(imports)
+    assert {n for n in others if not n.startswith("sic_jax.images.")} == {"sic_jax.fields"}
+    # Raises CycleError where modules import each other, lazily or not.
+    order = tuple(graphlib.TopologicalSorter(imports).static_order())
+    assert set(order) == imports.keys() | others

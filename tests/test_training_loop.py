@@ -335,8 +335,8 @@ def test_unwritable_checkpoints(
         loop.train(tiny_run, tmp_path / "file", source)
 
 
-class Evaluation:
-    """A stand-in for the evaluation."""
+class StandIn:
+    """Validation whose losses are given."""
 
     identity = "three"
 
@@ -352,29 +352,30 @@ class Evaluation:
         return {"image_0/original": np.zeros((8, 8, 3), np.uint8)}
 
 
-def test_held_out_images_choose_the_best(
+def test_validation_images_choose_the_best(
     training: pytest.MonkeyPatch, tiny_run: TrainConfig, source: Images, tmp_path: Path
 ) -> None:
-    cfg = dataclasses.replace(tiny_run, eval_every=8)
-    held_out = Evaluation(3.0, 1.0, 2.0)
-    loop.train(cfg, tmp_path, source, held_out=held_out, tensorboard=True)
+    cfg = dataclasses.replace(tiny_run, validation_every=8)
+    validation = StandIn(3.0, 1.0, 2.0)
+    loop.train(cfg, tmp_path, source, validation=validation, tensorboard=True)
     assert steps(tmp_path) == [5, 8, 10, 15, 16, 20]
-    found = {r["step"]: r["eval/loss"] for r in records(tmp_path) if "eval/loss" in r}
+    found = {r["step"]: r["validation/loss"] for r in records(tmp_path) if "validation/loss" in r}
     assert found == {8: 3.0, 16: 1.0, 20: 2.0}
     with open_checkpoints(tmp_path, name="best") as manager:
         assert list(manager.all_steps()) == [16]
-    np.testing.assert_array_equal(load_run_params(tmp_path, cfg)["g_a"]["linear"], held_out.seen[1])
+    best_linear = load_run_params(tmp_path, cfg)["g_a"]["linear"]
+    np.testing.assert_array_equal(best_linear, validation.seen[1])
     events = list((tmp_path / "tensorboard").iterdir())
     assert len(events) == 1
     data = events[0].read_bytes()
-    assert all(name in data for name in (b"eval/psnr/1", b"grad_norm", b"image_0/original"))
+    assert all(name in data for name in (b"validation/psnr/1", b"grad_norm", b"image_0/original"))
 
-    # The best is one of equal evaluations: 1.5 on the same images is not, 4 on others is.
+    # The best is one of equal validations: 1.5 on the same images is not, 4 on others is.
     for steps_now, identity, best in ((22, "three", 16), (24, "four", 24)):
         longer = dataclasses.replace(cfg, steps=steps_now)
-        held_out = Evaluation(1.5 if identity == "three" else 4.0)
-        held_out.identity = identity
-        loop.train(longer, tmp_path, source, held_out=held_out)
+        validation = StandIn(1.5 if identity == "three" else 4.0)
+        validation.identity = identity
+        loop.train(longer, tmp_path, source, validation=validation)
         with open_checkpoints(tmp_path, name="best") as manager:
             assert list(manager.all_steps()) == [best]
 

@@ -8,17 +8,20 @@ from typing import Any
 
 import pytest
 
+from sic_jax.cli.config_flags import flag_groups
 from sic_jax.cli.train import main, parse
 from sic_jax.fields import to_dict
-from sic_jax.training.config import TrainConfig
+from sic_jax.training.config import TrainConfig, used_kinds
 from sic_jax.training.presets import PRESETS, preset
 
 
 def flags(config: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, list[str]]]:
-    """Every field of a config as a flag with its value."""
+    """Every field of a config as a flag with its value; of a family, first the one of its kind."""
     for name, value in config.items():
         if isinstance(value, dict):
             yield from flags(value, f"{prefix}{name}.")
+        elif name == "kind":
+            yield f"--{prefix}".replace("_", "-").rstrip("."), [value]
         else:
             values = value if isinstance(value, tuple) else (value,)
             yield f"--{prefix}{name}".replace("_", "-"), [str(v) for v in values]
@@ -54,9 +57,41 @@ def test_flags_override_the_preset(tiny_run: TrainConfig) -> None:
     assert swin.synthesis_depths == (3, 2, 2, 1)
 
 
+@pytest.mark.parametrize("argv", [["--help"], ["smoke", "--help"]])
+def test_help_explains_every_flag(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as info:
+        main(argv)
+    assert info.value.code == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    cfg = preset("lpips" if len(argv) == 1 else argv[0])
+    for group in flag_groups(cfg, argv, used_kinds(cfg)):
+        for flag in group.flags:
+            assert flag.help, f"{flag.field} has no docstring"
+            assert f" {flag.option} " in shown
+    assert f"Images a step, over all devices of all hosts. (default: {cfg.batch_size})" in shown
+    assert "`skip` counts it and goes on. (default: stop)" in shown
+
+
+def test_fields_that_may_change_when_a_run_is_resumed(tiny_run: TrainConfig) -> None:
+    def names(config: Any, prefix: str = "") -> Iterator[str]:
+        for field in dataclasses.fields(config):
+            value = getattr(config, field.name)
+            if field.metadata.get("may_change") == "resume":
+                yield f"{prefix}{field.name}"
+            if dataclasses.is_dataclass(value):
+                yield from names(value, f"{prefix}{field.name}.")
+
+    assert " ".join(sorted(names(tiny_run))) == (
+        "accumulate data.prefetch data.workers fsdp keep_last log_every non_finite parallel remat "
+        "save_every validation_every validation_images validation_levels"
+    )
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
+        (["--workdir", "smoke", "lpips"], "smoke is a preset's name too: give the preset lpips be"),
+        (["--steps", "3"], "the following arguments are required: preset"),
         (["smoke", *RUN, "--model.widht-8", "3"], "unrecognized arguments: --model.widht-8 3"),
         (["smoke", *RUN, "--step", "3"], "unrecognized arguments: --step 3"),
         (["smoke", *RUN, "--steps", "3.5"], "argument --steps: invalid int value: '3.5'"),
@@ -111,8 +146,8 @@ def test_the_paper_s_stages() -> None:
         assert loss.clamp
     assert (warmup.loss.full_share, warmup.loss.lmbda_balance) == (1, 1)
     assert (main_stage.loss.levels, main_stage.loss.lmbda_consistency) == ("cyclic", 1)
-    assert (main_stage.loss.lmbda_adv, gan.loss.lmbda_adv) == (0, 1)
-    assert dataclasses.replace(gan.loss, lmbda_adv=0.0) == main_stage.loss
+    assert (main_stage.loss.adversarial_weight, gan.loss.adversarial_weight) == (0, 1)
+    assert dataclasses.replace(gan.loss, adversarial_weight=0.0) == main_stage.loss
 
 
 def test_dry_run(tiny_run: TrainConfig, capsys: pytest.CaptureFixture[str]) -> None:

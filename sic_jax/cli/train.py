@@ -1,7 +1,6 @@
 """Command line of train.py: a preset, overridden field by field."""
 
 import argparse
-import dataclasses
 import json
 import logging
 import os
@@ -9,62 +8,65 @@ import sys
 import typing
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from sic_jax.codec.options import SearchConfig
-from sic_jax.fields import from_dict, to_dict
+from sic_jax.cli.config_flags import add_flags, config_of, flag_groups
+from sic_jax.fields import Kinds, changed
 from sic_jax.model.config import ModelConfig
-from sic_jax.training.config import TrainConfig
+from sic_jax.model.families import FAMILIES
+from sic_jax.training.config import TrainConfig, load_config, used_kinds
 from sic_jax.training.presets import PRESETS, preset
 
 if typing.TYPE_CHECKING:
     from sic_jax.model.params import Params
 
 
-def _add_fields(parser: argparse._ActionsContainer, cls: type, prefix: str = "") -> None:
-    """One flag a config field, ``--loss.temperature 1``; tuples take several values."""
-    for name, hint in typing.get_type_hints(cls).items():
-        flag = f"--{prefix}{name}".replace("_", "-")
-        dest = f"{prefix}{name}"
-        if dataclasses.is_dataclass(hint):
-            _add_fields(parser, typing.cast(type, hint), f"{prefix}{name}.")
-        elif typing.get_origin(hint) is tuple:
-            parser.add_argument(flag, dest=dest, type=typing.get_args(hint)[0], nargs="*")
-        elif hint is bool:
-            parser.add_argument(flag, dest=dest, type=_boolean, nargs="?", const=True)
-        else:
-            parser.add_argument(flag, dest=dest, type=hint)
+def parse(
+    argv: Sequence[str] | None = None, kinds: Kinds = FAMILIES
+) -> tuple[TrainConfig, argparse.Namespace]:
+    """The run's config and the other arguments.
 
+    Args:
+        argv: Words of the command line; default: the process's.
+        kinds: Families that flags may choose, besides those of the preset.
 
-def _boolean(text: str) -> bool:
-    if text.lower() not in ("true", "false"):
-        raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
-    return text.lower() == "true"
-
-
-_NOT_FIELDS = frozenset(
-    {"preset", "data", "eval_data", "workdir", "init_from", "export", "tensorboard", "dry_run"}
-    | {"profile_steps", "coordinator", "num_processes", "process_id", "distributed"}
-)
-
-
-def parse(argv: Sequence[str] | None = None) -> tuple[TrainConfig, argparse.Namespace]:
-    """The run's config and the other arguments."""
-    parser = argparse.ArgumentParser(prog="train.py", description=__doc__, allow_abbrev=False)
-    parser.add_argument("preset", choices=PRESETS)
+    Raises:
+        ValueError: If the config does not allow a value. What is no command line at all ends the
+            process with exit code 2.
+    """
+    words = sys.argv[1:] if argv is None else argv
+    # The flags are those of the preset's config, so it is looked for before they are known.
+    name = next((word for word in words if word in PRESETS), next(iter(PRESETS)))
+    start = preset(name)
+    kinds = {**kinds, **used_kinds(start)}
+    parser = argparse.ArgumentParser(
+        prog="train.py",
+        usage="%(prog)s PRESET --data SOURCE --workdir FOLDER [--FLAG VALUE ...]",
+        description=__doc__,
+        epilog=f"The defaults of the config are those of the preset, here {name}.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("preset", choices=PRESETS, help="the run whose config the flags change")
     parser.add_argument(
         "--data",
+        metavar="SOURCE",
         help="training images: FOLDER, memory:FOLDER (decoded once, cropped on the device) or "
         "tfds:NAME/SPLIT[@DATA_DIR]",
     )
-    parser.add_argument("--workdir", help="receives checkpoints and metrics.jsonl")
-    parser.add_argument("--eval-data", help="held-out images, as --data: evaluated on the way")
+    parser.add_argument(
+        "--workdir", metavar="FOLDER", help="receives checkpoints and metrics.jsonl"
+    )
+    parser.add_argument(
+        "--validation-data", metavar="SOURCE", help="other images, as --data: measured on the way"
+    )
     parser.add_argument(
         "--init-from",
-        help="workdir of another run (its EMA weights, the best where it has been evaluated) or "
+        metavar="FOLDER",
+        help="workdir of another run (its EMA weights, the best where it has been validated) or "
         "bundle: start from its weights",
     )
-    parser.add_argument("--export", help="write the result as a bundle into this folder")
+    parser.add_argument(
+        "--export", metavar="FOLDER", help="write the result as a bundle into this folder"
+    )
     parser.add_argument("--tensorboard", action="store_true", help="records for TensorBoard too")
     parser.add_argument(
         "--profile-steps",
@@ -80,29 +82,22 @@ def parse(argv: Sequence[str] | None = None) -> tuple[TrainConfig, argparse.Name
     )
     hosts = parser.add_argument_group("several processes")
     hosts.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0")
-    hosts.add_argument("--num-processes", type=int)
-    hosts.add_argument("--process-id", type=int)
+    hosts.add_argument("--num-processes", type=int, metavar="INT", help="how many there are")
+    hosts.add_argument("--process-id", type=int, metavar="INT", help="of this one, from 0 on")
     hosts.add_argument(
         "--distributed",
         action="store_true",
         help="let the cluster tell these (TPU pod, SLURM, Open MPI)",
     )
-    _add_fields(parser.add_argument_group("config fields (default: the preset's)"), TrainConfig)
-    args = parser.parse_args(argv)
+    add_flags(parser, tuple(flag_groups(start, words, kinds)))
+    args = parser.parse_args(words)
+    if args.preset != name:
+        parser.error(f"{name} is a preset's name too: give the preset {args.preset} before it")
     if not args.dry_run:
-        for name in ("data", "workdir"):
-            if getattr(args, name) is None:
-                parser.error(f"the following arguments are required: --{name}")
-    config: dict[str, Any] = to_dict(preset(args.preset))
-    for dest, value in vars(args).items():
-        if value is None or dest in _NOT_FIELDS:
-            continue
-        *parents, name = dest.split(".")
-        node = config
-        for parent in parents:
-            node = node[parent]
-        node[name] = value
-    return from_dict(TrainConfig, config), args
+        for needed in ("data", "workdir"):
+            if getattr(args, needed) is None:
+                parser.error(f"the following arguments are required: --{needed}")
+    return config_of(TrainConfig, args, kinds), args
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -125,17 +120,17 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _run(cfg: TrainConfig, args: argparse.Namespace) -> None:
-    from sic_jax.training.parallel import initialize_distributed
+    from sic_jax.training.parallel import initialise_distributed
 
     several = args.distributed or args.coordinator or "JAX_COORDINATOR_ADDRESS" in os.environ
     if several or args.num_processes is not None or args.process_id is not None:
-        initialize_distributed(args.coordinator, args.num_processes, args.process_id)
+        initialise_distributed(args.coordinator, args.num_processes, args.process_id)
     import jax
 
-    from sic_jax.data.sources import open_source
+    from sic_jax.data.open_source import open_source
     from sic_jax.model.params import num_params
     from sic_jax.training.loop import train
-    from sic_jax.training.validation_images import HeldOutImages
+    from sic_jax.training.validation_images import ValidationImages
 
     first = jax.process_index() == 0
     if not first:
@@ -143,12 +138,13 @@ def _run(cfg: TrainConfig, args: argparse.Namespace) -> None:
     source = open_source(args.data, crop_size=cfg.crop_size)
     logging.info("%d images, %d devices", len(source), jax.device_count())
     params = None if args.init_from is None else _weights(args.init_from, cfg)
+    validation = args.validation_data and ValidationImages(cfg, args.validation_data)
     state = train(
         cfg,
         args.workdir,
         source,
         params=params,
-        held_out=None if args.eval_data is None else HeldOutImages(cfg, args.eval_data),
+        validation=validation,
         tensorboard=args.tensorboard,
         profile_steps=None if args.profile_steps is None else tuple(args.profile_steps),
     )
@@ -167,25 +163,21 @@ def _run(cfg: TrainConfig, args: argparse.Namespace) -> None:
             logging.info("bundle written to %s", args.export)
 
 
-def _shape(cfg: ModelConfig) -> ModelConfig:
-    """A model's config without what parameters do not depend on."""
-    pyramid = dataclasses.replace(cfg.pyramid, step=1.0, coarse_step=1.0)
-    return dataclasses.replace(
-        cfg, temperature=0.0, deadzone=0.0, pyramid=pyramid, search=SearchConfig()
-    )
-
-
 def _weights(name: str, cfg: TrainConfig) -> "Params":
     """Parameters of another run (EMA) or of a bundle, checked to fit `cfg`."""
     from sic_jax.codec.bundle import load_bundle
     from sic_jax.training.checkpoints import load_run_params
 
-    if not (Path(name) / "checkpoints").is_dir():
-        bundle = load_bundle(name)
-        if _shape(bundle.cfg) != _shape(cfg.model):
-            raise ValueError(f"--init-from {name}: its model config differs")
-        return bundle.params
-    theirs = from_dict(TrainConfig, json.loads((Path(name) / "config.json").read_text()))
-    if _shape(theirs.model) != _shape(cfg.model):
-        raise ValueError(f"--init-from {name}: its model config differs")
-    return load_run_params(name, theirs)
+    if (Path(name) / "checkpoints").is_dir():
+        run = load_config(Path(name) / "config.json", like=cfg)
+        _check_fits(name, run.model, cfg.model)
+        return load_run_params(name, run)
+    bundle = load_bundle(name)
+    _check_fits(name, bundle.cfg, cfg.model)
+    return bundle.params
+
+
+def _check_fits(name: str, theirs: ModelConfig, mine: ModelConfig) -> None:
+    differing = ", ".join(changed(theirs, mine, on="init_from"))
+    if differing:
+        raise ValueError(f"--init-from {name}: its model config differs in {differing}")

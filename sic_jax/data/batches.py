@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from sic_jax.data.crops import CropSampler, DataConfig, cut
 from sic_jax.data.memory import MemorySource, device_batch
-from sic_jax.data.sources import Source, read
+from sic_jax.data.source import Source, read
 
 Stream = Generator[Any, None, None]
 _log = logging.getLogger(__name__)
@@ -42,21 +42,21 @@ def batches(
     determine; it is reported once, and counted when the iterator is closed.
 
     Args:
-      source: Images; those with a side below `crop_size` count as unreadable.
-      crop_size: Side P of the crops in pixels.
-      batch_size: Rows of a global batch.
-      seed: Of the order of images and of the crops.
-      data: How crops are made.
-      first_step: Step of the first batch.
-      rows: The rows of a global batch that this process makes.
+        source: Images; those with a side below `crop_size` count as unreadable.
+        crop_size: Side P of the crops in pixels.
+        batch_size: Rows of a global batch.
+        seed: Of the order of images and of the crops.
+        data: How crops are made.
+        first_step: Step of the first batch.
+        rows: The rows of a global batch that this process makes.
 
     Returns:
-      An iterator with `close()` of uint8 [rows, P, P, 3]: NumPy arrays, or arrays on the default
-      device if the source lies there.
+        An iterator with `close()` of uint8 [rows, P, P, 3]: NumPy arrays, or arrays on the default
+        device if the source lies there.
 
     Raises:
-      ValueError: If the source is empty, the rows are not some of the batch's, or Grain is needed
-        and not installed.
+        ValueError: If the source is empty, the rows are not some of the batch's, or Grain is needed
+            and not installed.
     """
     selected = range(batch_size)[rows]
     in_order = selected.step == 1 and rows.step in (None, 1)

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from sic_jax.data.sources import UnreadableImageError
-from sic_jax.fields import require
+from sic_jax.data.source import UnreadableImageError
+from sic_jax.fields import may_change, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,9 +29,9 @@ class DataConfig:
     """Probability with which the rows and columns of a crop are exchanged."""
     scale_jitter: float = 0.0
     """s: crops are scaled by a factor drawn from [1 - s, 1], log-uniform; never below crop_size."""
-    workers: int = 0
+    workers: int = may_change(0, on="resume")
     """Processes that read images ahead; 0: threads of this process, as many as it has cores."""
-    prefetch: int = 8
+    prefetch: int = may_change(8, on="resume")
     """Batches read ahead, by each worker process; also the most threads without them."""
 
     def __post_init__(self) -> None:
@@ -101,14 +101,14 @@ class CropSampler:
         """The image of a position, replaced as often as it takes to find a usable one.
 
         Args:
-          position: In the run.
-          read: Reads an image by its index, or raises `UnreadableImageError`.
+            position: In the run.
+            read: Reads an image by its index, or raises `UnreadableImageError`.
 
         Returns:
-          (index, what `read` gave, index and message of those that could not be read).
+            (index, what `read` gave, index and message of those that could not be read).
 
         Raises:
-          ValueError: After 100 unreadable images in a row.
+            ValueError: After 100 unreadable images in a row.
         """
         unreadable: list[tuple[int, str]] = []
         for attempt in range(_MAX_ATTEMPTS):

@@ -14,7 +14,8 @@ from jax import lax
 from numpy.typing import NDArray
 
 from sic_jax.data.crops import CropSampler
-from sic_jax.data.sources import FolderSource, UnreadableImageError
+from sic_jax.data.folder import FolderSource
+from sic_jax.data.source import UnreadableImageError
 
 _BLOCK = 1 << 20
 _log = logging.getLogger(__name__)
@@ -43,7 +44,7 @@ class MemorySource:
         """Height and width.
 
         Raises:
-          UnreadableImageError: If the image could not be decoded.
+            UnreadableImageError: If the image could not be decoded.
         """
         height, width = self.sizes[index].tolist()
         if not height:
@@ -71,7 +72,7 @@ def decode_folder(folder: FolderSource) -> MemorySource:
     """All images of a folder, decoded in threads; those that cannot be are reported.
 
     Raises:
-      ValueError: If none can be decoded.
+        ValueError: If none can be decoded.
     """
     lengths = 3 * folder.sizes.astype(np.int64).prod(1)
     offsets = np.cumsum(lengths) - lengths

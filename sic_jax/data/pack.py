@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sic_jax.data.sources import FolderSource, open_folder
+from sic_jax.data.folder import FolderSource, open_folder
 
 _VERSION = "1.0.0"
 _IMAGES_PER_FILE = 4096
@@ -26,16 +26,16 @@ def pack(data_dir: str | Path, name: str, splits: Mapping[str, str | Path]) -> P
     """Write a data set with an `image` and its file `name` in each record.
 
     Args:
-      data_dir: Folder of data sets.
-      name: Of the data set, in lower case with underscores.
-      splits: A folder of images for each split.
+        data_dir: Folder of data sets.
+        name: Of the data set, in lower case with underscores.
+        splits: A folder of images for each split.
 
     Returns:
-      The folder of the data set.
+        The folder of the data set.
 
     Raises:
-      ValueError: If TensorFlow Datasets is not installed, the data set exists already, or a folder
-        holds no image.
+        ValueError: If TensorFlow Datasets is not installed, the data set exists already, or a
+            folder holds no image.
     """
     try:
         import tensorflow_datasets as tfds

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sic_jax.data.sources import UnreadableImageError, decode_rgb
+from sic_jax.data.source import UnreadableImageError, decode_rgb
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,11 +34,11 @@ def open_tfds(spec: str) -> TfdsSource:
     """A prepared data set.
 
     Args:
-      spec: `NAME/SPLIT[@DATA_DIR]`; without a folder, the one of TensorFlow Datasets.
+        spec: `NAME/SPLIT[@DATA_DIR]`; without a folder, the one of TensorFlow Datasets.
 
     Raises:
-      ValueError: If TensorFlow Datasets is not installed, the data set is not prepared as
-        array_record, or has no such split or no image of 8 or 16 bits.
+        ValueError: If TensorFlow Datasets is not installed, the data set is not prepared as
+            array_record, or has no such split or no image of 8 or 16 bits.
     """
     rest, _, data_dir = spec.partition("@")
     name, _, split = rest.rpartition("/")

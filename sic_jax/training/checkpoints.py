@@ -5,7 +5,7 @@ version of the code and what was measured since the last record. The step is the
 data too: a batch is a function of the seed and the step.
 
     WORKDIR/checkpoints/   the newest `keep_last`
-    WORKDIR/best/          the one with the lowest loss on held-out images, where there are some
+    WORKDIR/best/          the one with the lowest validation loss, where there is one
 """
 
 import logging
@@ -43,7 +43,7 @@ def save(manager: ocp.CheckpointManager, step: int, checkpoint: Checkpoint) -> N
     """Begin to write a checkpoint; all processes take part.
 
     Raises:
-      OSError: If it, or the one before, cannot be written.
+        OSError: If it, or the one before, cannot be written.
     """
     args = ocp.args.Composite(
         state=ocp.args.StandardSave(checkpoint.state._asdict()),
@@ -57,7 +57,7 @@ def wait(manager: ocp.CheckpointManager) -> None:
     """Wait until what was saved is complete.
 
     Raises:
-      OSError: If it cannot be written.
+        OSError: If it cannot be written.
     """
     with _WriteErrors(manager):
         manager.wait_until_finished()
@@ -69,12 +69,12 @@ def restore(
     """The newest checkpoint that can be read, or None where there is none.
 
     Args:
-      manager: Of `open_checkpoints`.
-      like: A `TrainState` of arrays, or of shapes with shardings.
-      remove: Remove newer ones that cannot be read, so that the run can go on from this one.
+        manager: Of `open_checkpoints`.
+        like: A `TrainState` of arrays, or of shapes with shardings.
+        remove: Remove newer ones that cannot be read, so that the run can go on from this one.
 
     Raises:
-      ValueError: If there are some, but none can be read.
+        ValueError: If there are some, but none can be read.
     """
     target = jax.tree.map(ocp.utils.to_shape_dtype_struct, like._asdict())
     args = ocp.args.Composite(state=ocp.args.StandardRestore(target), info=ocp.args.JsonRestore())
@@ -103,7 +103,7 @@ def load_run_params(workdir: str | Path, cfg: TrainConfig) -> Params:
     """EMA parameters of the best checkpoint of the run in `workdir`, or else of the newest.
 
     Raises:
-      ValueError: If it has no checkpoint, or none that can be read.
+        ValueError: If it has no checkpoint, or none that can be read.
     """
     like = jax.eval_shape(lambda: create_train_state(cfg, init_params(cfg.model, seed=0)))
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])

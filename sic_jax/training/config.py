@@ -1,39 +1,51 @@
-"""Configuration of a training run."""
+"""Configuration of a training run, and how that of an earlier one is read."""
 
+import dataclasses
+import json
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from sic_jax.data.crops import DataConfig
-from sic_jax.fields import require
+from sic_jax.fields import Family, Kinds, from_dict, may_change, require
 from sic_jax.model.config import ModelConfig
+from sic_jax.model.families import FAMILIES
 from sic_jax.training.discriminator import DiscriminatorConfig
 from sic_jax.training.losses import LossConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """One training run."""
+    """One training run.
+
+    Fields that `may_change` when it is resumed have no part in what its steps compute.
+    """
 
     model: ModelConfig
     loss: LossConfig
     discriminator: DiscriminatorConfig = DiscriminatorConfig()
     data: DataConfig = DataConfig()
     steps: int = 10_000
+    """Length of the run; more of them prolong it."""
     batch_size: int = 8
     """Images a step, over all devices of all hosts."""
     crop_size: int = 128
     """Side of the square crops in pixels; a multiple of the transforms' stride, 16."""
     seed: int = 0
+    """Of the initial parameters, the crops and all noise."""
     learning_rate: float = 5e-4
     """Peak, after a linear warm-up."""
     decay: str = "cosine"
     """`cosine`: down to a hundredth at the last step; `constant`: none."""
     warmup_steps: int = 100
+    """Steps in which the learning rate rises from 0."""
     weight_decay: float = 0.0
     """Of AdamW, on all parameters."""
     auxiliary_learning_rate: float = 1e-3
     """Of the parameters that learn from the entropy model's auxiliary loss, where it has one (the
     quantiles of z's prior in `raster`)."""
     clip_norm: float = 1.0
+    """Gradients of a greater norm, over all parameters, are scaled down to it."""
     ema_decay: float = 0.999
     """Of the average of the parameters; 0: the parameters themselves are evaluated and shipped."""
     train_only: tuple[str, ...] = ()
@@ -41,26 +53,29 @@ class TrainConfig:
     are; none given: all learn."""
     compute_dtype: str = "float32"
     """`bfloat16` on accelerators halves memory traffic; parameters stay float32."""
-    remat: bool = False
+    remat: bool = may_change(False, on="resume")
     """Compute activations of the transforms again in the backward pass instead of keeping them."""
-    accumulate: int = 1
+    accumulate: int = may_change(1, on="resume")
     """Parts into which a batch is cut, one after another, to save memory; same numbers."""
-    parallel: str = "jit"
+    parallel: str = may_change("jit", on="resume")
     """How the devices share a batch: `jit` over a mesh of them, or `pmap`; same numbers."""
-    fsdp: bool = False
+    fsdp: bool = may_change(False, on="resume")
     """Spread parameters and optimiser state over the devices too (with `jit`)."""
-    non_finite: str = "stop"
+    non_finite: str = may_change("stop", on="resume")
     """A step whose loss or gradient is not finite changes nothing; then `stop` ends the run with
     an error, `skip` counts it and goes on."""
-    log_every: int = 50
-    save_every: int = 500
-    keep_last: int = 2
+    log_every: int = may_change(50, on="resume")
+    """Steps from one record to the next."""
+    save_every: int = may_change(500, on="resume")
+    """Steps from one checkpoint to the next; the last step has one too."""
+    keep_last: int = may_change(2, on="resume")
     """Newest checkpoints that are kept."""
-    eval_every: int = 0
-    """Steps between evaluations on held-out images (``--eval-data``); 0: only at the end."""
-    eval_images: int = 16
-    eval_levels: tuple[int, ...] = ()
-    """Levels that are evaluated; none given: the first, the middle and the last."""
+    validation_every: int = may_change(0, on="resume")
+    """Steps from one validation (``--validation-data``) to the next; 0: only at the end."""
+    validation_images: int = may_change(16, on="resume")
+    """Most images that are measured."""
+    validation_levels: tuple[int, ...] = may_change((), on="resume")
+    """Levels that are measured; none given: the first, the middle and the last."""
 
     def __post_init__(self) -> None:
         """Check the fields."""
@@ -70,9 +85,9 @@ class TrainConfig:
         ok = self.crop_size > 0 and self.crop_size % stride == 0
         require(ok, self, "crop_size", self.crop_size, f"a positive multiple of {stride}")
         require(0 <= self.ema_decay < 1, self, "ema_decay", self.ema_decay, "in [0, 1)")
-        for name in ("learning_rate", "clip_norm", "auxiliary_learning_rate", "eval_images"):
+        for name in ("learning_rate", "clip_norm", "auxiliary_learning_rate", "validation_images"):
             require(getattr(self, name) > 0, self, name, getattr(self, name), "positive")
-        for name in ("seed", "weight_decay", "eval_every"):
+        for name in ("seed", "weight_decay", "validation_every"):
             require(getattr(self, name) >= 0, self, name, getattr(self, name), "at least 0")
         allowed = f"0 to steps - 1 = {self.steps - 1}"
         ok = 0 <= self.warmup_steps < self.steps
@@ -90,8 +105,35 @@ class TrainConfig:
         require(ok, self, "accumulate", self.accumulate, allowed)
         ok = not (self.fsdp and self.parallel == "pmap")
         require(ok, self, "fsdp", self.fsdp, "false with parallel = 'pmap'")
-        ok = all(1 <= v <= self.model.num_levels for v in self.eval_levels)
+        ok = all(1 <= v <= self.model.num_levels for v in self.validation_levels)
         allowed = f"levels 1 to {self.model.num_levels}"
-        require(ok, self, "eval_levels", self.eval_levels, allowed)
+        require(ok, self, "validation_levels", self.validation_levels, allowed)
         n, levels = len(self.loss.lmbda_rate), self.model.num_levels
         require(n == levels, self, "loss", f"weights for {n} levels", f"for {levels} levels")
+
+
+def used_kinds(config: Any) -> Kinds:
+    """Classes of the families that a config holds, at any depth, by their kinds."""
+    found: dict[str, type[Family]] = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if isinstance(value, Family):
+            found[value.kind] = type(value)
+        if dataclasses.is_dataclass(value):
+            found |= used_kinds(value)
+    return found
+
+
+def load_config(path: str | Path, *, like: TrainConfig) -> TrainConfig:
+    """The config of an earlier run.
+
+    Args:
+        path: Its config.json.
+        like: A config whose families it may hold, besides `FAMILIES`.
+
+    Raises:
+        OSError: If there is no such file.
+        ValueError: If it is no config, or has a kind that is not known.
+    """
+    kinds = {**FAMILIES, **used_kinds(like)}
+    return from_dict(TrainConfig, json.loads(Path(path).read_text()), kinds)

@@ -24,14 +24,16 @@ from sic_jax.model.levels import level_mask
 
 @dataclass(frozen=True, kw_only=True)
 class DiscriminatorConfig:
-    """The conditional PatchGAN of the adversarial stage; made where `lmbda_adv` is not 0."""
+    """The conditional PatchGAN; made where `LossConfig.adversarial_weight` is not 0."""
 
     features: tuple[int, ...] = (64, 128, 256, 512)
     """Of its four convolutions, each of stride 2."""
     condition_features: int = 12
     """What y_s is mapped to, beside the picture's three channels."""
     learning_rate: float = 2e-4
+    """Of its own AdamW, the same at every step."""
     weight_decay: float = 5e-5
+    """Of its own AdamW."""
 
     def __post_init__(self) -> None:
         """Check the fields."""

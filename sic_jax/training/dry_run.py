@@ -19,11 +19,11 @@ def describe_run(cfg: TrainConfig) -> dict[str, Any]:
     """Config and costs of a run, by tracing alone.
 
     Returns:
-      `config`; `parameters` of each network and in all; `gmac_per_step` and `kmac_per_pixel` of
-      forward and backward passes of the model, LPIPS, DISTS and discriminator for the whole batch;
-      `memory_gb`, in 10^9 bytes: of the state (parameters, average, optimiser), of the
-      discriminator's state, and of what the backward pass keeps of the forward pass for one part of
-      a batch on one device, before XLA fuses or frees anything.
+        `config`; `parameters` of each network and in all; `gmac_per_step` and `kmac_per_pixel` of
+        forward and backward passes of the model, LPIPS, DISTS and discriminator for the whole
+        batch; `memory_gb`, in 10^9 bytes: of the state (parameters, average, optimiser), of the
+        discriminator's state, and of what the backward pass keeps of the forward pass for one part
+        of a batch on one device, before XLA fuses or frees anything.
     """
     state = state_shapes(cfg)
     networks = {name: _scalars(tree) for name, tree in state.params.items()}

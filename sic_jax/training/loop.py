@@ -1,4 +1,4 @@
-"""The training loop: start or resume, step, record, evaluate, save.
+"""The training loop: start or resume, step, record, validate, save.
 
 Where the weights of a run come from, first match wins:
 
@@ -6,7 +6,7 @@ Where the weights of a run come from, first match wins:
 2. ``params``, the weights of another run or of a bundle,
 3. scratch: random networks, and the Karhunen-Loeve transform for the linear branches.
 
-Nothing in the loop waits for a step but records, evaluations and checkpoints.
+Nothing in the loop waits for a step but records, validation and checkpoints.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol
+from typing import Protocol
 
 import jax
 import numpy as np
@@ -26,8 +26,9 @@ from numpy.typing import NDArray
 
 import sic_jax
 from sic_jax.data.batches import batches
-from sic_jax.data.sources import Source, sample_patches
-from sic_jax.fields import from_dict, to_dict
+from sic_jax.data.samples import sample_patches
+from sic_jax.data.source import Source
+from sic_jax.fields import changed, to_dict
 from sic_jax.files import write_atomic
 from sic_jax.model.params import Params, init_params
 from sic_jax.training.checkpoints import (
@@ -38,7 +39,7 @@ from sic_jax.training.checkpoints import (
     save,
     wait,
 )
-from sic_jax.training.config import TrainConfig
+from sic_jax.training.config import TrainConfig, load_config
 from sic_jax.training.losses import load_perceptual_weights
 from sic_jax.training.meters import Clock, Pending
 from sic_jax.training.parallel import check_same_everywhere, local_rows, make_runner
@@ -48,18 +49,13 @@ from sic_jax.training.step import Metrics
 
 _log = logging.getLogger(__name__)
 _PATCHES_PER_IMAGE = 80
-# Fields that may change from one start of a run to the next: the same steps would have been done.
-_FREE = frozenset(
-    {"parallel", "fsdp", "accumulate", "remat", "log_every", "save_every", "keep_last"}
-    | {"eval_every", "eval_images", "eval_levels", "non_finite", "data.workers", "data.prefetch"}
-)
 
 
-class HeldOut(Protocol):
-    """Evaluation on images that are not trained on."""
+class Validation(Protocol):
+    """What tells how good a run's parameters are, by images that are not trained on."""
 
     identity: str
-    """Evaluations with the same identity have comparable losses."""
+    """Losses of validations with the same identity are comparable."""
 
     def measure(self, params: Params) -> dict[str, float]:
         """Named values, the same on every process; `loss` tells which parameters are best."""
@@ -84,30 +80,30 @@ def train(
     source: Source,
     *,
     params: Params | None = None,
-    held_out: HeldOut | None = None,
+    validation: Validation | None = None,
     tensorboard: bool = False,
     profile_steps: tuple[int, int] | None = None,
 ) -> TrainState:
     """Train to `cfg.steps`; continue where `workdir` has a checkpoint.
 
     Args:
-      cfg: The run.
-      workdir: Receives config.json, metrics.jsonl and checkpoints.
-      source: Training images.
-      params: Start of a new run; default: `initial_params`. Not used when resuming.
-      held_out: Evaluated every `cfg.eval_every` steps and at the end.
-      tensorboard: Write records for TensorBoard too.
-      profile_steps: First and last step of which a trace is written into WORKDIR/profile.
+        cfg: The run.
+        workdir: Receives config.json, metrics.jsonl and checkpoints.
+        source: Training images.
+        params: Start of a new run; default: `initial_params`. Not used when resuming.
+        validation: Done every `cfg.validation_every` steps and at the end.
+        tensorboard: Write records for TensorBoard too.
+        profile_steps: First and last step of which a trace is written into WORKDIR/profile.
 
     Returns:
-      The state, of global arrays; its `step` is less than `cfg.steps` after a SIGTERM, which saves
-      and ends the loop.
+        The state, of global arrays; its `step` is less than `cfg.steps` after a SIGTERM, which
+        saves and ends the loop.
 
     Raises:
-      ValueError: If `cfg.train_only` names no parameter, `workdir` holds a run of another config,
-        no checkpoint can be read, or processes do not see the same number of images.
-      OSError: If the work directory or a checkpoint cannot be written.
-      FloatingPointError: If a loss or gradient is not finite (`cfg.non_finite` = "stop").
+        ValueError: If `cfg.train_only` names no parameter, `workdir` holds a run of another config,
+            no checkpoint can be read, or processes do not see the same number of images.
+        OSError: If the work directory or a checkpoint cannot be written.
+        FloatingPointError: If a loss or gradient is not finite (`cfg.non_finite` = "stop").
     """
     workdir = Path(workdir)
     shapes = state_shapes(cfg)
@@ -130,7 +126,7 @@ def train(
             state, step = found.state, int(found.state.step)
             pending = Pending.from_json(found.info["pending"])
             # Losses on other images or at other levels are not comparable.
-            if held_out is not None and found.info.get("best_on") == held_out.identity:
+            if validation is not None and found.info.get("best_on") == validation.identity:
                 best = found.info["best"]
             _log.info("resumed at step %d", step)
         reporter.drop_after(step)
@@ -140,7 +136,7 @@ def train(
 
         def checkpoint() -> Checkpoint:
             info = {"version": sic_jax.__version__, "config": to_dict(cfg), "best": best}
-            info |= {"best_on": None if held_out is None else held_out.identity}
+            info |= {"best_on": None if validation is None else validation.identity}
             return Checkpoint(runner.whole(state), info | {"pending": pending.to_json()})
 
         stream = batches(
@@ -166,16 +162,16 @@ def train(
                     clock.start()
                 last = step == cfg.steps
                 saves = last or step % cfg.save_every == 0
-                evaluates = last or (cfg.eval_every > 0 and step % cfg.eval_every == 0)
-                evaluates &= held_out is not None
-                if evaluates or last or step % cfg.log_every == 0:
+                validates = last or (cfg.validation_every > 0 and step % cfg.validation_every == 0)
+                validates &= validation is not None
+                if validates or last or step % cfg.log_every == 0:
                     values = pending.flush(stop=stop) | clock.lap(runner.flops)
-                    if held_out is not None and evaluates:
+                    if validation is not None and validates:
                         ema = runner.whole(state).ema
-                        found_values = held_out.measure(ema)
-                        values |= {f"eval/{k}": v for k, v in found_values.items()}
+                        found_values = validation.measure(ema)
+                        values |= {f"validation/{k}": v for k, v in found_values.items()}
                         if tensorboard:
-                            reporter.images(step, held_out.pictures(ema))
+                            reporter.images(step, validation.pictures(ema))
                         if found_values["loss"] < best:
                             best = found_values["loss"]
                             if step not in best_manager.all_steps():
@@ -257,27 +253,18 @@ def _termination() -> Iterator[Callable[[int], bool]]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _changed(mine: dict[str, Any], theirs: dict[str, Any], prefix: str = "") -> Iterator[str]:
-    """Names of the fields that differ, as their flags have them."""
-    for name, value in mine.items():
-        if isinstance(value, dict):
-            yield from _changed(value, theirs[name], f"{prefix}{name}.")
-        elif value != theirs[name]:
-            yield f"{prefix}{name}"
-
-
 def _claim(workdir: Path, cfg: TrainConfig) -> None:
     """Write config.json, or check that the run in `workdir` is this one."""
     workdir.mkdir(parents=True, exist_ok=True)
     path = workdir / "config.json"
     if path.exists():
-        theirs = from_dict(TrainConfig, json.loads(path.read_text()))
-        changed = sorted(set(_changed(to_dict(cfg), to_dict(theirs))) - _FREE)
-        if changed == ["steps"] and cfg.steps > theirs.steps:
+        theirs = load_config(path, like=cfg)
+        differing = sorted(changed(cfg, theirs, on="resume"))
+        if differing == ["steps"] and cfg.steps > theirs.steps:
             _log.info("prolonged from %d to %d steps", theirs.steps, cfg.steps)
-        elif changed:
+        elif differing:
             raise ValueError(
-                f"{str(workdir)!r} holds a run with another {', '.join(changed)}; "
+                f"{str(workdir)!r} holds a run with another {', '.join(differing)}; "
                 "choose another workdir, or start from it with --init-from"
             )
     if jax.process_index() == 0:

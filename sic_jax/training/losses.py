@@ -24,14 +24,14 @@ Theorem 3.3 reads the sum as a Lagrangian of the synonymous rate-distortion-perc
 with one picture a synset it is Blau and Michaeli's rate-distortion-perception function, and with
 lambda_p = 0 rate-distortion. So for image x at level l, with M draws x_hat_i:
 
-    L(l) = lambda_r(l) bpp(y_s, z) + mean_i [lambda_d(l) MSE(x, x_hat_i)
-                                             + lambda_p(l) (LPIPS(x, x_hat_i) + lmbda_adv G_i
-                                                            + lmbda_dists DISTS(x, x_hat_i))]
+    L(l) = lambda_r(l) bpp(y_s, z) + mean_i [lambda_d(l) MSE(x, x_hat_i) + lambda_p(l) P_i]
+    P_i = LPIPS(x, x_hat_i) + adversarial_weight G_i + dists_weight DISTS(x, x_hat_i)
 
 and, for one model that serves all levels, alpha L(l) + (1 - alpha) L(L) + L_c(l). L_c is latent
 consistency: g_a of a reconstruction should give y_s and the drawn details again.
 
-Source: Liang et al. 2025, sections 3 and 4; the paper's constants are in `sic_jax.training.presets`.
+Source: Liang et al. 2025, sections 3 and 4; the paper's constants are in
+`sic_jax.training.presets`.
 """
 
 from collections.abc import Callable
@@ -80,15 +80,15 @@ class LossConfig:
     """Clip reconstructions to [0, 1] before they are compared: no gradient outside."""
     lmbda_consistency: float = 0.0
     """Weight of the latent consistency terms ("reverse compress")."""
-    lmbda_dists: float = 0.0
-    """Weight of DISTS beside LPIPS, lambda_p(l) * (LPIPS + lmbda_dists * DISTS)."""
+    dists_weight: float = 0.0
+    """Weight of DISTS beside LPIPS, lambda_p(l) * (LPIPS + dists_weight DISTS)."""
     dists_every: int = 4
     """DISTS is taken of every n-th image of a batch, from a random one on, and counts n times
     there: VGG16 costs five times what the model does. Divides the images of each part that a batch
     is cut into; which images it is depends on `accumulate`."""
-    lmbda_adv: float = 0.0
-    """Weight of the adversarial loss G beside LPIPS, lambda_p(l) * (LPIPS + lmbda_adv * G); 0: no
-    discriminator."""
+    adversarial_weight: float = 0.0
+    """Weight of the adversarial loss G beside LPIPS, lambda_p(l) * (LPIPS + adversarial_weight G);
+    0: no discriminator."""
     lmbda_balance: float = 0.0
     """Warm-up: weight of (standard deviation - minimum) over levels of each level's own bpp."""
 
@@ -109,11 +109,16 @@ class LossConfig:
             require(0 <= share <= 1, self, name, share, "in [0, 1]")
         require(self.levels in ("mixed", "cyclic"), self, "levels", self.levels, "mixed or cyclic")
         require(self.num_samples > 0, self, "num_samples", self.num_samples, "positive")
-        names = ("temperature", "lmbda_consistency", "lmbda_dists", "lmbda_adv", "lmbda_balance")
-        for name in names:
+        for name in (
+            "temperature",
+            "lmbda_consistency",
+            "dists_weight",
+            "adversarial_weight",
+            "lmbda_balance",
+        ):
             require(getattr(self, name) >= 0, self, name, getattr(self, name), "at least 0")
-        ok = any(self.lmbda_perc) or not (self.lmbda_dists or self.lmbda_adv)
-        allowed = "not 0 everywhere where lmbda_dists or lmbda_adv is not 0"
+        ok = any(self.lmbda_perc) or not (self.dists_weight or self.adversarial_weight)
+        allowed = "not 0 everywhere where dists_weight or adversarial_weight is not 0"
         require(ok, self, "lmbda_perc", self.lmbda_perc, allowed)
         require(self.dists_every > 0, self, "dists_every", self.dists_every, "positive")
 
@@ -153,11 +158,11 @@ def plan_decodings(
     l = L - step mod L (the paper's schedule), weighted as alpha L(l) + (1 - alpha) L(L).
 
     Args:
-      key: Of the step, the same for all parts of its batch.
-      step: int scalar.
-      rows: int [B], places of the images in the whole batch.
-      batch_size: Images of the whole batch.
-      cfg: Of the loss.
+        key: Of the step, the same for all parts of its batch.
+        step: int scalar.
+        rows: int [B], places of the images in the whole batch.
+        batch_size: Images of the whole batch.
+        cfg: Of the loss.
     """
     num_levels, m = len(cfg.lmbda_rate), cfg.num_samples
     if cfg.levels == "mixed":
@@ -197,14 +202,14 @@ def consistency_terms(
     """Latent consistency of R decodings: (synonymous, details), [R, B] each.
 
     Args:
-      y_again: g_a of the reconstructions, [R, B, h, w, C].
-      y_hat: What g_s saw, of the same shape: y_s, and drawn details above the level.
-      level: int [R, B].
-      levels: Of the model.
+        y_again: g_a of the reconstructions, [R, B, h, w, C].
+        y_hat: What g_s saw, of the same shape: y_s, and drawn details above the level.
+        level: int [R, B].
+        levels: Of the model.
 
     Returns:
-      Mean squared differences over the channels up to `level`, and over those above it (0 where
-      there are none).
+        Mean squared differences over the channels up to `level`, and over those above it (0 where
+        there are none).
     """
     flat = level.reshape(-1)
     error = jnp.square(y_again - y_hat).reshape(-1, *y_hat.shape[2:])
@@ -224,7 +229,7 @@ def load_perceptual_weights(cfg: LossConfig) -> PerceptualWeights:
     if not any(cfg.lmbda_perc):
         return {}
     weights: PerceptualWeights = {"lpips": load_alexnet_weights()}
-    if cfg.lmbda_dists:
+    if cfg.dists_weight:
         weights["dists"] = load_dists_weights()
     return weights
 
@@ -242,14 +247,14 @@ def dists_terms(
     The mean over images is an unbiased estimate of what it would be with all of them.
 
     Args:
-      x: Images.
-      x_hat: Their decodings.
-      weights: Of `load_dists_weights`.
-      offset: int scalar, the first of the images, 0 to n - 1.
-      every: n.
+        x: Images.
+        x_hat: Their decodings.
+        weights: Of `load_dists_weights`.
+        offset: int scalar, the first of the images, 0 to n - 1.
+        every: n.
 
     Raises:
-      ValueError: If n does not divide B.
+        ValueError: If n does not divide B.
     """
     r, b = x_hat.shape[:2]
     if b % every:
@@ -317,8 +322,8 @@ def svi_loss(terms: Compared, decodings: Decodings, cfg: LossConfig) -> tuple[ja
     all M + 1 decodings where levels are `cyclic`; that of y_s as the mean over all decodings.
 
     Returns:
-      (loss, terms): a scalar; sums and counts named by term, `*_full` over decodings at level L,
-      `*_low` over the others.
+        (loss, terms): a scalar; sums and counts named by term, `*_full` over decodings at level L,
+        `*_low` over the others.
     """
     level, weight = decodings
     at = level - 1
@@ -330,10 +335,10 @@ def svi_loss(terms: Compared, decodings: Decodings, cfg: LossConfig) -> tuple[ja
         perception = terms.lpips
         if terms.dists is not None:
             named["dists"] = terms.dists
-            perception += cfg.lmbda_dists * terms.dists
+            perception += cfg.dists_weight * terms.dists
         if terms.adv is not None:
             named["adv"] = terms.adv
-            perception += cfg.lmbda_adv * terms.adv
+            perception += cfg.adversarial_weight * terms.adv
         value += jnp.asarray(cfg.lmbda_perc)[at] * perception
     loss = (weight * value).sum(0)
     if terms.balance is not None:

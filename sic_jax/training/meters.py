@@ -39,7 +39,7 @@ class Pending:
         """The terms' means.
 
         Raises:
-          FloatingPointError: If `stop` and a step was not finite: which, and which terms.
+            FloatingPointError: If `stop` and a step was not finite: which, and which terms.
         """
         assert self._metrics is not None
         values = {k: float(v) for k, v in mean_terms(self._metrics.terms).items()}
@@ -94,7 +94,7 @@ class Clock:
         """Speed since the start or the lap before; the last step must be complete.
 
         Args:
-          flops: Of a step, if known.
+            flops: Of a step, if known.
         """
         values = {"memory_gb": memory_gb()}
         elapsed = time.perf_counter() - self._began

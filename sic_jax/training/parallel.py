@@ -25,7 +25,7 @@ _MIN_SHARDED = 2**12
 """Scalars from which on an array is spread with `fsdp`."""
 
 
-def initialize_distributed(
+def initialise_distributed(
     coordinator: str | None = None,
     num_processes: int | None = None,
     process_id: int | None = None,

@@ -39,7 +39,7 @@ def geometric_loss(
     dist: tuple[float, float],
     perc: tuple[float, float],
     levels: int,
-    lmbda_dists: float = 0.0,
+    dists_weight: float = 0.0,
 ) -> LossConfig:
     """A loss whose lambda_r and ratios to lambda_r are geometric in the level.
 
@@ -48,7 +48,7 @@ def geometric_loss(
       dist: lambda_d / lambda_r of them.
       perc: lambda_p / lambda_r of them; zeros for a loss without LPIPS.
       levels: Their number.
-      lmbda_dists: Weight of DISTS beside LPIPS.
+      dists_weight: Weight of DISTS beside LPIPS.
     """
     r = _geometric(*rate, levels)
     zero = (0.0,) * levels
@@ -58,7 +58,7 @@ def geometric_loss(
         lmbda_rate=r,
         lmbda_dist=tuple(a * b for a, b in zip(r, d, strict=True)),
         lmbda_perc=tuple(a * b for a, b in zip(r, p, strict=True)),
-        lmbda_dists=lmbda_dists,
+        dists_weight=dists_weight,
     )
 
 
@@ -148,7 +148,7 @@ def perceptual() -> TrainConfig:
     Result: the model card of the default bundle.
     """
     cfg = lpips()
-    loss = geometric_loss((8, 1.25), (20, 500), (0.32, 6.6), cfg.model.num_levels, lmbda_dists=1.0)
+    loss = geometric_loss((8, 1.25), (20, 500), (0.32, 6.6), cfg.model.num_levels, dists_weight=1.0)
     loss = dataclasses.replace(
         loss, full_share=0.0, temperature=0.35, sampled_share=0.5, rounded_share=0.75, grain=True
     )
@@ -207,7 +207,7 @@ def paper_gan() -> TrainConfig:
       --init-from runs/paper
     Hardware: eight GPUs in the paper. Time, result: no long run of it has been made here.
     """
-    loss = dataclasses.replace(paper_loss(), lmbda_adv=1.0)
+    loss = dataclasses.replace(paper_loss(), adversarial_weight=1.0)
     return dataclasses.replace(paper(), loss=loss, steps=200_000)
 
 

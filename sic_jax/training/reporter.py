@@ -23,7 +23,7 @@ class Reporter:
         """Open the run's files.
 
         Raises:
-          ValueError: If TensorBoard is asked for and tensorboardX is not installed.
+            ValueError: If TensorBoard is asked for and tensorboardX is not installed.
         """
         self._path = workdir / "metrics.jsonl"
         self._steps = steps

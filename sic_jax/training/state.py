@@ -112,7 +112,7 @@ def create_train_state(cfg: TrainConfig, params: Params) -> TrainState:
     # A copy, because the loop donates the state: the caller's arrays must stay usable.
     params = jax.tree.map(jnp.array, params)
     copy = jax.tree.map(jnp.copy, params)
-    discriminator = _new_discriminator(cfg) if cfg.loss.lmbda_adv else None
+    discriminator = _new_discriminator(cfg) if cfg.loss.adversarial_weight else None
     zero = jnp.zeros((), jnp.int32)
     return TrainState(zero, params, copy, make_optimizer(cfg).init(params), discriminator)
 

@@ -1,7 +1,7 @@
 """The train step: a pure function (state, batch, rows, perceptual weights) -> (state, metrics)."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -66,18 +66,19 @@ def make_train_step(
         updates, opt_state = optimizer.update(grads.params, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         # A short memory at first, so that the average forgets the start.
+        # Not optax.incremental_update: its sum rounds otherwise, and runs would no longer repeat.
         decay = jnp.minimum(cfg.ema_decay, (1.0 + state.step) / (10.0 + state.step))
         ema = jax.tree.map(lambda e, p: e + (1 - decay) * (p - e), state.ema, params)
         discriminator = state.discriminator
         if discriminator is not None:
             discriminator = _update_discriminator(cfg, discriminator, grads.discriminator)
         norms = {
-            "grad_norm": _norm(grads.params),
-            "update_norm": _norm(updates),
-            "param_norm": _norm(params),
+            "grad_norm": optax.tree.norm(grads.params),
+            "update_norm": optax.tree.norm(updates),
+            "param_norm": optax.tree.norm(params),
         }
         if grads.discriminator is not None:
-            norms["grad_norm_d"] = _norm(grads.discriminator)
+            norms["grad_norm_d"] = optax.tree.norm(grads.discriminator)
         measured = grads.terms | {k: (v, jnp.ones(())) for k, v in norms.items()}
         loss = measured["loss"][0]
         ok = jnp.isfinite(jnp.stack([loss, *norms.values()])).all()
@@ -152,7 +153,3 @@ def spectral_step(cfg: TrainConfig, params: Params, batch_stats: Params) -> Para
         mutable=["batch_stats"],
     )
     return dict(changed["batch_stats"])
-
-
-def _norm(tree: Any) -> jax.Array:
-    return jnp.sqrt(sum((jnp.square(a).sum() for a in jax.tree.leaves(tree)), jnp.zeros(())))

@@ -1,4 +1,4 @@
-"""Evaluation of a model while it is trained: rates and metrics without files, on all devices.
+"""Validation of a model while it is trained: rates and metrics without files, on all devices.
 
 What eval.py measures with real files, for any parameters: images are encoded once, rounded latents
 are rated, and every level is decoded, brought to 8 bits as a decoder would, and measured. Files are
@@ -24,11 +24,11 @@ from sic_jax.training.losses import Compared, Decodings, LossConfig, rate_terms,
 from sic_jax.training.parallel import AXIS, replicate, shard_rows
 
 Pixels = NDArray[np.uint8]
-Evaluate = Callable[[Params, Pixels], dict[str, float]]
+Validate = Callable[[Params, Pixels], dict[str, float]]
 """(parameters, images uint8 [N, H, W, 3], the same on every process) to named means."""
 
 
-def make_evaluate(
+def make_validate(
     cfg: ModelConfig,
     *,
     levels: Sequence[int],
@@ -39,31 +39,32 @@ def make_evaluate(
     grain: bool = False,
     seed: int = 0,
     dtype: DTypeLike | None = None,
-) -> Evaluate:
-    """A compiled evaluation; it compiles once for each image size.
+) -> Validate:
+    """A compiled validation; it compiles once for each image size.
 
     Args:
-      cfg: Of the model.
-      levels: Levels to decode.
-      metrics: Names of `sic_jax.metrics.table.METRICS`.
-      batch_size: Images at once on all devices together.
-      mesh: Over whose one axis `sic_jax.training.parallel.AXIS` batches are spread, with processes
-        that hold the same number of its devices each; default: one device.
-      temperature: Of the details; 0 decodes their mean.
-      grain: Whether the images' grain is drawn on their decodings.
-      seed: Of the details; image n draws the same ones at every level, in every batch, on any mesh.
-      dtype: In which g_a and g_s compute; default: float32.
+        cfg: Of the model.
+        levels: Levels to decode.
+        metrics: Names of `sic_jax.metrics.table.METRICS`.
+        batch_size: Images at once on all devices together.
+        mesh: Over whose one axis `sic_jax.training.parallel.AXIS` batches are spread, with
+            processes that hold the same number of its devices each; default: one device.
+        temperature: Of the details; 0 decodes their mean.
+        grain: Whether the images' grain is drawn on their decodings.
+        seed: Of the details; image n draws the same ones at every level, in every batch, on any
+            mesh.
+        dtype: In which g_a and g_s compute; default: float32.
 
     Returns:
-      A function of parameters (host or global arrays) and images uint8 [N, H, W, 3], any N, sides a
-      multiple of 16, the same on every process. It returns means over images, equal on every
-      process: ``bpp_est/LEVEL`` (bits per pixel by the model's probabilities), ``mse/LEVEL`` (of
-      8-bit images in [0, 1]) and ``METRIC/LEVEL``. Metrics that images of this size are too small
-      for (MS-SSIM below 161 pixels) are left out; values that are not finite are returned. Other
-      images are a ValueError.
+        A function of parameters (host or global arrays) and images uint8 [N, H, W, 3], any N, sides
+        a multiple of 16, the same on every process. It returns means over images, equal on every
+        process: ``bpp_est/LEVEL`` (bits per pixel by the model's probabilities), ``mse/LEVEL`` (of
+        8-bit images in [0, 1]) and ``METRIC/LEVEL``. Metrics that images of this size are too small
+        for (MS-SSIM below 161 pixels) are left out; values that are not finite are returned. Other
+        images are a ValueError.
 
     Raises:
-      ValueError: If a level, a metric or `batch_size` does not fit.
+        ValueError: If a level, a metric or `batch_size` does not fit.
     """
     mesh = Mesh(np.array(jax.local_devices()[:1]), (AXIS,)) if mesh is None else mesh
     if not levels or not all(1 <= level <= cfg.num_levels for level in levels):
@@ -85,7 +86,7 @@ def make_evaluate(
     wanted = replicate(np.array(levels, np.int32), mesh)
     own = _own_rows(mesh, batch_size)
 
-    def evaluate(params: Params, images: Pixels) -> dict[str, float]:
+    def validate(params: Params, images: Pixels) -> dict[str, float]:
         _check_images(images, cfg.stride)
         params, total = replicate(params, mesh), None
         for start in range(0, len(images), batch_size):
@@ -102,16 +103,16 @@ def make_evaluate(
             for level, value in zip(levels, values, strict=True)
         }
 
-    return evaluate
+    return validate
 
 
 def mean_loss(values: dict[str, float], levels: Sequence[int], cfg: LossConfig) -> float:
-    """The SVI loss of an evaluation, without adversarial and consistency terms, mean over levels.
+    """The SVI loss of a validation, without adversarial and consistency terms, mean over levels.
 
     Args:
-      values: Of an evaluation at these levels, with LPIPS and DISTS where their weights are not 0.
-      levels: Of the evaluation.
-      cfg: Weights.
+        values: Of a validation at these levels, with LPIPS and DISTS where their weights are not 0.
+        levels: Of the validation.
+        cfg: Weights.
     """
 
     def term(name: str, weights: Sequence[float]) -> jax.Array:
@@ -122,7 +123,7 @@ def mean_loss(values: dict[str, float], levels: Sequence[int], cfg: LossConfig) 
     terms = Compared(term("bpp_est", cfg.lmbda_rate), term("mse", cfg.lmbda_dist))
     if any(cfg.lmbda_perc):
         terms = terms._replace(lpips=term("lpips", cfg.lmbda_perc))
-        if cfg.lmbda_dists:
+        if cfg.dists_weight:
             terms = terms._replace(dists=term("dists", cfg.lmbda_perc))
     return float(svi_loss(terms, at, cfg)[0])
 

@@ -1,4 +1,4 @@
-"""Evaluation of a run on held-out images: values at some levels, and fixed pictures to look at."""
+"""Validation of a run on images: values at some levels, and fixed pictures to look at."""
 
 from functools import partial
 from typing import Any
@@ -8,18 +8,18 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from sic_jax.data.sources import held_out
+from sic_jax.data.samples import validation_crops
 from sic_jax.model.params import Params
 from sic_jax.model.sic import SicModel
 from sic_jax.training.config import TrainConfig
 from sic_jax.training.parallel import check_same_everywhere, device_mesh, replicate
-from sic_jax.training.validation import make_evaluate, mean_loss
+from sic_jax.training.validation import make_validate, mean_loss
 
 _BATCH = 8
 _NUM_PICTURES = 2
 
 
-class HeldOutImages:
+class ValidationImages:
     """Centre crops of a data source, of the size that is trained on.
 
     They are decoded as the exported model would: details at its default temperature.
@@ -29,23 +29,23 @@ class HeldOutImages:
         """Read the images.
 
         Args:
-          cfg: Of the run: `eval_images`, `eval_levels`, `crop_size`.
-          spec: Data source, as `sic_jax.data.sources.open_source` takes it.
+            cfg: Of the run: `validation_images`, `validation_levels`, `crop_size`.
+            spec: Data source, as `sic_jax.data.open_source.open_source` takes it.
 
         Raises:
-          ValueError: If the source holds no usable image.
+            ValueError: If the source holds no usable image.
         """
-        self._images = held_out(spec, cfg.crop_size, cfg.eval_images)
+        self._images = validation_crops(spec, cfg.crop_size, cfg.validation_images)
         top = cfg.model.num_levels
-        self._levels = tuple(sorted({*cfg.eval_levels} or {1, (top + 1) // 2, top}))
+        self._levels = tuple(sorted({*cfg.validation_levels} or {1, (top + 1) // 2, top}))
         self._loss_cfg = cfg.loss
         self._mesh = device_mesh()
         devices = self._mesh.devices.size
         batch_size = -(-min(_BATCH, len(self._images)) // devices) * devices
-        check_same_everywhere(len(self._images), "held-out images")
+        check_same_everywhere(len(self._images), "validation images")
         self.identity = f"{len(self._images)} images of {spec} at levels {self._levels}"
-        metrics = ("psnr", "ms_ssim", "lpips") + (("dists",) if cfg.loss.lmbda_dists else ())
-        self._evaluate = make_evaluate(
+        metrics = ("psnr", "ms_ssim", "lpips") + (("dists",) if cfg.loss.dists_weight else ())
+        self._validate = make_validate(
             cfg.model,
             levels=self._levels,
             metrics=metrics,
@@ -57,12 +57,12 @@ class HeldOutImages:
         self._decode = jax.jit(partial(_decode, SicModel(cfg.model)))
 
     def measure(self, params: Params) -> dict[str, float]:
-        """See `sic_jax.training.loop.HeldOut`."""
-        values = self._evaluate(params, self._images)
+        """See `sic_jax.training.loop.Validation`."""
+        values = self._validate(params, self._images)
         return values | {"loss": mean_loss(values, self._levels, self._loss_cfg)}
 
     def pictures(self, params: Params) -> dict[str, NDArray[np.uint8]]:
-        """See `sic_jax.training.loop.HeldOut`."""
+        """See `sic_jax.training.loop.Validation`."""
         params = replicate(params, self._mesh)
         found = {}
         for n, image in enumerate(self._images[:_NUM_PICTURES]):

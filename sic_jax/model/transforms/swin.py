@@ -48,6 +48,7 @@ class SwinTransforms(Transforms):
     synthesis_widths: tuple[int, int, int] = (512, 384, 256)
     """Features of g_s's last three stages."""
     synthesis_depths: tuple[int, int, int, int] = (3, 2, 2, 1)
+    """Blocks of g_s's stages."""
     num_heads: int = 16
     """Of all attentions."""
     window: int = 8

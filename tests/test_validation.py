@@ -1,4 +1,4 @@
-"""Evaluation inside training: against the model and the metrics by hand, on one device and many."""
+"""Validation of a run: against the model and the metrics by hand, on one device and many."""
 
 import dataclasses
 import json
@@ -17,8 +17,8 @@ from sic_jax import metrics
 from sic_jax.codec.grain import measure_grain
 from sic_jax.metrics.lpips_metric import load_alexnet_weights
 from sic_jax.training.losses import LossConfig
-from sic_jax.training.validation import make_evaluate, mean_loss
-from sic_jax.training.validation_images import HeldOutImages
+from sic_jax.training.validation import make_validate, mean_loss
+from sic_jax.training.validation_images import ValidationImages
 
 ROOT = Path(__file__).resolve().parents[1]
 LEVELS = (1, 3)
@@ -32,8 +32,8 @@ def images(pictures):
 @pytest.fixture(scope="module")
 def found(tiny, params, images):
     with quick_compilation():
-        evaluate = make_evaluate(tiny, levels=LEVELS, batch_size=2)
-        return evaluate(params, images)  # Two batches, one not full.
+        validate = make_validate(tiny, levels=LEVELS, batch_size=2)
+        return validate(params, images)  # Two batches, one not full.
 
 
 def test_values_are_those_of_the_model_and_the_metrics(found, functions, params, images):
@@ -66,11 +66,11 @@ def test_the_loss_is_that_of_the_levels():
 
 def test_the_loss_has_dists_where_it_trains_with_it():
     values = {"bpp_est/1": 0.5, "mse/1": 0.01, "lpips/1": 0.3, "dists/1": 0.2}
-    weights = {"lmbda_rate": (1,), "lmbda_dist": (100,), "lmbda_perc": (4,), "lmbda_dists": 2}
+    weights = {"lmbda_rate": (1,), "lmbda_dist": (100,), "lmbda_perc": (4,), "dists_weight": 2}
     assert mean_loss(values, [1], LossConfig(**weights)) == pytest.approx(1.5 + 4 * (0.3 + 2 * 0.2))
 
 
-def test_held_out_images_are_decoded_as_the_exported_model_would(
+def test_validation_images_are_decoded_as_the_exported_model_would(
     tiny_run, params, images, tmp_path, quick
 ):
     folder = tmp_path / "images"
@@ -78,11 +78,11 @@ def test_held_out_images_are_decoded_as_the_exported_model_would(
     found = {}
     for temperature in (0.0, 4.0):
         model = dataclasses.replace(tiny_run.model, temperature=temperature)
-        cfg = dataclasses.replace(tiny_run, model=model, crop_size=32, eval_levels=(1, 3))
-        held_out = HeldOutImages(cfg, str(folder))
-        values = held_out.measure(params)
-        pictures = held_out.pictures(params)
-        assert held_out.identity == f"{len(images)} images of {folder} at levels (1, 3)"
+        cfg = dataclasses.replace(tiny_run, model=model, crop_size=32, validation_levels=(1, 3))
+        validation = ValidationImages(cfg, str(folder))
+        values = validation.measure(params)
+        pictures = validation.pictures(params)
+        assert validation.identity == f"{len(images)} images of {folder} at levels (1, 3)"
         for level in (1, 3):
             errors = [
                 np.square(
@@ -99,8 +99,8 @@ def test_held_out_images_are_decoded_as_the_exported_model_would(
 
 def test_ms_ssim_joins_from_161_pixels(tiny, params, images, quick):
     large = np.tile(images[:1], (1, 3, 3, 1))[:, :176, :176]
-    evaluate = make_evaluate(tiny, levels=[2], metrics=["ms_ssim"], batch_size=1)
-    assert 0 < evaluate(params, large)["ms_ssim/2"] < 1
+    validate = make_validate(tiny, levels=[2], metrics=["ms_ssim"], batch_size=1)
+    assert 0 < validate(params, large)["ms_ssim/2"] < 1
 
 
 def test_grain_adds_its_variance(tiny, params, quick):
@@ -110,7 +110,7 @@ def test_grain_adds_its_variance(tiny, params, quick):
     mse = {}
     for grain in (False, True):
         options = {"levels": [1], "metrics": [], "batch_size": 1, "grain": grain}
-        mse[grain] = make_evaluate(tiny, **options)(gray, x)["mse/1"]
+        mse[grain] = make_validate(tiny, **options)(gray, x)["mse/1"]
     sigma = measure_grain(x[0]) / 16 / 255
     assert 0.85 * sigma**2 < mse[True] - mse[False] < 1.2 * sigma**2
 
@@ -118,7 +118,7 @@ def test_grain_adds_its_variance(tiny, params, quick):
 def test_details_depend_on_the_seed_and_the_image_and_not_on_the_batch(tiny, params, images, quick):
     def mse(batch_size, seed, images):
         options = {"levels": [1], "metrics": [], "temperature": 2.0, "seed": seed}
-        return make_evaluate(tiny, batch_size=batch_size, **options)(params, images)["mse/1"]
+        return make_validate(tiny, batch_size=batch_size, **options)(params, images)["mse/1"]
 
     twice = images[[0, 0]]
     pair = mse(2, 0, twice)
@@ -138,11 +138,11 @@ def test_details_depend_on_the_seed_and_the_image_and_not_on_the_batch(tiny, par
 )
 def test_options_are_checked(tiny, options, message):
     with pytest.raises(ValueError, match=message):
-        make_evaluate(tiny, **{"levels": [1], "metrics": ["psnr"], "batch_size": 1, **options})
+        make_validate(tiny, **{"levels": [1], "metrics": ["psnr"], "batch_size": 1, **options})
 
 
 def test_images_are_checked(tiny):
-    evaluate = make_evaluate(tiny, levels=[1], metrics=["psnr"], batch_size=1)
+    validate = make_validate(tiny, levels=[1], metrics=["psnr"], batch_size=1)
     for shape, dtype, message in (
         ((1, 64, 60, 3), np.uint8, r"multiples of 16, got \(64, 60\)"),
         ((0, 64, 64, 3), np.uint8, r"images \[N, H, W, 3\], got"),
@@ -150,7 +150,7 @@ def test_images_are_checked(tiny):
         ((1, 64, 64, 3), np.float32, "type uint8, got float32"),
     ):
         with pytest.raises(ValueError, match=message):
-            evaluate({}, np.zeros(shape, dtype))
+            validate({}, np.zeros(shape, dtype))
 
 
 PROGRAM = """
@@ -159,10 +159,10 @@ import jax, numpy as np
 jax.config.update("jax_disable_most_optimizations", True)
 from sic_jax.training.presets import preset
 from sic_jax.training import parallel
-from sic_jax.training.validation import make_evaluate
+from sic_jax.training.validation import make_validate
 
 if len(sys.argv) > 2:
-    parallel.initialize_distributed(sys.argv[2], 2, int(sys.argv[3]))
+    parallel.initialise_distributed(sys.argv[2], 2, int(sys.argv[3]))
 stored = np.load(sys.argv[1])
 params = {}
 for name in stored.files:
@@ -173,7 +173,7 @@ for name in stored.files:
     tree[last] = stored[name]
 images = params.pop("images")
 mesh = parallel.device_mesh()
-run = make_evaluate(preset("smoke").model, levels=(1, 3), batch_size=8, mesh=mesh)
+run = make_validate(preset("smoke").model, levels=(1, 3), batch_size=8, mesh=mesh)
 print(json.dumps([jax.device_count(), run(params, images)]))
 """
 
