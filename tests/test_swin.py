@@ -186,7 +186,9 @@ def test_low_precision_and_recomputation_change_little(quick: None) -> None:
     def run(dtype: Any, remat: bool) -> tuple[np.ndarray, np.ndarray, Any]:
         def total(params: Any) -> Any:
             y = SwinAnalysis(cfg.transforms, 12, dtype, remat).apply({"params": params[0]}, x)
-            x_hat = SwinSynthesis(cfg.transforms, dtype, remat).apply({"params": params[1]}, y, level)
+            x_hat = SwinSynthesis(cfg.transforms, dtype, remat).apply(
+                {"params": params[1]}, y, level
+            )
             assert isinstance(y, jax.Array)
             assert isinstance(x_hat, jax.Array)
             assert y.dtype == x_hat.dtype == jnp.float32
@@ -224,7 +226,9 @@ def test_recomputation_keeps_less() -> None:
 
     def kept(remat: bool) -> int:
         def backward(p: Any) -> Any:
-            return jax.vjp(lambda q: SwinAnalysis(cfg.transforms, 12, None, remat).apply({"params": q}, x), p)[1]
+            return jax.vjp(
+                lambda q: SwinAnalysis(cfg.transforms, 12, None, remat).apply({"params": q}, x), p
+            )[1]
 
         return sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(backward, params)))
 

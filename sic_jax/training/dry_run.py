@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sic_jax.fields import to_dict
-from sic_jax.model.complexity import count_macs
+from sic_jax.model.macs import count_macs
 from sic_jax.training.config import TrainConfig
 from sic_jax.training.gradients import make_gradients, make_loss
 from sic_jax.training.loop import state_shapes
@@ -35,8 +35,7 @@ def describe_run(cfg: TrainConfig) -> dict[str, Any]:
     crops = jax.ShapeDtypeStruct((max(images, 1), cfg.crop_size, cfg.crop_size, 3), jnp.uint8)
     rows = jax.ShapeDtypeStruct(crops.shape[:1], jnp.int32)
     gradients = make_gradients(cfg)
-    jaxpr = jax.make_jaxpr(gradients)(state, crops, rows, weights)
-    macs = count_macs(jaxpr.jaxpr) / crops.shape[0] * cfg.batch_size
+    macs = count_macs(gradients, state, crops, rows, weights) / crops.shape[0] * cfg.batch_size
     return {
         "config": to_dict(cfg),
         "parameters": networks | {"total": sum(networks.values())},
