@@ -3,7 +3,6 @@ import dataclasses
 import pytest
 
 from sic_jax.cli.train import _weights
-from sic_jax.codec.options import SearchConfig
 from sic_jax.training.presets import preset
 
 
@@ -14,15 +13,15 @@ def test_the_default_bundle_starts_the_presets_of_its_architecture() -> None:
 
 def test_fields_that_parameters_do_not_depend_on_may_differ() -> None:
     cfg = preset("perceptual")
-    pyramid = dataclasses.replace(cfg.model.pyramid, step=0.5)
-    search = SearchConfig(lmbda_dists=2.0)
-    model = dataclasses.replace(
-        cfg.model, deadzone=0.2, temperature=1.0, pyramid=pyramid, search=search
-    )
+    levels = dataclasses.replace(cfg.model.levels, deadzone=0.2)
+    pyramid = dataclasses.replace(cfg.model.transforms, start_step=0.5)
+    model = dataclasses.replace(cfg.model, levels=levels, temperature=1.0, transforms=pyramid)
     assert "g_s" in _weights("default", dataclasses.replace(cfg, model=model))
     model = dataclasses.replace(
-        cfg.model, head_width=cfg.model.head_width + 1, level_refinements=(0,) * 16
+        cfg.model,
+        levels=dataclasses.replace(levels, refinements=(0,) * 16),
+        entropy=dataclasses.replace(cfg.model.entropy, head_width=129),
     )
     with pytest.raises(ValueError, match="--init-from default: its model config differs") as info:
         _weights("default", dataclasses.replace(cfg, model=model))
-    assert str(info.value).endswith(" differs in level_refinements, head_width")
+    assert str(info.value).endswith(" differs in levels.refinements, entropy.head_width")

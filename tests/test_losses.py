@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sic_jax.model.config import ModelConfig
+from sic_jax.model.levels import LevelConfig
 from sic_jax.training import losses
 from sic_jax.training.losses import (
     Compared,
@@ -136,7 +136,7 @@ def test_balance_by_hand() -> None:
 
 
 def test_consistency_by_hand() -> None:
-    cfg = ModelConfig(level_channels=(1, 2), level_refinements=(0, 0))
+    cfg = LevelConfig(channels=(1, 2), refinements=(0, 0))
     y_hat = jnp.zeros((2, 1, 2, 1, 3))
     again = jnp.broadcast_to(jnp.array([1.0, 2.0, 4.0]), y_hat.shape)
     synonymous, details = consistency_terms(again, y_hat, jnp.array([[2], [1]]), cfg)

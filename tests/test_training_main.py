@@ -11,6 +11,7 @@ import pytest
 from sic_jax.cli.config_flags import flag_groups
 from sic_jax.cli.train import main, parse
 from sic_jax.fields import to_dict
+from sic_jax.model.transforms.swin import SwinTransforms
 from sic_jax.training.config import TrainConfig, used_kinds
 from sic_jax.training.presets import PRESETS, preset
 
@@ -43,17 +44,19 @@ def test_every_field_is_a_flag(tiny_run: TrainConfig) -> None:
 def test_flags_override_the_preset(tiny_run: TrainConfig) -> None:
     assert parse(["smoke", *RUN])[0] == tiny_run
     words = (
-        "--steps 7 --learning-rate 1e-2 --loss.lmbda-perc 0 1 2.5 --model.pyramid.widths 2 3 4 5"
+        "--steps 7 --learning-rate 1e-2 --loss.lmbda-perc 0 1 2.5 --model.transforms.widths 2 3 4 5"
     )
     cfg, _ = parse(["smoke", *RUN, *words.split(), "--compute-dtype", "bfloat16"])
     assert (cfg.steps, cfg.learning_rate, cfg.compute_dtype) == (7, 0.01, "bfloat16")
     assert cfg.loss.lmbda_perc == (0.0, 1.0, 2.5)
-    assert cfg.model.pyramid.widths == (2, 3, 4, 5)
+    assert cfg.model.transforms == dataclasses.replace(
+        tiny_run.model.transforms, widths=(2, 3, 4, 5)
+    )
     assert cfg.loss.lmbda_rate == tiny_run.loss.lmbda_rate
-    words = "--model.transforms swin --model.swin.window 4 --model.swin.analysis-depths 1 1 0 2"
-    words += " --model.swin.num-heads 2 --model.level-channels 4 4 4"
-    swin = parse(["smoke", *RUN, *words.split()])[0].model.swin
-    assert (swin.window, swin.num_heads, swin.analysis_depths) == (4, 2, (1, 1, 0, 2))
+    words = "--model.transforms swin --model.transforms.window 4 --model.transforms.num-heads 2"
+    words += " --model.transforms.analysis-depths 1 1 0 2 --model.levels.channels 4 4 4"
+    swin = parse(["smoke", *RUN, *words.split()])[0].model.transforms
+    assert swin == SwinTransforms(window=4, num_heads=2, analysis_depths=(1, 1, 0, 2))
     assert swin.synthesis_depths == (3, 2, 2, 1)
 
 
@@ -110,7 +113,7 @@ def test_wrong_command_lines(
 
 def test_wrong_values_are_one_line(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match=r"^train.py: error: .*widths must have 4 entr"):
-        main(["smoke", *RUN, "--model.pyramid.widths", "1"])
+        main(["smoke", *RUN, "--model.transforms.widths", "1"])
     with pytest.raises(SystemExit, match=r"^train.py: error: data folder '.*none' does not exist"):
         main(["smoke", "--data", str(tmp_path / "none"), "--workdir", str(tmp_path)])
 
