@@ -29,16 +29,16 @@ class FakeCodec:
         image: np.ndarray,
         *,
         level: int = 16,
-        search: int = 0,
+        optimise_steps: int = 0,
         seed: int = 0,
         grain: float = 0,
         icc_profile: bytes | None = None,
         exif: bytes | None = None,
-        on_search_step: Callable[[int, int], None] | None = None,
+        on_step: Callable[[int, int], None] | None = None,
     ) -> bytes:
-        for step in range(search):
-            assert on_search_step is not None
-            on_search_step(step + 1, search)
+        for step in range(optimise_steps):
+            assert on_step is not None
+            on_step(step + 1, optimise_steps)
         if not 1 <= level <= 16:
             raise ValueError(f"level must be 1 to 16, got {level}")
         if image.shape[0] == 13:
@@ -49,7 +49,7 @@ class FakeCodec:
             width=image.shape[1],
             mode="gray" if image.ndim == 2 else "rgb",
             num_levels=level,
-            seed=seed + 1000 * search,
+            seed=seed + 1000 * optimise_steps,
             grain=int(grain * 16),
         )
         payloads = [zlib.compress(image.tobytes()), *(bytes(10 * i) for i in range(1, level + 1))]
@@ -152,7 +152,7 @@ def test_there_and_back_with_default_names(
 
 def test_options_reach_the_codec(folder: Path, loads: list[object]) -> None:
     original = put("a.png")
-    argv = ["a.png", "--level", "3", "b.sic", "--seed", "7", "--search", "2", "--bundle", "B"]
+    argv = ["a.png", "--level", "3", "b.sic", "--seed", "7", "--optimise", "2", "--bundle", "B"]
     assert run("compress", *argv, "--coder", "native", "--grain", "2.5") == 0
     header = container.read_header(Path("b.sic").read_bytes())
     assert (header.num_levels, header.seed, header.mode) == (3, 2007, "rgb")
@@ -518,11 +518,11 @@ def test_progress_only_on_a_terminal(
     assert run("compress", "a.png", "b.png", "--force") == 0
     clear = "\r\x1b[K"
     assert capsys.readouterr().err == f"{clear}[1/2] a.png{clear}{clear}[2/2] b.png{clear}"
-    assert run("compress", "a.png", "c.sic", "--search", "2") == 0
-    shown = [f"{clear}a.png: search, {share} %" for share in (50, 100)]
+    assert run("compress", "a.png", "c.sic", "--optimise", "2") == 0
+    shown = [f"{clear}a.png: optimising, {share} %" for share in (50, 100)]
     assert capsys.readouterr().err == "".join(shown) + clear
-    assert run("compress", "a.png", "b.png", "--force", "--search", "1") == 0
-    lines = [f"[1/2] a.png{clear}[1/2] a.png: search, 100 %", "[2/2] b.png"]
+    assert run("compress", "a.png", "b.png", "--force", "--optimise", "1") == 0
+    lines = [f"[1/2] a.png{clear}[1/2] a.png: optimising, 100 %", "[2/2] b.png"]
     assert capsys.readouterr().err.startswith(clear + f"{clear}{clear}".join(lines) + clear)
 
 

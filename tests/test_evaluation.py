@@ -446,16 +446,17 @@ def test_samples_are_members_of_the_synset(grain, finished, two, tmp_path):
     assert (high.spread["psnr"] > 0) == grain  # Or all but the grain.
 
 
-def test_one_search_serves_all_levels_and_encoding_has_no_times(finished, two, tmp_path):
+def test_one_optimisation_serves_all_levels_and_encoding_has_no_times(finished, two, tmp_path):
     made = []
 
-    class Searching(Codec):
-        def compress(self, image, *, level=None, search=0, **options):
-            made.append((level, search))
-            return super().compress(255 - image if search else image, level=level, **options)
+    class Optimising(Codec):
+        def compress(self, image, *, level=None, optimise_steps=0, **options):
+            made.append((level, optimise_steps))
+            changed = 255 - image if optimise_steps else image
+            return super().compress(changed, level=level, **options)
 
-    codec = sic_codec(Searching(finished.codec.bundle), [1, 3], search=5)
-    assert codec.options.endswith(", samples 1, grain, search 5 to level 3")
+    codec = sic_codec(Optimising(finished.codec.bundle), [1, 3], optimise_steps=5)
+    assert codec.options.endswith(", samples 1, grain, optimised 5 steps to level 3")
     measured = measure(two, [codec], tmp_path / "out", ("psnr",))
     assert made == [(3, 5)] * len(two)
     assert [(r.setting, r.encode_s, r.bpp_est) for r in measured.records] == [
@@ -474,7 +475,7 @@ def test_one_search_serves_all_levels_and_encoding_has_no_times(finished, two, t
         ({"samples": 0}, "samples must be at least 1, got 0"),
         ({"seed": -1}, "seed must be 0 to"),
         ({"seed": 2**32 - 2, "samples": 3}, "for 3 samples, got 4294967294"),
-        ({"search": -1}, "search must be at least 0 steps, got -1"),
+        ({"optimise_steps": -1}, "optimise_steps must be at least 0, got -1"),
         ({"temperature": -0.5}, "temperature must be finite and at least 0, got -0.5"),
     ],
 )

@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 
 from sic_jax.cli.train import _weights
-from sic_jax.codec.options import SearchConfig
+from sic_jax.codec.options import LatentLossConfig
 from sic_jax.training.presets import preset
 
 
@@ -15,7 +15,7 @@ def test_the_default_bundle_starts_the_presets_of_its_architecture() -> None:
 def test_fields_that_parameters_do_not_depend_on_may_differ() -> None:
     cfg = preset("perceptual")
     pyramid = dataclasses.replace(cfg.model.pyramid, step=0.5)
-    search = SearchConfig(lmbda_dists=2.0)
+    search = LatentLossConfig(dists_weight=2.0)
     model = dataclasses.replace(
         cfg.model, deadzone=0.2, temperature=1.0, pyramid=pyramid, search=search
     )

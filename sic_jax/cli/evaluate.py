@@ -84,7 +84,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--no-grain", dest="grain", action="store_false", help="leave out the files' grain"
     )
     sic.add_argument(
-        "--search", type=int, default=0, metavar="N", help="steps of search for better latents"
+        "--optimise", type=int, default=0, metavar="N", help="steps of latent optimisation"
     )
     page = parser.add_argument_group("report")
     page.add_argument("--rate-axis", choices=("log", "linear"), default="log", help="of the plots")
@@ -221,7 +221,7 @@ def _make_codecs(
                 seed=args.seed,
                 temperature=args.temperature,
                 grain=args.grain,
-                search=args.search,
+                optimise_steps=args.optimise,
             ),
         )
     if not codecs:

@@ -86,10 +86,11 @@ def _make_parsers() -> tuple[_Parser, dict[str, _Parser]]:
     compress.set_defaults(run=_compress)
     compress.add_argument("--level", type=int, metavar="N", help="quality, 1 to 16 (default: 16)")
     compress.add_argument(
-        "--search",
+        "--optimise",
+        dest="optimise_steps",
         type=int,
         metavar="N",
-        help="steps of search for better latents: slow, 30 are plenty (default: 0)",
+        help="steps of latent optimisation: slow, 30 are plenty (default: 0)",
     )
     compress.add_argument("--seed", type=int, metavar="S", help="detail seed to store (default: 0)")
     compress.add_argument(
@@ -182,13 +183,13 @@ def _make_parsers() -> tuple[_Parser, dict[str, _Parser]]:
 
 
 def _compress(args: argparse.Namespace) -> int:
-    options = _given(args, "level", "search", "seed", "grain")
+    options = _given(args, "level", "optimise_steps", "seed", "grain")
 
     def work(codec: Codec, job: Job, shown: str) -> str:
         source = _read(job.source) if job.source == STD else job.source
         picture = image_io.read_image(source, background=args.background)
-        if args.search:
-            options["on_search_step"] = functools.partial(_show_search, shown)
+        if args.optimise_steps:
+            options["on_step"] = functools.partial(_show_optimisation, shown)
         data = codec.compress(
             picture.pixels, icc_profile=picture.icc_profile, exif=picture.exif, **options
         )
@@ -393,8 +394,8 @@ def _named(text: str, source: str | None) -> str:
     return text if source is None or text.startswith(source) else f"{source}: {text}"
 
 
-def _show_search(shown: str, done: int, total: int) -> None:
-    Progress().show(f"{shown}: search, {100 * done // total} %")
+def _show_optimisation(shown: str, done: int, total: int) -> None:
+    Progress().show(f"{shown}: optimising, {100 * done // total} %")
 
 
 def _clear_progress() -> None:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sic_jax.codec.options import SearchConfig
+from sic_jax.codec.options import LatentLossConfig
 from sic_jax.fields import from_dict, to_dict
 from sic_jax.model.config import ModelConfig
 from sic_jax.training.config import TrainConfig
@@ -171,7 +171,7 @@ def _shape(cfg: ModelConfig) -> ModelConfig:
     """A model's config without what parameters do not depend on."""
     pyramid = dataclasses.replace(cfg.pyramid, step=1.0, coarse_step=1.0)
     return dataclasses.replace(
-        cfg, temperature=0.0, deadzone=0.0, pyramid=pyramid, search=SearchConfig()
+        cfg, temperature=0.0, deadzone=0.0, pyramid=pyramid, search=LatentLossConfig()
     )
 
 

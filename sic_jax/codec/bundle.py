@@ -142,7 +142,7 @@ def load_bundle(name: str | Path = "default") -> Bundle:
     folder = _find(name)
     try:
         config = json.loads((folder / "config.json").read_text())
-        cfg = from_dict(ModelConfig, config)
+        cfg = from_dict(ModelConfig, _with_todays_names(config))
         leaves = read_npz(folder / "weights.npz")
         arrays = read_npz(folder / "tables.npz")
         digest = _digest(config, leaves, arrays)
@@ -195,6 +195,14 @@ def _find(name: str | Path) -> Path:
             return folder
     known = sorted(p.parent.name for p in _BUNDLES.glob("*/config.json"))
     raise ValueError(f"no bundle {str(name)!r}: not a bundle's folder, nor one of {known}")
+
+
+def _with_todays_names(config: Any) -> Any:
+    """A stored config whose fields have today's names; the id counts it as it is stored."""
+    match config:
+        case {"search": {"lmbda_dists": weight, **others}} if "dists_weight" not in others:
+            return {**config, "search": {**others, "dists_weight": weight}}
+    return config
 
 
 def read_npz(path: Path) -> dict[str, NDArray[Any]]:

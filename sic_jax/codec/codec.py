@@ -42,7 +42,7 @@ from sic_jax.model.sic import SicModel
 from sic_jax.model.transforms.base import PATCH
 
 if TYPE_CHECKING:
-    from sic_jax.codec.latent_optimisation import LatentSearch
+    from sic_jax.codec.latent_optimisation import LatentOptimiser
 
 
 class Latents(NamedTuple):
@@ -146,32 +146,33 @@ class Codec:
         image: NDArray[np.uint8],
         *,
         level: int | None = None,
-        search: int = 0,
+        optimise_steps: int = 0,
         seed: int = 0,
         grain: float | None = None,
         icc_profile: bytes | None = None,
         exif: bytes | None = None,
-        on_search_step: Callable[[int, int], None] | None = None,
+        on_step: Callable[[int, int], None] | None = None,
     ) -> bytes:
         """Compress a picture into the bytes of a file.
 
         Args:
           image: uint8 [H, W, 3] (sRGB) or [H, W] (gray), any size from 1x1.
           level: 1 (smallest file) to L (default); lower levels are prefixes of higher ones, but
-            for those of a search.
-          search: Steps of search for better latents (`sic_jax.codec.latent_optimisation`), 0 for none. They all
-            look at levels up to `level`. Each takes several times as long as a compression without.
+            for those with optimised latents.
+          optimise_steps: Steps of latent optimisation (`sic_jax.codec.latent_optimisation`), 0 for
+            none. They all look at levels up to `level`. Each takes several times as long as a
+            compression without.
           seed: Default seed of the details that a decoder draws.
           grain: Standard deviation of the grain that it draws, in steps of 8-bit samples, 0 to
             15.9375, rounded to 1/16; 0 for none. Default: measured (`sic_jax.codec.grain`).
           icc_profile: Colour profile to keep.
           exif: EXIF block to keep.
-          on_search_step: Called after each step of a search, in every window of a large picture,
+          on_step: Called after each step of the optimisation, in every window of a large picture,
             with the number of those that are done and of all.
 
         Raises:
           TypeError: If the image is not a uint8 array.
-          ValueError: If its shape, the level, the search, the seed or the grain is not valid.
+          ValueError: If its shape, the level, the steps, the seed or the grain is not valid.
         """
         cfg = self.bundle.cfg
         level = cfg.num_levels if level is None else level
@@ -189,7 +190,7 @@ class Codec:
             float_entropy=self._pass.float_entropy,
         )
         y, z, _ = self.encode_latents(
-            pixels, level=level, search=search, on_search_step=on_search_step
+            pixels, level=level, optimise_steps=optimise_steps, on_step=on_step
         )
         segments = [self._encode_z(z)]
         hyper = self._pass.hyper(z, (y.shape[0], y.shape[1]))
@@ -210,8 +211,8 @@ class Codec:
         image: NDArray[np.uint8],
         *,
         level: int | None = None,
-        search: int = 0,
-        on_search_step: Callable[[int, int], None] | None = None,
+        optimise_steps: int = 0,
+        on_step: Callable[[int, int], None] | None = None,
     ) -> Latents:
         """The integers that files of an image hold, all levels.
 
@@ -220,8 +221,8 @@ class Codec:
         cfg = self.bundle.cfg
         level = cfg.num_levels if level is None else level
         self._check_level(level, cfg.num_levels)
-        if search < 0:
-            raise ValueError(f"search must be at least 0 steps, got {search}")
+        if optimise_steps < 0:
+            raise ValueError(f"optimise_steps must be at least 0, got {optimise_steps}")
         padded = pad(check_image(image))
         y = np.empty((padded.shape[0] // PATCH, padded.shape[1] // PATCH, cfg.num_channels), "f4")
         in_windows(
@@ -236,19 +237,19 @@ class Codec:
         limit = VALUE_LIMIT // 2
         y_hat, z_hat = (np.asarray(a) for a in self._quantise(self._variables, y))
         z_hat = np.clip(z_hat, -limit, limit)
-        if search:
+        if optimise_steps:
             hyper = self._pass.hyper(z_hat, (y.shape[0], y.shape[1]))
-            y_hat = self._search(
-                padded, y, hyper, level=level, steps=search, on_step=on_search_step
+            y_hat = self._optimiser(
+                padded, y, hyper, level=level, steps=optimise_steps, on_step=on_step
             )
         return Latents(np.clip(y_hat, -limit, limit), z_hat, cfg.num_levels)
 
     @cached_property
-    def _search(self) -> "LatentSearch":
+    def _optimiser(self) -> "LatentOptimiser":
         """Imported and made when it is first needed: a decoder has no use for LPIPS and DISTS."""
-        from sic_jax.codec.latent_optimisation import LatentSearch
+        from sic_jax.codec.latent_optimisation import LatentOptimiser
 
-        return LatentSearch(self.bundle.cfg, self._variables["params"])
+        return LatentOptimiser(self.bundle.cfg, self._variables["params"])
 
     def decompress(
         self,

@@ -1,9 +1,8 @@
-"""The encoder's search: latents of one picture, changed until its decodings come nearer to it.
+"""Latent optimisation: latents of one picture, changed until its decodings come nearer to it.
 
 g_a finds latents in one pass and has never seen this picture. With the decoder as it is, the
-gradient of a loss of rate, squared error, LPIPS and DISTS (`sic_jax.codec.options.SearchConfig`) with
-respect to the integers says which of them to change. Files of a search are files like others; only
-encoding takes longer.
+gradient of a loss of rate, squared error, LPIPS and DISTS (`LatentLossConfig`) with respect to the
+integers says which of them to change. The files are files like others; only encoding takes longer.
 
 Every latent has a continuous value v, at first g_a's, and is coded as q = round(v). A step decodes
 q at one level and moves v against the gradient g there:
@@ -20,7 +19,7 @@ refinement keeps to the values that residuals can have.
 Levels take turns, so that every prefix of the file gains. Decodings are compared without grain
 (`sic_jax.codec.grain`).
 
-Source: this project; gradient search of latents: Campos et al. 2019, Yang et al. 2020.
+Source: this project; latent optimisation: Campos et al. 2019, Yang et al. 2020.
 """
 
 import itertools
@@ -63,7 +62,7 @@ _TINY, _LEAST_REACH = 1e-20, 1e-3
 _GOLDEN = (5**0.5 - 1) / 2
 
 
-class SearchState(NamedTuple):
+class OptimiserState(NamedTuple):
     """Of one window."""
 
     v: jax.Array
@@ -95,8 +94,8 @@ def level_of_step(step: int, level: int) -> int:
     return 1 + int(level * ((step + 1) * _GOLDEN % 1))
 
 
-class LatentSearch:
-    """The compiled search of one model."""
+class LatentOptimiser:
+    """The compiled optimiser of one model."""
 
     def __init__(self, cfg: ModelConfig, params: Params) -> None:
         """Load the networks of LPIPS and DISTS.
@@ -112,7 +111,7 @@ class LatentSearch:
         self._lmbda_perc = np.geomspace(*loss.lmbda_perc, levels).astype(np.float32)
         self._networks = jax.device_put(_Networks(load_alexnet_weights(), load_dists_weights()))
         self._target = jax.jit(_target)
-        self._step = jax.jit(self._search_step, donate_argnums=0, static_argnames="dists")
+        self._step = jax.jit(self._optimise_step, donate_argnums=0, static_argnames="dists")
 
     def __call__(
         self,
@@ -154,12 +153,12 @@ class LatentSearch:
             keep[:, row.inside, column.inside] = True
             pixels = tuple(slice(PATCH * s.start, PATCH * s.stop) for s in at)
             # What windows before this one found is rounded already, and stays so.
-            v = self._search(x[pixels], out[at], keep, hyper[:, *at], level, steps, report)
+            v = self._optimise(x[pixels], out[at], keep, hyper[:, *at], level, steps, report)
             kept = out[row.keep, column.keep]
             kept[...] = np.round(v[row.inside, column.inside])
         return out.astype(np.int32)
 
-    def _search(
+    def _optimise(
         self,
         x: NDArray[np.uint8],
         y: NDArray[np.float32],
@@ -173,7 +172,7 @@ class LatentSearch:
         target = self._target(x[None], self._networks)
         v = jnp.asarray(y[None])
         reach = jnp.sqrt(jnp.square(v - jnp.round(v)).mean((0, 1, 2)))
-        state = SearchState(v, jnp.zeros_like(v), jnp.zeros(v.shape[-1]))
+        state = OptimiserState(v, jnp.zeros_like(v), jnp.zeros(v.shape[-1]))
         for step in range(steps):
             k = np.array([level_of_step(step, level)], np.int32)
             eta = np.float32(_RATE * (1 - 0.7 * step / steps))
@@ -185,9 +184,9 @@ class LatentSearch:
             report()
         return np.asarray(state.v[0])
 
-    def _search_step(
+    def _optimise_step(
         self,
-        state: SearchState,
+        state: OptimiserState,
         number: jax.Array,
         eta: jax.Array,
         level: jax.Array,
@@ -199,7 +198,7 @@ class LatentSearch:
         networks: _Networks,
         *,
         dists: bool,
-    ) -> SearchState:
+    ) -> OptimiserState:
         """The state after step `number`, counted from 1, with or without DISTS in its loss."""
         q = jnp.round(state.v)
         g = jax.grad(self._loss_of)(q, level, target, hyper, variables, networks, dists)
@@ -232,7 +231,7 @@ class LatentSearch:
         perceptual = lpips_from_features(target.lpips, features, weights=lpips)
         if dists:
             features = dists_features(x_hat, weights=vgg)
-            share = _DISTS_EVERY * self._cfg.search.lmbda_dists
+            share = _DISTS_EVERY * self._cfg.search.dists_weight
             perceptual += share * dists_from_features(target.dists, features, weights=vgg)
         lmbda_dist, lmbda_perc = jnp.array(self._lmbda_dist), jnp.array(self._lmbda_perc)
         distortion = lmbda_dist[level - 1] * jnp.square(target.x - x_hat).mean()
@@ -241,14 +240,14 @@ class LatentSearch:
 
 
 def descend(
-    state: SearchState,
+    state: OptimiserState,
     g: jax.Array,
     number: jax.Array,
     eta: jax.Array,
     keep: jax.Array,
     reach: jax.Array,
     cfg: ModelConfig,
-) -> SearchState:
+) -> OptimiserState:
     """One step of v against a gradient.
 
     Args:
@@ -277,7 +276,7 @@ def descend(
     limit = refinement_limit(cfg) + 0.49
     refined = v[..., refining] - cfg.refine_factor * changed
     v = v.at[..., refining].set(jnp.clip(refined, -limit, limit))
-    return SearchState(v, mean, square)
+    return OptimiserState(v, mean, square)
 
 
 def _target(x: jax.Array, networks: _Networks) -> _Target:

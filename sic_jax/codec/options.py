@@ -7,17 +7,19 @@ from sic_jax.fields import require
 
 
 @dataclass(frozen=True, kw_only=True)
-class SearchConfig:
-    """What the encoder's search (`sic_jax.codec.latent_optimisation`) minimises at level l, images in [0, 1].
+class LatentLossConfig:
+    """What latent optimisation (`sic_jax.codec.latent_optimisation`) minimises at level l.
 
-        bpp + lmbda_dist(l) MSE + lmbda_perc(l) (LPIPS + lmbda_dists DISTS)
+    Images are in [0, 1].
+
+        bpp + lmbda_dist(l) MSE + lmbda_perc(l) (LPIPS + dists_weight DISTS)
 
     The pairs are the weights of the first and the last level; they are geometric in between.
     """
 
     lmbda_dist: tuple[float, float] = (40.0, 1200.0)
     lmbda_perc: tuple[float, float] = (0.45, 2.8)
-    lmbda_dists: float = 1.0
+    dists_weight: float = 1.0
 
     def __post_init__(self) -> None:
         """Check the fields."""
@@ -25,5 +27,5 @@ class SearchConfig:
             pair = getattr(self, name)
             ok = all(0 < v < math.inf for v in pair)
             require(ok, self, name, pair, "positive and finite")
-        weight = self.lmbda_dists
-        require(0 <= weight < math.inf, self, "lmbda_dists", weight, "at least 0 and finite")
+        weight = self.dists_weight
+        require(0 <= weight < math.inf, self, "dists_weight", weight, "at least 0 and finite")

@@ -55,7 +55,7 @@ def sic_codec(
     seed: int | None = None,
     temperature: float | None = None,
     grain: bool = True,
-    search: int = 0,
+    optimise_steps: int = 0,
 ) -> ImageCodec:
     """The codec of this package at some levels.
 
@@ -66,8 +66,9 @@ def sic_codec(
         seed: First seed of the details; default: the file's, which is 0.
         temperature: Spread of the details; default: the bundle's.
         grain: Whether the files' grain is drawn.
-        search: Steps of search (`sic_jax.codec.latent_optimisation`). One search an image, over the levels up to
-            the highest of `levels`: all its files are cut from one.
+        optimise_steps: Steps of latent optimisation (`sic_jax.codec.latent_optimisation`). One
+            optimisation an image, over the levels up to the highest of `levels`: all its files are
+            cut from one.
 
     Raises:
         ValueError: If the bundle does not have one of the levels, or a number is out of range.
@@ -89,18 +90,18 @@ def sic_codec(
     if not 0 <= spread < float("inf"):
         raise ValueError(f"temperature must be finite and at least 0, got {spread}")
 
-    if search < 0:
-        raise ValueError(f"search must be at least 0 steps, got {search}")
+    if optimise_steps < 0:
+        raise ValueError(f"optimise_steps must be at least 0, got {optimise_steps}")
     top = max(levels)
     latest: dict[bytes, bytes] = {}
 
     def encode(image: Pixels, level: float) -> bytes:
-        if not search:
+        if not optimise_steps:
             return codec.compress(image, level=int(level))
         key = repr(image.shape).encode() + image.tobytes()
         if key not in latest:
             latest.clear()
-            latest[key] = codec.compress(image, level=top, search=search)
+            latest[key] = codec.compress(image, level=top, optimise_steps=optimise_steps)
         return truncate(latest[key], int(level))
 
     def decode(data: bytes, sample: int) -> Pixels:
@@ -118,14 +119,14 @@ def sic_codec(
         options=f"model {codec.bundle.model_id.hex()}, temperature {spread:g}, seed {first}, "
         f"samples {samples}"
         + (", grain" if grain else "")
-        + (f", search {search} to level {top}" if search else ""),
+        + (f", optimised {optimise_steps} steps to level {top}" if optimise_steps else ""),
         encode=encode,
         decode=decode,
         samples=samples,
-        # Estimates are of latents without a search.
-        estimate=None if search else estimate,
+        # Estimates are of latents without optimisation.
+        estimate=None if optimise_steps else estimate,
         setting_name="level",
         compiles=True,
-        times_encoding=not search,
+        times_encoding=not optimise_steps,
         coder=codec.coder,
     )

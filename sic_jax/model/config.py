@@ -5,7 +5,7 @@ A number that the model or the loss uses is a field here, with the paper's symbo
 
 from dataclasses import dataclass
 
-from sic_jax.codec.options import SearchConfig
+from sic_jax.codec.options import LatentLossConfig
 from sic_jax.fields import MAX_WIDTH, require, require_width
 from sic_jax.model.entropy_models.raster.raster import RasterConfig
 from sic_jax.model.transforms.pyramid import PyramidConfig
@@ -59,8 +59,8 @@ class ModelConfig:
     """Number of logarithmically spaced scales with a coding table."""
     temperature: float = 0.0
     """Default temperature of the detail sampler when decoding."""
-    search: SearchConfig = SearchConfig()
-    """Of the encoder's search."""
+    search: LatentLossConfig = LatentLossConfig()
+    """Of the encoder's latent optimisation."""
 
     def __post_init__(self) -> None:
         """Check the fields."""
