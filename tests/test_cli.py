@@ -15,6 +15,7 @@ from PIL import Image
 
 from sic_jax.cli import sic as cli
 from sic_jax.codec import container
+from sic_jax.codec.options import DecodeOptions, EncodeOptions, with_changes
 from sic_jax.images import io as image_io
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -27,18 +28,18 @@ class FakeCodec:
     def compress(
         self,
         image: np.ndarray,
+        options: EncodeOptions = EncodeOptions(),
         *,
-        level: int = 16,
-        optimise_steps: int = 0,
-        seed: int = 0,
-        grain: float = 0,
         icc_profile: bytes | None = None,
         exif: bytes | None = None,
         on_step: Callable[[int, int], None] | None = None,
+        **changes: Any,
     ) -> bytes:
-        for step in range(optimise_steps):
+        options = with_changes(options, changes)
+        level = 16 if options.level is None else options.level
+        for step in range(options.optimise_steps):
             assert on_step is not None
-            on_step(step + 1, optimise_steps)
+            on_step(step + 1, options.optimise_steps)
         if not 1 <= level <= 16:
             raise ValueError(f"level must be 1 to 16, got {level}")
         if image.shape[0] == 13:
@@ -49,25 +50,15 @@ class FakeCodec:
             width=image.shape[1],
             mode="gray" if image.ndim == 2 else "rgb",
             num_levels=level,
-            seed=seed + 1000 * optimise_steps,
-            grain=int(grain * 16),
+            seed=options.seed + 1000 * options.optimise_steps,
+            grain=int((options.grain or 0) * 16),
         )
         payloads = [zlib.compress(image.tobytes()), *(bytes(10 * i) for i in range(1, level + 1))]
         metadata = container.Metadata(icc_profile=icc_profile, exif=exif)
         return container.pack(header, [container.Segment(p, 0) for p in payloads], metadata)
 
-    def decompress(
-        self,
-        data: bytes,
-        *,
-        level: int | None = None,
-        seed: int | None = None,
-        temperature: float | None = None,
-        grain: bool = True,
-        strict: bool = False,
-        max_pixels: int = container.DEFAULT_MAX_PIXELS,
-    ) -> np.ndarray:
-        file = container.unpack(data, strict=strict, max_pixels=max_pixels)
+    def decompress(self, data: bytes, options: DecodeOptions = DecodeOptions()) -> np.ndarray:
+        file = container.unpack(data, strict=options.strict, max_pixels=options.max_pixels)
         if file.truncated:
             warnings.warn(f"only {file.level} levels are there", stacklevel=2)
         if file.metadata_damaged:
@@ -75,12 +66,14 @@ class FakeCodec:
         header = file.header
         raw = np.frombuffer(zlib.decompress(file.segments[0].payload), np.uint8)
         shape = (header.height, header.width) + (() if header.mode == "gray" else (3,))
-        shift = (level or 0) + 16 * (seed or 0) + int(64 * (temperature or 0))
-        shift += header.grain if grain else 0
+        shift = (options.level or 0) + 16 * (options.seed or 0)
+        shift += int(64 * (options.temperature or 0)) + (header.grain if options.grain else 0)
         return raw.reshape(shape) + np.uint8(shift)
 
-    def decompress_samples(self, data: bytes, *, num_samples: int, **options: Any) -> np.ndarray:
-        first = self.decompress(data, **options)
+    def decompress_samples(
+        self, data: bytes, options: DecodeOptions, *, num_samples: int
+    ) -> np.ndarray:
+        first = self.decompress(data, options)
         return np.stack([first + np.uint8(100 + i) for i in range(num_samples)])
 
 
@@ -285,6 +278,12 @@ def test_derived_names_do_not_overwrite(folder: Path, capsys: pytest.CaptureFixt
         (["truncate", "a.sic", "b.sic"], "required: --level"),
         (["compress"], "required: IN"),
         (["compress", "in/a.png", "--level", "high"], "invalid int value: 'high'"),
+        (["compress", "in/a.png", "--seed", "-1"], "seed must be 0 to 4294967295, got -1"),
+        (["compress", "in/a.png", "--grain", "nan"], "grain must be 0 to 15.9375, got nan"),
+        (["compress", "in/a.png", "--optimise", "-2"], "optimise_steps must be at least 0, got -2"),
+        (["decompress", "a.sic", "--temperature", "17"], "temperature must be 0 to 16, got 17.0"),
+        (["decompress", "a.sic", "--seed", "4294967296"], "to 4294967295, got 4294967296"),
+        (["decompress", "a.sic", "--grain"], "unrecognized arguments: --grain"),
         (["compress", "in/a.png", "--coder", "zip"], "invalid choice: 'zip'"),
         (["info"], "info takes either FILE or --bundle B"),
         (["info", "a.sic", "--bundle", "default"], "info takes either FILE or --bundle B"),

@@ -16,6 +16,7 @@ from sic_jax.codec.bundle import export_bundle
 from sic_jax.codec.codec import Codec
 from sic_jax.codec.container import Header, Segment, pack, read_header, truncate, unpack
 from sic_jax.codec.grain import add_grain, measure_grain
+from sic_jax.codec.options import DecodeOptions, EncodeOptions
 from sic_jax.entropy.distributions import NO_REACH, logistic_bits, normal_bits
 from sic_jax.entropy.range_coder import RangeDecoder, RangeEncoder, available_backends
 from sic_jax.model.config import ModelConfig
@@ -312,6 +313,33 @@ def test_bad_arguments(codec: Codec) -> None:
         codec.decompress(data, seed=1 << 32)
     with pytest.raises(BitstreamError, match="256 pixels"):
         codec.decompress(data, max_pixels=255)
+    with pytest.raises(
+        TypeError,
+        match="EncodeOptions has no field 'search'; its fields are level, optimise_steps, seed, gr",
+    ):
+        codec.compress(x, search=3)
+    with pytest.raises(TypeError, match="EncodeOptions has no field 'strict'"):
+        codec.encode_latents(x, strict=True)
+    for decode in (codec.decompress, codec.decompress_samples):
+        with pytest.raises(TypeError, match="DecodeOptions has no field 'lvel'; its fields are le"):
+            decode(data, lvel=1)
+
+
+def test_options_and_changes_say_the_same(codec: Codec) -> None:
+    x = picture(33, 20)
+    options = EncodeOptions(level=2, seed=5, grain=1.5)
+    data = codec.compress(x, options)
+    assert data == codec.compress(x, level=2, seed=5, grain=1.5)
+    assert read_header(codec.compress(x, options, seed=7)).seed == 7
+    assert options.seed == 5
+    one = codec.decompress(data, DecodeOptions(level=1, temperature=1.0, grain=False))
+    expected = codec.decompress(data, level=1, temperature=1.0, grain=False)
+    np.testing.assert_array_equal(one, expected)
+    samples = codec.decompress_samples(
+        data, DecodeOptions(level=1, seed=4, grain=False), num_samples=2, temperature=1.0
+    )
+    np.testing.assert_array_equal(samples[1], one)
+    np.testing.assert_array_equal(codec.encode_latents(x, options).y_s, codec.encode_latents(x).y_s)
 
 
 def test_another_bundle_is_refused(codec: Codec, tmp_path: Path) -> None:

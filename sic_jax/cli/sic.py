@@ -13,18 +13,22 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import sic_jax
+from sic_jax.cli.flags import add_flags, options_of
 from sic_jax.cli.info import describe_file
 from sic_jax.cli.paths import PICTURES, SIC, STD, Job, UsageError, check_targets, plan
 from sic_jax.codec import container
+from sic_jax.codec.options import DecodeOptions, EncodeOptions
 from sic_jax.images import io as image_io
 from sic_jax.metrics.rate import bpp
 from sic_jax.progress import Progress
 
 if TYPE_CHECKING:
     from sic_jax.codec.codec import Codec
+
+T = TypeVar("T")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -84,21 +88,7 @@ def _make_parsers() -> tuple[_Parser, dict[str, _Parser]]:
         "compress", help="make .sic files of pictures", usage="sic compress IN... [OUT] [options]"
     )
     compress.set_defaults(run=_compress)
-    compress.add_argument("--level", type=int, metavar="N", help="quality, 1 to 16 (default: 16)")
-    compress.add_argument(
-        "--optimise",
-        dest="optimise_steps",
-        type=int,
-        metavar="N",
-        help="steps of latent optimisation: slow, 30 are plenty (default: 0)",
-    )
-    compress.add_argument("--seed", type=int, metavar="S", help="detail seed to store (default: 0)")
-    compress.add_argument(
-        "--grain",
-        type=float,
-        metavar="S",
-        help="grain to store, a deviation of 255, 0 for none (default: measured)",
-    )
+    add_flags(compress, EncodeOptions)
     compress.add_argument(
         "--background", metavar="COLOR", help="colour under transparent pixels, as white or #a0b0c0"
     )
@@ -109,25 +99,9 @@ def _make_parsers() -> tuple[_Parser, dict[str, _Parser]]:
         usage="sic decompress IN... [OUT] [options]",
     )
     decompress.set_defaults(run=_decompress)
-    decompress.add_argument("--level", type=int, metavar="N", help="use only the first N levels")
-    decompress.add_argument("--seed", type=int, metavar="S", help="draw other details")
+    add_flags(decompress, DecodeOptions)
     decompress.add_argument(
         "--samples", type=int, metavar="M", help="write M pictures with different details"
-    )
-    decompress.add_argument(
-        "--temperature", type=float, metavar="T", help="strength of the details; 0 is their mean"
-    )
-    decompress.add_argument(
-        "--no-grain", dest="grain", action="store_false", help="leave out the grain"
-    )
-    decompress.add_argument(
-        "--strict", action="store_true", help="an incomplete file is an error, not a lower level"
-    )
-    decompress.add_argument(
-        "--max-pixels",
-        type=int,
-        metavar="N",
-        help=f"refuse larger pictures (default: {container.DEFAULT_MAX_PIXELS})",
     )
     for command, kind in ((compress, "pictures"), (decompress, ".sic files")):
         command.add_argument(
@@ -183,15 +157,17 @@ def _make_parsers() -> tuple[_Parser, dict[str, _Parser]]:
 
 
 def _compress(args: argparse.Namespace) -> int:
-    options = _given(args, "level", "optimise_steps", "seed", "grain")
+    options = _options(args, EncodeOptions)
 
     def work(codec: Codec, job: Job, shown: str) -> str:
         source = _read(job.source) if job.source == STD else job.source
         picture = image_io.read_image(source, background=args.background)
-        if args.optimise_steps:
-            options["on_step"] = functools.partial(_show_optimisation, shown)
         data = codec.compress(
-            picture.pixels, icc_profile=picture.icc_profile, exif=picture.exif, **options
+            picture.pixels,
+            options,
+            icc_profile=picture.icc_profile,
+            exif=picture.exif,
+            on_step=functools.partial(_show_optimisation, shown),
         )
         _write(job, job.targets[0], data)
         return _summary(data)
@@ -200,8 +176,7 @@ def _compress(args: argparse.Namespace) -> int:
 
 
 def _decompress(args: argparse.Namespace) -> int:
-    options = _given(args, "level", "seed", "temperature", "max_pixels")
-    options |= {"strict": args.strict, "grain": args.grain}
+    options = _options(args, DecodeOptions)
     if args.samples is not None and args.samples < 1:
         raise UsageError(f"--samples must be at least 1, got {args.samples}")
     jobs = plan(args.paths, SIC, PICTURES, ".png", num_samples=args.samples)
@@ -213,9 +188,9 @@ def _decompress(args: argparse.Namespace) -> int:
     def work(codec: Codec, job: Job, _shown: str) -> str:
         data = _read(job.source)
         if args.samples is None:
-            images = [codec.decompress(data, **options)]
+            images = [codec.decompress(data, options)]
         else:
-            images = list(codec.decompress_samples(data, num_samples=args.samples, **options))
+            images = list(codec.decompress_samples(data, options, num_samples=args.samples))
         metadata = container.unpack(data, max_pixels=None).metadata
         for target, pixels in zip(job.targets, images, strict=True):
             encoded = image_io.encode_image(
@@ -343,9 +318,11 @@ def _write(job: Job, target: str, data: bytes) -> None:
     image_io.write_bytes_atomic(target, data)
 
 
-def _given(args: argparse.Namespace, *names: str) -> dict[str, Any]:
-    """Options that were given; the codec knows the defaults of the others."""
-    return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+def _options(args: argparse.Namespace, options: type[T]) -> T:
+    try:
+        return options_of(args, options)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
 
 
 def _summary(data: bytes) -> str:

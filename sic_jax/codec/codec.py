@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from sic_jax.codec.bundle import Bundle, load_bundle
 from sic_jax.codec.container import (
-    DEFAULT_MAX_PIXELS,
     MAX_SEED,
     Container,
     Header,
@@ -24,6 +23,7 @@ from sic_jax.codec.container import (
     unpack,
 )
 from sic_jax.codec.grain import add_grain, grain_units, measure_grain
+from sic_jax.codec.options import DecodeOptions, EncodeOptions, with_changes
 from sic_jax.codec.pixels import Pixels, check_image, pad, to_gray
 from sic_jax.codec.windows import in_windows
 from sic_jax.entropy.range_coder import (
@@ -144,39 +144,30 @@ class Codec:
     def compress(
         self,
         image: NDArray[np.uint8],
+        options: EncodeOptions = EncodeOptions(),
         *,
-        level: int | None = None,
-        optimise_steps: int = 0,
-        seed: int = 0,
-        grain: float | None = None,
         icc_profile: bytes | None = None,
         exif: bytes | None = None,
         on_step: Callable[[int, int], None] | None = None,
+        **changes: Any,
     ) -> bytes:
         """Compress a picture into the bytes of a file.
 
         Args:
-          image: uint8 [H, W, 3] (sRGB) or [H, W] (gray), any size from 1x1.
-          level: 1 (smallest file) to L (default); lower levels are prefixes of higher ones, but
-            for those with optimised latents.
-          optimise_steps: Steps of latent optimisation (`sic_jax.codec.latent_optimisation`), 0 for
-            none. They all look at levels up to `level`. Each takes several times as long as a
-            compression without.
-          seed: Default seed of the details that a decoder draws.
-          grain: Standard deviation of the grain that it draws, in steps of 8-bit samples, 0 to
-            15.9375, rounded to 1/16; 0 for none. Default: measured (`sic_jax.codec.grain`).
-          icc_profile: Colour profile to keep.
-          exif: EXIF block to keep.
-          on_step: Called after each step of the optimisation, in every window of a large picture,
-            with the number of those that are done and of all.
+            image: uint8 [H, W, 3] (sRGB) or [H, W] (gray), any size from 1x1.
+            options: How; its fields say their ranges and defaults.
+            icc_profile: Colour profile to keep.
+            exif: EXIF block to keep.
+            on_step: Called after each step of latent optimisation, in every window of a large
+                picture, with the number of those that are done and of all.
+            **changes: Fields of the options by name, as in `compress(image, level=8)`.
 
         Raises:
-          TypeError: If the image is not a uint8 array.
-          ValueError: If its shape, the level, the steps, the seed or the grain is not valid.
+            TypeError: If the image is not a uint8 array, or the options have no such field.
+            ValueError: If its shape or a field is out of range, or the bundle has no such level.
         """
-        cfg = self.bundle.cfg
-        level = cfg.num_levels if level is None else level
-        self._check_level(level, cfg.num_levels)
+        options = with_changes(options, changes)
+        level = self._level_to_encode(options)
         pixels = check_image(image)
         height, width = pixels.shape[:2]
         header = Header(
@@ -185,13 +176,11 @@ class Codec:
             width=width,
             mode="gray" if image.ndim == 2 else "rgb",
             num_levels=level,
-            seed=seed,
-            grain=measure_grain(pixels) if grain is None else grain_units(grain),
+            seed=options.seed,
+            grain=measure_grain(pixels) if options.grain is None else grain_units(options.grain),
             float_entropy=self._pass.float_entropy,
         )
-        y, z, _ = self.encode_latents(
-            pixels, level=level, optimise_steps=optimise_steps, on_step=on_step
-        )
+        y, z, _ = self.encode_latents(pixels, options, on_step=on_step)
         segments = [self._encode_z(z)]
         hyper = self._pass.hyper(z, (y.shape[0], y.shape[1]))
         encoders = {k: self._new_encoder() for k in range(1, level + 1)}
@@ -209,20 +198,17 @@ class Codec:
     def encode_latents(
         self,
         image: NDArray[np.uint8],
+        options: EncodeOptions = EncodeOptions(),
         *,
-        level: int | None = None,
-        optimise_steps: int = 0,
         on_step: Callable[[int, int], None] | None = None,
+        **changes: Any,
     ) -> Latents:
         """The integers that files of an image hold, all levels.
 
-        Arguments and errors are those of `compress`.
+        Arguments and errors are those of `compress`; `seed` and `grain` change nothing.
         """
-        cfg = self.bundle.cfg
-        level = cfg.num_levels if level is None else level
-        self._check_level(level, cfg.num_levels)
-        if optimise_steps < 0:
-            raise ValueError(f"optimise_steps must be at least 0, got {optimise_steps}")
+        options = with_changes(options, changes)
+        cfg, level = self.bundle.cfg, self._level_to_encode(options)
         padded = pad(check_image(image))
         y = np.empty((padded.shape[0] // PATCH, padded.shape[1] // PATCH, cfg.num_channels), "f4")
         in_windows(
@@ -237,10 +223,10 @@ class Codec:
         limit = VALUE_LIMIT // 2
         y_hat, z_hat = (np.asarray(a) for a in self._quantise(self._variables, y))
         z_hat = np.clip(z_hat, -limit, limit)
-        if optimise_steps:
+        if options.optimise_steps:
             hyper = self._pass.hyper(z_hat, (y.shape[0], y.shape[1]))
             y_hat = self._optimiser(
-                padded, y, hyper, level=level, steps=optimise_steps, on_step=on_step
+                padded, y, hyper, level=level, steps=options.optimise_steps, on_step=on_step
             )
         return Latents(np.clip(y_hat, -limit, limit), z_hat, cfg.num_levels)
 
@@ -252,77 +238,52 @@ class Codec:
         return LatentOptimiser(self.bundle.cfg, self._variables["params"])
 
     def decompress(
-        self,
-        data: bytes,
-        *,
-        level: int | None = None,
-        seed: int | None = None,
-        temperature: float | None = None,
-        grain: bool = True,
-        strict: bool = False,
-        max_pixels: int = DEFAULT_MAX_PIXELS,
+        self, data: bytes, options: DecodeOptions = DecodeOptions(), **changes: Any
     ) -> Pixels:
         """Decode a file into a picture.
 
         Args:
-          data: Bytes of a file, or of any prefix that holds at least level 1.
-          level: Decode only up to this level; default: all that the data hold.
-          seed: Seed of the drawn details; default: the file's.
-          temperature: Spread of the drawn details, 0 for their mean; default: the bundle's.
-          grain: Whether the file's grain is drawn.
-          strict: Refuse truncated data instead of warning and decoding the levels that are whole.
-          max_pixels: Refuse larger pictures before anything is allocated.
+            data: Bytes of a file, or of any prefix that holds at least level 1.
+            options: How; its fields say their ranges and defaults.
+            **changes: Fields of the options by name, as in `decompress(data, level=2)`.
 
         Returns:
-          uint8 [H, W, 3], or [H, W] for a gray file.
+            uint8 [H, W, 3], or [H, W] for a gray file.
 
         Raises:
-          BitstreamError: If the data are damaged, or not of this bundle.
-          ValueError: If an argument is out of its range.
+            BitstreamError: If the data are damaged, or not of this bundle.
+            TypeError: If the options have no such field.
+            ValueError: If a field is out of range, or the file does not hold the level.
         """
-        samples = self.decompress_samples(
-            data,
-            num_samples=1,
-            level=level,
-            seed=seed,
-            temperature=temperature,
-            grain=grain,
-            strict=strict,
-            max_pixels=max_pixels,
-        )
-        picture: Pixels = samples[0]
+        picture: Pixels = self.decompress_samples(data, options, num_samples=1, **changes)[0]
         return picture
 
     def decompress_samples(
         self,
         data: bytes,
+        options: DecodeOptions = DecodeOptions(),
         *,
         num_samples: int = 4,
-        level: int | None = None,
-        seed: int | None = None,
-        temperature: float | None = None,
-        grain: bool = True,
-        strict: bool = False,
-        max_pixels: int = DEFAULT_MAX_PIXELS,
+        **changes: Any,
     ) -> Pixels:
         """Members of the synset of a file: decodings with seeds seed, seed + 1, ...
 
-        Arguments and errors are those of `decompress`.
+        Arguments and errors are those of `decompress`, and `num_samples` is M, at least 1.
 
         Returns:
-          uint8 [M, H, W, 3], or [M, H, W] for a gray file.
+            uint8 [M, H, W, 3], or [M, H, W] for a gray file.
         """
+        options = with_changes(options, changes)
         if num_samples < 1:
             raise ValueError(f"num_samples must be at least 1, got {num_samples}")
         cfg = self.bundle.cfg
-        temperature = cfg.temperature if temperature is None else temperature
-        units = temperature_units(temperature)
-        container = unpack(data, strict=strict, max_pixels=max_pixels)
+        units = temperature_units(
+            cfg.temperature if options.temperature is None else options.temperature
+        )
+        container = unpack(data, strict=options.strict, max_pixels=options.max_pixels)
         header = container.header
-        seed = header.seed if seed is None else seed
-        if not 0 <= seed <= MAX_SEED:
-            raise ValueError(f"seed must be 0 to {MAX_SEED}, got {seed}")
-        latents, hyper = self._decode(container, level)
+        seed = header.seed if options.seed is None else options.seed
+        latents, hyper = self._decode(container, options.level)
         shape = latents.y_s.shape
         levels = np.array([latents.level], np.int32)
         out = []
@@ -332,7 +293,7 @@ class Codec:
             y_hat = self._pass.complete(latents.y_s, hyper, latents.level, noise, units)
             x_hat = self._reconstruct(np.asarray(y_hat[0]), levels)
             x_hat = x_hat[: header.height, : header.width]
-            out.append(add_grain(x_hat, header.grain, member_seed) if grain else x_hat)
+            out.append(add_grain(x_hat, header.grain, member_seed) if options.grain else x_hat)
         pictures = np.stack(out)
         return pictures if header.mode == "rgb" else to_gray(pictures)
 
@@ -408,6 +369,12 @@ class Codec:
         """
         z, y = self._estimate(self._variables, pad(check_image(image)))
         return EstimatedBits(float(z), np.asarray(y, np.float64))
+
+    def _level_to_encode(self, options: EncodeOptions) -> int:
+        highest = self.bundle.cfg.num_levels
+        level = highest if options.level is None else options.level
+        self._check_level(level, highest)
+        return level
 
     def _check_level(self, level: int, highest: int) -> None:
         if not 1 <= level <= highest:
