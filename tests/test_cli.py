@@ -1,3 +1,4 @@
+import dataclasses
 import io
 import json
 import os
@@ -78,7 +79,20 @@ class FakeCodec:
 
 
 @pytest.fixture
-def loads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str | None]]:
+def place(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A place with a bundle that has the fake codec's id; and no other but the package's."""
+    place = tmp_path_factory.mktemp("bundles")
+    fake = place / "fake"
+    fake.mkdir()
+    (fake / "config.json").write_text("{}")
+    (fake / "id").write_text((MODEL_ID + bytes(26)).hex() + "\n")
+    monkeypatch.setenv("SIC_BUNDLES", str(place))
+    monkeypatch.setenv("XDG_DATA_HOME", str(place / "data"))
+    return place
+
+
+@pytest.fixture
+def loads(monkeypatch: pytest.MonkeyPatch, place: Path) -> list[tuple[str, str | None]]:
     """Puts the fake codec in place and records how it was loaded."""
     calls: list[tuple[str, str | None]] = []
 
@@ -128,7 +142,7 @@ def run(*argv: str) -> int:
 
 
 def test_there_and_back_with_default_names(
-    folder: Path, capsys: pytest.CaptureFixture[str], loads: list[object]
+    folder: Path, capsys: pytest.CaptureFixture[str], loads: list[object], place: Path
 ) -> None:
     original = put("photo.png")
     assert run("compress", "photo.png") == 0
@@ -139,11 +153,11 @@ def test_there_and_back_with_default_names(
     assert run("decompress", "photo.sic") == 0
     assert capsys.readouterr() == ("photo.sic -> photo.png: 4 x 5 pixels\n", "")
     np.testing.assert_array_equal(get("photo.png"), original)
-    assert loads == [("default", None)] * 2
+    assert loads == [("default", None), (str(place / "fake"), None)]
     assert files(folder) == ["original.png", "photo.png", "photo.sic"]
 
 
-def test_options_reach_the_codec(folder: Path, loads: list[object]) -> None:
+def test_options_reach_the_codec(folder: Path, loads: list[object], place: Path) -> None:
     original = put("a.png")
     argv = ["a.png", "--level", "3", "b.sic", "--seed", "7", "--optimise", "2", "--bundle", "B"]
     assert run("compress", *argv, "--coder", "native", "--grain", "2.5") == 0
@@ -155,7 +169,37 @@ def test_options_reach_the_codec(folder: Path, loads: list[object]) -> None:
     np.testing.assert_array_equal(get("c.png"), original + np.uint8(2 + 16 + 32 + 40))
     assert run("decompress", "b.sic", "d.png", "--no-grain") == 0
     np.testing.assert_array_equal(get("d.png"), original)
-    assert loads == [("B", "native"), ("default", "tfc"), ("default", None)]
+    fake = str(place / "fake")
+    assert loads == [("B", "native"), (fake, "tfc"), (fake, None)]
+
+
+def test_bundles_of_files_are_each_loaded_once(
+    folder: Path, capsys: pytest.CaptureFixture[str], loads: list[object], place: Path
+) -> None:
+    other = place / "other"
+    other.mkdir()
+    (other / "config.json").write_text("{}")
+    (other / "id").write_text((b"second" + bytes(26)).hex())
+    for name, model_id in (("a", b"fake42"), ("b", b"second"), ("c", b"absent"), ("d", b"fake42")):
+        data = put_sic(f"{name}.sic")
+        file = container.unpack(data)
+        header = dataclasses.replace(file.header, model_id=model_id)
+        Path(f"{name}.sic").write_bytes(container.pack(header, file.segments))
+    assert run("decompress", "a.sic", "b.sic", "c.sic", "d.sic", "out/") == 1
+    out, err = capsys.readouterr()
+    assert [line.split(" -> ")[0] for line in out.splitlines()] == ["a.sic", "b.sic", "d.sic"]
+    data, package = place / "data" / "sic_jax" / "bundles", ROOT / "sic_jax" / "bundles"
+    assert err == (
+        f"sic: error: c.sic: no bundle has the id 616273656e74 in {place}, {data}, {package}\n"
+    )
+    assert loads == [(str(place / "fake"), None), (str(other), None)]
+    assert files(folder / "out") == ["a.png", "b.png", "d.png"]
+    # With a bundle given, it is the one for all, and without it no file can succeed.
+    assert run("decompress", "a.sic", "b.sic", "given/", "--bundle", "B") == 0
+    assert loads[2:] == [("B", None)]
+    capsys.readouterr()
+    assert run("decompress", "a.sic", "b.sic", "none/", "--bundle", "missing") == 1
+    assert capsys.readouterr().err == "sic: error: no bundle 'missing'\n"
 
 
 def test_samples(folder: Path) -> None:
@@ -287,6 +331,10 @@ def test_derived_names_do_not_overwrite(folder: Path, capsys: pytest.CaptureFixt
         (["compress", "in/a.png", "--coder", "zip"], "invalid choice: 'zip'"),
         (["info"], "info takes either FILE or --bundle B"),
         (["info", "a.sic", "--bundle", "default"], "info takes either FILE or --bundle B"),
+        (["bundle"], "required: COMMAND"),
+        (["bundle", "explode"], "invalid choice: 'explode'"),
+        (["bundle", "add"], "required: PATH"),
+        (["bundle", "remove"], "required: NAME"),
         (["explode"], "invalid choice: 'explode'"),
         ([], "required: COMMAND"),
     ],
@@ -542,6 +590,7 @@ def test_light_commands_import_nothing_heavy(tmp_path: Path) -> None:
         "import sys\n"
         "from sic_jax.cli import sic as cli\n"
         "assert cli.main(['info', sys.argv[1]]) == 0\n"
+        "assert cli.main(['bundle', 'list']) == 0\n"
         "assert cli.main(['truncate', sys.argv[1], sys.argv[2], '--level', '3']) == 0\n"
         "heavy = {'jax', 'flax', 'numpy', 'PIL', 'tensorflow', 'tensorflow_compression'}\n"
         "sys.exit(' '.join(heavy & set(sys.modules)) or None)"

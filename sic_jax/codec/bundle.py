@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
+from sic_jax.codec import library
 from sic_jax.codec.container import MODEL_ID_BYTES
 from sic_jax.entropy.cdf_tables import CdfTables, tables_from_pmfs, validate_tables
 from sic_jax.entropy.distributions import deep_factorized_logits
@@ -47,7 +48,6 @@ from sic_jax.model.params import (
 )
 from sic_jax.model.sic import SicModel
 
-_BUNDLES = Path(__file__).resolve().parent.parent / "bundles"
 _MAX_BYTES = 2**30
 _Z_REACH = 256
 _Z_TAIL_MASS = 2.0**-12
@@ -131,15 +131,15 @@ def export_bundle(folder: str | Path, cfg: ModelConfig, params: Params, *, card:
 
 
 def load_bundle(name: str | Path = "default") -> Bundle:
-    """Load a bundle by the name of one that ships with the package, or by its folder.
+    """Load a bundle by its name or its folder (`sic_jax.codec.library`).
 
     Nothing in it is trusted: names, types, shapes and values are checked, sums of the entropy
     networks are exact for any input, tables are safe for the coder, and no code runs.
 
     Raises:
-      ValueError: If there is none, or it is damaged, naming what is wrong.
+        ValueError: If there is none, or it is damaged, naming what is wrong.
     """
-    folder = _find(name)
+    folder = library.find(name)
     try:
         config = json.loads((folder / "config.json").read_text())
         cfg = from_dict(ModelConfig, _with_todays_names(config))
@@ -173,7 +173,7 @@ def load_bundle(name: str | Path = "default") -> Bundle:
 def describe(name: str | Path = "default") -> dict[str, object]:
     """What `sic info --bundle` prints: id, architecture, size and cost of a bundle."""
     bundle = load_bundle(name)
-    folder = _find(name)
+    folder = library.find(name)
     macs = codec_macs_per_pixel(bundle.cfg)
     return {
         "bundle": str(name),
@@ -187,14 +187,6 @@ def describe(name: str | Path = "default") -> dict[str, object]:
         "coding_tables": len(bundle.tables_y.starts) + len(bundle.tables_z.starts),
         "config": to_dict(bundle.cfg),
     }
-
-
-def _find(name: str | Path) -> Path:
-    for folder in (Path(name), _BUNDLES / name):
-        if (folder / "config.json").is_file():
-            return folder
-    known = sorted(p.parent.name for p in _BUNDLES.glob("*/config.json"))
-    raise ValueError(f"no bundle {str(name)!r}: not a bundle's folder, nor one of {known}")
 
 
 def _with_todays_names(config: Any) -> Any:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
+from sic_jax.codec import library
 from sic_jax.codec.bundle import Bundle, load_bundle
 from sic_jax.codec.container import (
     MAX_SEED,
@@ -19,6 +20,7 @@ from sic_jax.codec.container import (
     Metadata,
     Segment,
     pack,
+    read_header,
     symbols_checksum,
     unpack,
 )
@@ -134,12 +136,30 @@ class Codec:
 
     @classmethod
     def load(cls, bundle: str | Path = "default", *, coder: str | None = None) -> "Codec":
-        """A codec for a bundle that ships with the package (by name) or lies in a folder.
+        """A codec for a bundle.
+
+        Args:
+            bundle: Its name (`sic bundle list` shows those of this machine) or its folder.
+            coder: As in `Codec`.
 
         Raises:
-          ValueError: If there is no such bundle, or it is damaged.
+            ValueError: If there is no such bundle, or it is damaged.
         """
         return cls(load_bundle(bundle), coder=coder)
+
+    @classmethod
+    def for_file(cls, data: bytes, *, coder: str | None = None) -> "Codec":
+        """The codec that decodes a file: that of the bundle whose id the file's header has.
+
+        Args:
+            data: A file or its first bytes.
+            coder: As in `Codec`.
+
+        Raises:
+            BitstreamError: If the data have no sound header.
+            ValueError: If no bundle of this machine has the id, or it is damaged.
+        """
+        return cls.load(library.find_id(read_header(data).model_id).folder, coder=coder)
 
     def compress(
         self,
