@@ -333,7 +333,7 @@ def test_derived_names_do_not_overwrite(folder: Path, capsys: pytest.CaptureFixt
         (["info", "a.sic", "--bundle", "default"], "info takes either FILE or --bundle B"),
         (["bundle"], "required: COMMAND"),
         (["bundle", "explode"], "invalid choice: 'explode'"),
-        (["bundle", "add"], "required: PATH"),
+        (["bundle", "add"], "required: PATH (see sic bundle add --help)"),
         (["bundle", "remove"], "required: NAME"),
         (["explode"], "invalid choice: 'explode'"),
         ([], "required: COMMAND"),

@@ -1,5 +1,6 @@
 """The codec end to end: pictures to bytes and back, damage, prefixes, seeds."""
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -17,6 +18,8 @@ from sic_jax.codec.codec import Codec
 from sic_jax.codec.container import Header, Segment, pack, read_header, truncate, unpack
 from sic_jax.codec.grain import add_grain, measure_grain
 from sic_jax.codec.options import DecodeOptions, EncodeOptions
+from sic_jax.entropy import range_coder
+from sic_jax.entropy.cdf_tables import CdfTables
 from sic_jax.entropy.distributions import NO_REACH, logistic_bits, normal_bits
 from sic_jax.entropy.range_coder import RangeDecoder, RangeEncoder, available_backends
 from sic_jax.model.config import ModelConfig
@@ -113,6 +116,30 @@ def test_a_decoder_imports_nothing_of_training(folder: Path, codec: Codec, tmp_p
     unwanted = {"training", "evaluation", "presets", "lpips_metric", "dists_metric", "vgg"}
     unwanted |= {"latent_optimisation"}
     assert not [m for m in out if set(m.split(".")) & unwanted]
+
+
+def test_tables_are_validated_once_a_codec(
+    codec: Codec, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    validated: list[CdfTables] = []
+    validate = range_coder.validate_tables
+
+    def counted(tables: CdfTables) -> None:
+        validated.append(tables)
+        validate(tables)
+
+    monkeypatch.setattr(range_coder, "validate_tables", counted)
+    data = codec.compress(picture(64, 48))
+    codec.decompress(data)
+    assert not validated
+    other = Codec(codec.bundle)
+    assert [t.starts.size for t in validated] == [
+        codec.bundle.tables_y.starts.size, codec.bundle.tables_z.starts.size
+    ]  # fmt: skip
+    # A bundle that is put together by hand is checked too.
+    bad = codec.bundle.tables_z._replace(lookup=codec.bundle.tables_z.lookup * 2)
+    with pytest.raises(ValueError, match="every row must start with -16"):
+        Codec(dataclasses.replace(other.bundle, tables_z=bad))
 
 
 def test_unknown_coder_is_refused(folder: Path) -> None:

@@ -162,7 +162,7 @@ def _make_parsers() -> tuple[_Parser, dict[str, _Parser]]:
 
     bundle = commands.add_parser(
         "bundle", help="list, add or remove trained models", usage="sic bundle COMMAND ..."
-    ).add_subparsers(metavar="COMMAND", required=True)
+    ).add_subparsers(prog="sic bundle", metavar="COMMAND", required=True)
     listing = bundle.add_parser("list", help="show the bundles of this machine")
     listing.set_defaults(run=_bundle_list)
     listing.add_argument("--json", action="store_true", help="print JSON")

@@ -30,6 +30,7 @@ from sic_jax.codec.pixels import Pixels, check_image, pad, to_gray
 from sic_jax.codec.windows import in_windows
 from sic_jax.entropy.range_coder import (
     VALUE_LIMIT,
+    PreparedTables,
     RangeDecoder,
     RangeEncoder,
     available_backends,
@@ -99,6 +100,8 @@ class Codec:
         if coder is not None and coder not in available_backends():
             raise ValueError(f"coder must be one of {available_backends()} here, got {coder!r}")
         self.bundle = bundle
+        self._tables_y = PreparedTables(bundle.tables_y)
+        self._tables_z = PreparedTables(bundle.tables_z)
         self.coder = coder or default_backend()
         self._pass = (
             FloatCodingPass(bundle.cfg, bundle.params)
@@ -123,11 +126,11 @@ class Codec:
             x_hat: Any = model.apply(variables, y_hat[None], level, method="synthesise")
             return jnp.round(jnp.clip(x_hat[0], 0, 1) * 255).astype(jnp.uint8)
 
-        def estimate(variables: Any, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-            full = jnp.full((1,), bundle.cfg.num_levels)
-            x = x[None].astype(jnp.float32) / 255
-            out: Any = model.apply(variables, x, full, temperature=jnp.zeros((1,)))
-            return out.bits_z[0], out.bits_y[0]
+        def estimate(variables: Any, y: jax.Array) -> tuple[jax.Array, jax.Array]:
+            y = y[None]
+            z: Any = model.apply(variables, y, method="hyper_latents")
+            rated: Any = model.apply(variables, y, z, method="rate")
+            return rated.bits_z[0], rated.bits_y[0]
 
         self._latents = jax.jit(latents)
         self._quantise = jax.jit(quantise)
@@ -230,16 +233,7 @@ class Codec:
         options = with_changes(options, changes)
         cfg, level = self.bundle.cfg, self._level_to_encode(options)
         padded = pad(check_image(image))
-        y = np.empty((padded.shape[0] // PATCH, padded.shape[1] // PATCH, cfg.num_channels), "f4")
-        in_windows(
-            partial(self._latents, self._variables),
-            padded,
-            y,
-            unit_in=PATCH,
-            unit_out=1,
-            limit=self._window,
-            margin=cfg.analysis_reach,
-        )
+        y = self._analyse(padded)
         limit = VALUE_LIMIT // 2
         y_hat, z_hat = (np.asarray(a) for a in self._quantise(self._variables, y))
         z_hat = np.clip(z_hat, -limit, limit)
@@ -249,6 +243,22 @@ class Codec:
                 padded, y, hyper, level=level, steps=options.optimise_steps, on_step=on_step
             )
         return Latents(np.clip(y_hat, -limit, limit), z_hat, cfg.num_levels)
+
+    def _analyse(self, padded: Pixels) -> NDArray[np.float32]:
+        """Unquantised latents [h, w, C] of a picture uint8 [16 h, 16 w, 3]."""
+        cfg = self.bundle.cfg
+        h, w = padded.shape[0] // PATCH, padded.shape[1] // PATCH
+        y = np.empty((h, w, cfg.num_channels), np.float32)
+        in_windows(
+            partial(self._latents, self._variables),
+            padded,
+            y,
+            unit_in=PATCH,
+            unit_out=1,
+            limit=self._window,
+            margin=cfg.analysis_reach,
+        )
+        return y
 
     @cached_property
     def _optimiser(self) -> "LatentOptimiser":
@@ -387,7 +397,7 @@ class Codec:
         Raises:
           TypeError, ValueError: As `compress`.
         """
-        z, y = self._estimate(self._variables, pad(check_image(image)))
+        z, y = self._estimate(self._variables, self._analyse(pad(check_image(image))))
         return EstimatedBits(float(z), np.asarray(y, np.float64))
 
     def _level_to_encode(self, options: EncodeOptions) -> int:
@@ -401,19 +411,19 @@ class Codec:
             raise ValueError(f"level must be 1 to {highest}, got {level}")
 
     def _new_encoder(self) -> RangeEncoder:
-        return RangeEncoder(self.bundle.tables_y, backend=self.coder)
+        return RangeEncoder(self._tables_y, backend=self.coder)
 
     def _new_decoder(self, segment: Segment) -> RangeDecoder:
-        return RangeDecoder(self.bundle.tables_y, segment.payload, backend=self.coder)
+        return RangeDecoder(self._tables_y, segment.payload, backend=self.coder)
 
     def _encode_z(self, z: Ints) -> Segment:
-        encoder = RangeEncoder(self.bundle.tables_z, backend=self.coder)
+        encoder = RangeEncoder(self._tables_z, backend=self.coder)
         encoder.encode(z.ravel(), _channel_indices(z.shape))
         return Segment(encoder.finish(), symbols_checksum(z.astype("<i4").tobytes()))
 
     def _decode_z(self, segment: Segment, shape: tuple[int, int]) -> Ints:
         full = (*shape, self.bundle.cfg.hyper_channels)
-        decoder = RangeDecoder(self.bundle.tables_z, segment.payload, backend=self.coder)
+        decoder = RangeDecoder(self._tables_z, segment.payload, backend=self.coder)
         z = decoder.decode(_channel_indices(full))
         self._finish(decoder, z.astype("<i4").tobytes(), segment, "z")
         return z.reshape(full)
