@@ -80,16 +80,16 @@ class Codec:
         """Prepare a bundle.
 
         Args:
-          bundle: The model.
-          coder: Range-coder backend, `native` or `tfc`; both write the same bytes. Default: the
-            one that starts faster.
-          window: Pixels of a side that the transforms see at once; larger pictures are processed in
-            overlapping windows, which bounds the memory and changes nothing but float rounding.
-            The transforms `swin` see pictures whole, whatever the window: their memory grows with
-            the picture.
+            bundle: The model.
+            coder: Range-coder backend, `native` or `tfc`; both write the same bytes. Default: the
+                one that starts faster.
+            window: Pixels of a side that the transforms see at once; larger pictures are processed
+                in overlapping windows, which bounds the memory and changes nothing but float
+                rounding. The transforms `swin` see pictures whole, whatever the window: their
+                memory grows with the picture.
 
         Raises:
-          ValueError: If the backend is not known or not installed, or the window too small.
+            ValueError: If the backend is not known or not installed, or the window too small.
         """
         # Transforms without a reach see pictures whole, whatever the window.
         reach = max(bundle.cfg.analysis_reach or 0, bundle.cfg.synthesis_reach or 0)
@@ -345,8 +345,8 @@ class Codec:
         """The integers of an unpacked file, each level checked against its checksum.
 
         Raises:
-          BitstreamError: If the file is not of this bundle, or its symbols do not check.
-          ValueError: If `level` is not in the file.
+            BitstreamError: If the file is not of this bundle, or its symbols do not check.
+            ValueError: If `level` is not in the file.
         """
         latents, _ = self._decode(container, level)
         return latents
@@ -395,7 +395,7 @@ class Codec:
         """Bits of an image by the model's probabilities: what a perfect coder would need.
 
         Raises:
-          TypeError, ValueError: As `compress`.
+            TypeError, ValueError: As `compress`.
         """
         z, y = self._estimate(self._variables, self._analyse(pad(check_image(image))))
         return EstimatedBits(float(z), np.asarray(y, np.float64))

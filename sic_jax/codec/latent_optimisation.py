@@ -101,8 +101,8 @@ class LatentOptimiser:
         """Load the networks of LPIPS and DISTS.
 
         Args:
-          cfg: The model's config.
-          params: Its parameters, better on the device already.
+            cfg: The model's config.
+            params: Its parameters, better on the device already.
         """
         self._cfg = cfg
         self._variables = {"params": params}
@@ -126,14 +126,14 @@ class LatentOptimiser:
         """Integers y_hat [h, w, C] for a picture.
 
         Args:
-          x: uint8 [H, W, 3], sides multiples of 16.
-          y: g_a's latents [h, w, C], not rounded.
-          hyper: h_s features [1, h, w, F_h] of the picture's z_hat, which stays as it is.
-          level: Highest level that is looked at; channels above it come back as round(y), but for
-            those that refine a channel that changed.
-          steps: Of each window. With none, and for pictures less than 32 pixels high or wide, for
-            which LPIPS is not defined, the result is round(y).
-          on_step: Called after each step with the number of those that are done and of all.
+            x: uint8 [H, W, 3], sides multiples of 16.
+            y: g_a's latents [h, w, C], not rounded.
+            hyper: h_s features [1, h, w, F_h] of the picture's z_hat, which stays as it is.
+            level: Highest level that is looked at; channels above it come back as round(y), but for
+                those that refine a channel that changed.
+            steps: Of each window. With none, and for pictures less than 32 pixels high or wide, for
+                which LPIPS is not defined, the result is round(y).
+            on_step: Called after each step with the number of those that are done and of all.
         """
         out = np.array(y)
         if not steps or min(x.shape[:2]) < MIN_SIZE:
@@ -251,13 +251,13 @@ def descend(
     """One step of v against a gradient.
 
     Args:
-      state: Before the step.
-      g: Gradient with respect to round(v), [1, h, w, C].
-      number: Of the step, from 1.
-      eta: Its length.
-      keep: bool [1, h, w, 1], the positions that move.
-      reach: r of each channel, [C].
-      cfg: The model's config.
+        state: Before the step.
+        g: Gradient with respect to round(v), [1, h, w, C].
+        number: Of the step, from 1.
+        eta: Its length.
+        keep: bool [1, h, w, 1], the positions that move.
+        reach: r of each channel, [C].
+        cfg: The model's config.
     """
     q = jnp.round(state.v)
     g = jnp.where(keep, g, 0)
