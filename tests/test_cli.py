@@ -1,3 +1,4 @@
+import dataclasses
 import io
 import json
 import os
@@ -15,6 +16,7 @@ from PIL import Image
 
 from sic_jax.cli import sic as cli
 from sic_jax.codec import container
+from sic_jax.codec.options import DecodeOptions, EncodeOptions, with_changes
 from sic_jax.images import io as image_io
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -27,18 +29,18 @@ class FakeCodec:
     def compress(
         self,
         image: np.ndarray,
+        options: EncodeOptions = EncodeOptions(),
         *,
-        level: int = 16,
-        search: int = 0,
-        seed: int = 0,
-        grain: float = 0,
         icc_profile: bytes | None = None,
         exif: bytes | None = None,
-        on_search_step: Callable[[int, int], None] | None = None,
+        on_step: Callable[[int, int], None] | None = None,
+        **changes: Any,
     ) -> bytes:
-        for step in range(search):
-            assert on_search_step is not None
-            on_search_step(step + 1, search)
+        options = with_changes(options, changes)
+        level = 16 if options.level is None else options.level
+        for step in range(options.optimise_steps):
+            assert on_step is not None
+            on_step(step + 1, options.optimise_steps)
         if not 1 <= level <= 16:
             raise ValueError(f"level must be 1 to 16, got {level}")
         if image.shape[0] == 13:
@@ -49,25 +51,15 @@ class FakeCodec:
             width=image.shape[1],
             mode="gray" if image.ndim == 2 else "rgb",
             num_levels=level,
-            seed=seed + 1000 * search,
-            grain=int(grain * 16),
+            seed=options.seed + 1000 * options.optimise_steps,
+            grain=int((options.grain or 0) * 16),
         )
         payloads = [zlib.compress(image.tobytes()), *(bytes(10 * i) for i in range(1, level + 1))]
         metadata = container.Metadata(icc_profile=icc_profile, exif=exif)
         return container.pack(header, [container.Segment(p, 0) for p in payloads], metadata)
 
-    def decompress(
-        self,
-        data: bytes,
-        *,
-        level: int | None = None,
-        seed: int | None = None,
-        temperature: float | None = None,
-        grain: bool = True,
-        strict: bool = False,
-        max_pixels: int = container.DEFAULT_MAX_PIXELS,
-    ) -> np.ndarray:
-        file = container.unpack(data, strict=strict, max_pixels=max_pixels)
+    def decompress(self, data: bytes, options: DecodeOptions = DecodeOptions()) -> np.ndarray:
+        file = container.unpack(data, strict=options.strict, max_pixels=options.max_pixels)
         if file.truncated:
             warnings.warn(f"only {file.level} levels are there", stacklevel=2)
         if file.metadata_damaged:
@@ -75,17 +67,32 @@ class FakeCodec:
         header = file.header
         raw = np.frombuffer(zlib.decompress(file.segments[0].payload), np.uint8)
         shape = (header.height, header.width) + (() if header.mode == "gray" else (3,))
-        shift = (level or 0) + 16 * (seed or 0) + int(64 * (temperature or 0))
-        shift += header.grain if grain else 0
+        shift = (options.level or 0) + 16 * (options.seed or 0)
+        shift += int(64 * (options.temperature or 0)) + (header.grain if options.grain else 0)
         return raw.reshape(shape) + np.uint8(shift)
 
-    def decompress_samples(self, data: bytes, *, num_samples: int, **options: Any) -> np.ndarray:
-        first = self.decompress(data, **options)
+    def decompress_samples(
+        self, data: bytes, options: DecodeOptions, *, num_samples: int
+    ) -> np.ndarray:
+        first = self.decompress(data, options)
         return np.stack([first + np.uint8(100 + i) for i in range(num_samples)])
 
 
 @pytest.fixture
-def loads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str | None]]:
+def place(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A place with a bundle that has the fake codec's id; and no other but the package's."""
+    place = tmp_path_factory.mktemp("bundles")
+    fake = place / "fake"
+    fake.mkdir()
+    (fake / "config.json").write_text("{}")
+    (fake / "id").write_text((MODEL_ID + bytes(26)).hex() + "\n")
+    monkeypatch.setenv("SIC_BUNDLES", str(place))
+    monkeypatch.setenv("XDG_DATA_HOME", str(place / "data"))
+    return place
+
+
+@pytest.fixture
+def loads(monkeypatch: pytest.MonkeyPatch, place: Path) -> list[tuple[str, str | None]]:
     """Puts the fake codec in place and records how it was loaded."""
     calls: list[tuple[str, str | None]] = []
 
@@ -135,7 +142,7 @@ def run(*argv: str) -> int:
 
 
 def test_there_and_back_with_default_names(
-    folder: Path, capsys: pytest.CaptureFixture[str], loads: list[object]
+    folder: Path, capsys: pytest.CaptureFixture[str], loads: list[object], place: Path
 ) -> None:
     original = put("photo.png")
     assert run("compress", "photo.png") == 0
@@ -146,13 +153,13 @@ def test_there_and_back_with_default_names(
     assert run("decompress", "photo.sic") == 0
     assert capsys.readouterr() == ("photo.sic -> photo.png: 4 x 5 pixels\n", "")
     np.testing.assert_array_equal(get("photo.png"), original)
-    assert loads == [("default", None)] * 2
+    assert loads == [("default", None), (str(place / "fake"), None)]
     assert files(folder) == ["original.png", "photo.png", "photo.sic"]
 
 
-def test_options_reach_the_codec(folder: Path, loads: list[object]) -> None:
+def test_options_reach_the_codec(folder: Path, loads: list[object], place: Path) -> None:
     original = put("a.png")
-    argv = ["a.png", "--level", "3", "b.sic", "--seed", "7", "--search", "2", "--bundle", "B"]
+    argv = ["a.png", "--level", "3", "b.sic", "--seed", "7", "--optimise", "2", "--bundle", "B"]
     assert run("compress", *argv, "--coder", "native", "--grain", "2.5") == 0
     header = container.read_header(Path("b.sic").read_bytes())
     assert (header.num_levels, header.seed, header.mode) == (3, 2007, "rgb")
@@ -162,7 +169,37 @@ def test_options_reach_the_codec(folder: Path, loads: list[object]) -> None:
     np.testing.assert_array_equal(get("c.png"), original + np.uint8(2 + 16 + 32 + 40))
     assert run("decompress", "b.sic", "d.png", "--no-grain") == 0
     np.testing.assert_array_equal(get("d.png"), original)
-    assert loads == [("B", "native"), ("default", "tfc"), ("default", None)]
+    fake = str(place / "fake")
+    assert loads == [("B", "native"), (fake, "tfc"), (fake, None)]
+
+
+def test_bundles_of_files_are_each_loaded_once(
+    folder: Path, capsys: pytest.CaptureFixture[str], loads: list[object], place: Path
+) -> None:
+    other = place / "other"
+    other.mkdir()
+    (other / "config.json").write_text("{}")
+    (other / "id").write_text((b"second" + bytes(26)).hex())
+    for name, model_id in (("a", b"fake42"), ("b", b"second"), ("c", b"absent"), ("d", b"fake42")):
+        data = put_sic(f"{name}.sic")
+        file = container.unpack(data)
+        header = dataclasses.replace(file.header, model_id=model_id)
+        Path(f"{name}.sic").write_bytes(container.pack(header, file.segments))
+    assert run("decompress", "a.sic", "b.sic", "c.sic", "d.sic", "out/") == 1
+    out, err = capsys.readouterr()
+    assert [line.split(" -> ")[0] for line in out.splitlines()] == ["a.sic", "b.sic", "d.sic"]
+    data, package = place / "data" / "sic_jax" / "bundles", ROOT / "sic_jax" / "bundles"
+    assert err == (
+        f"sic: error: c.sic: no bundle has the id 616273656e74 in {place}, {data}, {package}\n"
+    )
+    assert loads == [(str(place / "fake"), None), (str(other), None)]
+    assert files(folder / "out") == ["a.png", "b.png", "d.png"]
+    # With a bundle given, it is the one for all, and without it no file can succeed.
+    assert run("decompress", "a.sic", "b.sic", "given/", "--bundle", "B") == 0
+    assert loads[2:] == [("B", None)]
+    capsys.readouterr()
+    assert run("decompress", "a.sic", "b.sic", "none/", "--bundle", "missing") == 1
+    assert capsys.readouterr().err == "sic: error: no bundle 'missing'\n"
 
 
 def test_samples(folder: Path) -> None:
@@ -285,9 +322,19 @@ def test_derived_names_do_not_overwrite(folder: Path, capsys: pytest.CaptureFixt
         (["truncate", "a.sic", "b.sic"], "required: --level"),
         (["compress"], "required: IN"),
         (["compress", "in/a.png", "--level", "high"], "invalid int value: 'high'"),
+        (["compress", "in/a.png", "--seed", "-1"], "seed must be 0 to 4294967295, got -1"),
+        (["compress", "in/a.png", "--grain", "nan"], "grain must be 0 to 15.9375, got nan"),
+        (["compress", "in/a.png", "--optimise", "-2"], "optimise_steps must be at least 0, got -2"),
+        (["decompress", "a.sic", "--temperature", "17"], "temperature must be 0 to 16, got 17.0"),
+        (["decompress", "a.sic", "--seed", "4294967296"], "to 4294967295, got 4294967296"),
+        (["decompress", "a.sic", "--grain"], "unrecognized arguments: --grain"),
         (["compress", "in/a.png", "--coder", "zip"], "invalid choice: 'zip'"),
         (["info"], "info takes either FILE or --bundle B"),
         (["info", "a.sic", "--bundle", "default"], "info takes either FILE or --bundle B"),
+        (["bundle"], "required: COMMAND"),
+        (["bundle", "explode"], "invalid choice: 'explode'"),
+        (["bundle", "add"], "required: PATH (see sic bundle add --help)"),
+        (["bundle", "remove"], "required: NAME"),
         (["explode"], "invalid choice: 'explode'"),
         ([], "required: COMMAND"),
     ],
@@ -518,11 +565,11 @@ def test_progress_only_on_a_terminal(
     assert run("compress", "a.png", "b.png", "--force") == 0
     clear = "\r\x1b[K"
     assert capsys.readouterr().err == f"{clear}[1/2] a.png{clear}{clear}[2/2] b.png{clear}"
-    assert run("compress", "a.png", "c.sic", "--search", "2") == 0
-    shown = [f"{clear}a.png: search, {share} %" for share in (50, 100)]
+    assert run("compress", "a.png", "c.sic", "--optimise", "2") == 0
+    shown = [f"{clear}a.png: optimising, {share} %" for share in (50, 100)]
     assert capsys.readouterr().err == "".join(shown) + clear
-    assert run("compress", "a.png", "b.png", "--force", "--search", "1") == 0
-    lines = [f"[1/2] a.png{clear}[1/2] a.png: search, 100 %", "[2/2] b.png"]
+    assert run("compress", "a.png", "b.png", "--force", "--optimise", "1") == 0
+    lines = [f"[1/2] a.png{clear}[1/2] a.png: optimising, 100 %", "[2/2] b.png"]
     assert capsys.readouterr().err.startswith(clear + f"{clear}{clear}".join(lines) + clear)
 
 
@@ -543,6 +590,7 @@ def test_light_commands_import_nothing_heavy(tmp_path: Path) -> None:
         "import sys\n"
         "from sic_jax.cli import sic as cli\n"
         "assert cli.main(['info', sys.argv[1]]) == 0\n"
+        "assert cli.main(['bundle', 'list']) == 0\n"
         "assert cli.main(['truncate', sys.argv[1], sys.argv[2], '--level', '3']) == 0\n"
         "heavy = {'jax', 'flax', 'numpy', 'PIL', 'tensorflow', 'tensorflow_compression'}\n"
         "sys.exit(' '.join(heavy & set(sys.modules)) or None)"

@@ -1,5 +1,6 @@
 """The codec end to end: pictures to bytes and back, damage, prefixes, seeds."""
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -16,6 +17,9 @@ from sic_jax.codec.bundle import export_bundle
 from sic_jax.codec.codec import Codec
 from sic_jax.codec.container import Header, Segment, pack, read_header, truncate, unpack
 from sic_jax.codec.grain import add_grain, measure_grain
+from sic_jax.codec.options import DecodeOptions, EncodeOptions
+from sic_jax.entropy import range_coder
+from sic_jax.entropy.cdf_tables import CdfTables
 from sic_jax.entropy.distributions import NO_REACH, logistic_bits, normal_bits
 from sic_jax.entropy.range_coder import RangeDecoder, RangeEncoder, available_backends
 from sic_jax.model.config import ModelConfig
@@ -109,8 +113,33 @@ def test_a_decoder_imports_nothing_of_training(folder: Path, codec: Codec, tmp_p
     argv = [sys.executable, "-c", program, str(folder), str(path)]
     out = subprocess.run(argv, check=True, capture_output=True, text=True).stdout.split()
     assert "sic_jax.codec.codec" in out
-    unwanted = ("training", "evaluation", "presets", "lpips", "dists", "vgg", "search")
-    assert not [m for m in out if set(m.split(".")) & set(unwanted)]
+    unwanted = {"training", "evaluation", "presets", "lpips_metric", "dists_metric", "vgg"}
+    unwanted |= {"latent_optimisation"}
+    assert not [m for m in out if set(m.split(".")) & unwanted]
+
+
+def test_tables_are_validated_once_a_codec(
+    codec: Codec, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    validated: list[CdfTables] = []
+    validate = range_coder.validate_tables
+
+    def counted(tables: CdfTables) -> None:
+        validated.append(tables)
+        validate(tables)
+
+    monkeypatch.setattr(range_coder, "validate_tables", counted)
+    data = codec.compress(picture(64, 48))
+    codec.decompress(data)
+    assert not validated
+    other = Codec(codec.bundle)
+    assert [t.starts.size for t in validated] == [
+        codec.bundle.tables_y.starts.size, codec.bundle.tables_z.starts.size
+    ]  # fmt: skip
+    # A bundle that is put together by hand is checked too.
+    bad = codec.bundle.tables_z._replace(lookup=codec.bundle.tables_z.lookup * 2)
+    with pytest.raises(ValueError, match="every row must start with -16"):
+        Codec(dataclasses.replace(other.bundle, tables_z=bad))
 
 
 def test_unknown_coder_is_refused(folder: Path) -> None:
@@ -311,6 +340,33 @@ def test_bad_arguments(codec: Codec) -> None:
         codec.decompress(data, seed=1 << 32)
     with pytest.raises(BitstreamError, match="256 pixels"):
         codec.decompress(data, max_pixels=255)
+    with pytest.raises(
+        TypeError,
+        match="EncodeOptions has no field 'search'; its fields are level, optimise_steps, seed, gr",
+    ):
+        codec.compress(x, search=3)
+    with pytest.raises(TypeError, match="EncodeOptions has no field 'strict'"):
+        codec.encode_latents(x, strict=True)
+    for decode in (codec.decompress, codec.decompress_samples):
+        with pytest.raises(TypeError, match="DecodeOptions has no field 'lvel'; its fields are le"):
+            decode(data, lvel=1)
+
+
+def test_options_and_changes_say_the_same(codec: Codec) -> None:
+    x = picture(33, 20)
+    options = EncodeOptions(level=2, seed=5, grain=1.5)
+    data = codec.compress(x, options)
+    assert data == codec.compress(x, level=2, seed=5, grain=1.5)
+    assert read_header(codec.compress(x, options, seed=7)).seed == 7
+    assert options.seed == 5
+    one = codec.decompress(data, DecodeOptions(level=1, temperature=1.0, grain=False))
+    expected = codec.decompress(data, level=1, temperature=1.0, grain=False)
+    np.testing.assert_array_equal(one, expected)
+    samples = codec.decompress_samples(
+        data, DecodeOptions(level=1, seed=4, grain=False), num_samples=2, temperature=1.0
+    )
+    np.testing.assert_array_equal(samples[1], one)
+    np.testing.assert_array_equal(codec.encode_latents(x, options).y_s, codec.encode_latents(x).y_s)
 
 
 def test_another_bundle_is_refused(codec: Codec, tmp_path: Path) -> None:

@@ -21,6 +21,8 @@ from sic_jax import metrics
 from sic_jax.cli.evaluate import main
 from sic_jax.codec.bundle import export_bundle
 from sic_jax.codec.codec import Codec
+from sic_jax.codec.container import read_header
+from sic_jax.codec.options import DecodeOptions, EncodeOptions
 from sic_jax.evaluation.baselines import BASELINES, missing_baseline, pillow_codec
 from sic_jax.evaluation.codecs import ImageCodec, sic_codec
 from sic_jax.evaluation.means import mean_rows
@@ -425,7 +427,8 @@ def test_a_picture_of_another_size_is_an_error(two, tmp_path):
 
 @pytest.mark.parametrize("grain", [True, False])
 def test_samples_are_members_of_the_synset(grain, finished, two, tmp_path):
-    codec = sic_codec(finished.codec, [1, 3], samples=3, seed=5, temperature=2.0, grain=grain)
+    decoding = DecodeOptions(seed=5, temperature=2.0, grain=grain)
+    codec = sic_codec(finished.codec, [1, 3], decoding=decoding, samples=3)
     assert codec.options.endswith("temperature 2, seed 5, samples 3" + ", grain" * grain)
     measured = measure(two[:1], [codec], tmp_path / "out", ("psnr",))
     for record in measured.records:
@@ -443,16 +446,16 @@ def test_samples_are_members_of_the_synset(grain, finished, two, tmp_path):
     assert (high.spread["psnr"] > 0) == grain  # Or all but the grain.
 
 
-def test_one_search_serves_all_levels_and_encoding_has_no_times(finished, two, tmp_path):
+def test_one_optimisation_serves_all_levels_and_encoding_has_no_times(finished, two, tmp_path):
     made = []
 
-    class Searching(Codec):
-        def compress(self, image, *, level=None, search=0, **options):
-            made.append((level, search))
-            return super().compress(255 - image if search else image, level=level, **options)
+    class Optimising(Codec):
+        def compress(self, image, options, *, level):
+            made.append((level, options.optimise_steps))
+            return super().compress(255 - image if options.optimise_steps else image, level=level)
 
-    codec = sic_codec(Searching(finished.codec.bundle), [1, 3], search=5)
-    assert codec.options.endswith(", samples 1, grain, search 5 to level 3")
+    codec = sic_codec(Optimising(finished.codec.bundle), [1, 3], EncodeOptions(optimise_steps=5))
+    assert codec.options.endswith(", samples 1, grain, optimised 5 steps to level 3")
     measured = measure(two, [codec], tmp_path / "out", ("psnr",))
     assert made == [(3, 5)] * len(two)
     assert [(r.setting, r.encode_s, r.bpp_est) for r in measured.records] == [
@@ -466,18 +469,30 @@ def test_one_search_serves_all_levels_and_encoding_has_no_times(finished, two, t
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("options", "samples", "message"),
     [
-        ({"samples": 0}, "samples must be at least 1, got 0"),
-        ({"seed": -1}, "seed must be 0 to"),
-        ({"seed": 2**32 - 2, "samples": 3}, "for 3 samples, got 4294967294"),
-        ({"search": -1}, "search must be at least 0 steps, got -1"),
-        ({"temperature": -0.5}, "temperature must be finite and at least 0, got -0.5"),
+        ({}, 0, "samples must be at least 1, got 0"),
+        ({"seed": -1}, 1, "seed must be 0 to"),
+        ({"seed": 2**32 - 2}, 3, "for 3 samples, got 4294967294"),
+        ({"temperature": -0.5}, 1, "temperature must be 0 to 16, got -0.5"),
     ],
 )
-def test_options_of_sic_are_checked(finished, options, message):
+def test_options_of_sic_are_checked(finished, options, samples, message):
     with pytest.raises(ValueError, match=message):
-        sic_codec(finished.codec, [1], **options)
+        sic_codec(finished.codec, [1], decoding=DecodeOptions(**options), samples=samples)
+
+
+def test_all_that_fixes_files_and_pictures_is_in_the_options(finished):
+    encoding, decoding = EncodeOptions(seed=2, grain=1.5), DecodeOptions(level=1, max_pixels=9000)
+    codec = sic_codec(finished.codec, [1], encoding, decoding)
+    assert codec.options.endswith(
+        "seed 2, samples 1, grain, EncodeOptions.seed 2, EncodeOptions.grain 1.5, "
+        "DecodeOptions.level 1"
+    )
+    header = read_header(codec.encode(picture(0), 1))
+    assert (header.seed, header.grain) == (2, 24)
+    with pytest.raises(ValueError, match="optimise_steps must be at least 0, got -1"):
+        sic_codec(finished.codec, [1], EncodeOptions(optimise_steps=-1))
 
 
 def test_a_run_without_errors_exits_with_0_and_prints_the_means(tmp_path):

@@ -85,10 +85,10 @@ def picture(height: int, width: int) -> np.ndarray:
 
 
 @pytest.mark.slow
-def test_a_search_finds_other_latents_that_decode(codec: Codec) -> None:
+def test_optimised_latents_are_others_and_decode(codec: Codec) -> None:
     x = picture(40, 100)
     with quick_compilation():
-        data, found = codec.compress(x, search=4), codec.encode_latents(x, search=4)
+        data, found = codec.compress(x, optimise_steps=4), codec.encode_latents(x, optimise_steps=4)
     decoded = codec.decode_latents(container.unpack(data))
     np.testing.assert_array_equal(decoded.y_s, found.y_s)
     assert (found.y_s != codec.encode_latents(x).y_s).any()

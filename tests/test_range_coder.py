@@ -1,6 +1,6 @@
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -8,7 +8,12 @@ from numpy.typing import ArrayLike
 
 from sic_jax.entropy import native_coder, range_coder
 from sic_jax.entropy.cdf_tables import CdfTables, gaussian_tables, tables_from_pmfs
-from sic_jax.entropy.range_coder import RangeDecoder, RangeEncoder, available_backends
+from sic_jax.entropy.range_coder import (
+    PreparedTables,
+    RangeDecoder,
+    RangeEncoder,
+    available_backends,
+)
 from sic_jax.errors import BitstreamError
 
 needs_tfc = pytest.mark.skipif(
@@ -326,6 +331,40 @@ def test_import_is_light() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
     assert result.stdout.strip() == "[]"
+
+
+def test_prepared_tables_are_validated_once_and_cannot_change(
+    backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tables = CdfTables(*(array.copy() for array in TINY))
+    prepared = PreparedTables(tables)
+    tables.lookup[2], tables.offsets[0] = 65535, 7  # What was prepared is a copy.
+    with pytest.raises(ValueError, match="read-only"):
+        prepared.tables.lookup[2] = 65535
+    validated: list[CdfTables] = []
+    monkeypatch.setattr(range_coder, "validate_tables", validated.append)
+    for values, indices, expected in GOLDEN:
+        encoder = RangeEncoder(prepared, backend=backend)
+        encoder.encode(values, indices)
+        data = encoder.finish()
+        assert data.hex() == expected
+        decoder = RangeDecoder(prepared, data, backend=backend)
+        np.testing.assert_array_equal(decoder.decode(indices), values)
+        decoder.finish()
+    assert not validated
+    RangeEncoder(TINY, backend=backend)
+    RangeDecoder(TINY, b"", backend=backend)
+    assert len(validated) == 2
+
+
+@pytest.mark.parametrize("make", [PreparedTables, lambda t: RangeEncoder(t, backend="native")])
+def test_tables_of_other_types_are_refused(make: Callable[[CdfTables], object]) -> None:
+    with pytest.raises(ValueError, match="lookup must be 1-D int32, got int64 with 1 axes"):
+        make(TINY._replace(lookup=TINY.lookup.tolist()))
+    with pytest.raises(ValueError, match="offsets must be 1-D int32, got float32 with 1 axes"):
+        make(TINY._replace(offsets=TINY.offsets.astype(np.float32)))
+    with pytest.raises(ValueError, match="row 0 must strictly increase"):
+        make(TINY._replace(lookup=np.where(TINY.lookup == 32768, 65535, TINY.lookup)))
 
 
 def test_native_coder_works_without_numba() -> None:

@@ -40,7 +40,7 @@ def test_python_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_has_a_line_of_every_command() -> None:
     starts = {" ".join(line.split()[:2]) for line in COMMANDS}
-    sic = {f"sic {name}" for name in ("compress", "decompress", "truncate", "info")}
+    sic = {f"sic {name}" for name in ("compress", "decompress", "truncate", "info", "bundle")}
     assert starts >= sic | {"make demo", "make test", "python train.py", "python eval.py"}
 
 
@@ -50,9 +50,7 @@ def test_command_line_parses(line: str) -> None:
     if program == "python":
         program, *arguments = arguments
     if program == "sic":
-        _, commands = sic._make_parsers()
-        args = commands[arguments[0]].parse_intermixed_args(arguments[1:])
-        assert callable(args.run)
+        assert callable(sic.parse(arguments).run)
     elif program == "train.py":
         config, args = train.parse(arguments)
         assert args.preset == arguments[0]

@@ -93,6 +93,9 @@ def check_windows(codec: Codec, small: Codec, x: np.ndarray, level: int) -> None
     whole, cut = codec.encode_latents(x), small.encode_latents(x)
     assert np.mean(whole.y_s != cut.y_s) < 1e-4
     assert np.abs(whole.y_s - cut.y_s).max() <= 1
+    bits, other_bits = codec.estimate_bits(x), small.estimate_bits(x)
+    assert other_bits.z == pytest.approx(bits.z, rel=1e-4)
+    np.testing.assert_allclose(other_bits.y, bits.y, rtol=1e-4)
     data = codec.compress(x, level=level)
     one, other = codec.decompress(data), small.decompress(data)
     assert np.abs(one.astype(int) - other).max() <= 1
@@ -113,6 +116,26 @@ def test_codec_in_windows(params: Any, tiny_run: TrainConfig, tmp_path: Path) ->
     x = rng.integers(0, 256, (150, 213, 3), np.uint8)
     codec, small = Codec(bundle), Codec(bundle, window=7 * 16)
     check_windows(codec, small, x, 2)
+    # The estimate is that of the model, and g_a sees no more than a window for it.
+    out: Any = SicModel(bundle.cfg).apply(
+        {"params": bundle.params},
+        jnp.asarray(pad(x)[None] / 255, jnp.float32),
+        jnp.array([bundle.cfg.num_levels]),
+        temperature=jnp.zeros(1),
+    )
+    bits = small.estimate_bits(x)
+    assert bits.z == pytest.approx(float(out.bits_z[0]), rel=1e-4)
+    np.testing.assert_allclose(bits.y, out.bits_y[0], rtol=1e-4)
+    latents, sides = small._latents, []
+
+    def seen(variables: Any, window: np.ndarray) -> jax.Array:
+        sides.append(window.shape[:2])
+        return latents(variables, window)
+
+    small._latents = seen
+    assert small.estimate_bits(x).z == bits.z
+    assert len(sides) > 1
+    assert np.max(sides) <= 7 * 16
     with pytest.raises(ValueError, match="window must be at least 112 for this bundle, got 111"):
         Codec(bundle, window=111)
 

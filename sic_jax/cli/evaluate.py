@@ -16,7 +16,9 @@ from typing import Any
 
 import jax
 
+from sic_jax.cli.flags import add_flags, options_of
 from sic_jax.codec.codec import Codec
+from sic_jax.codec.options import DecodeOptions, EncodeOptions
 from sic_jax.evaluation.baselines import BASELINES, external_codec, missing_baseline, pillow_codec
 from sic_jax.evaluation.codecs import SIC, ImageCodec, sic_codec
 from sic_jax.evaluation.fid import FidRow, fid_cells, fid_rows, inception_of
@@ -70,8 +72,8 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--fid-weights",
         type=Path,
         metavar="FILE",
-        help="Inception weights (.npz or .safetensors, see sic_jax/metrics/inception.py): FID and KID over "
-        "256-pixel patches of all images, into fid.csv",
+        help="Inception weights (.npz or .safetensors, see sic_jax/metrics/inception.py): FID and "
+        "KID over 256-pixel patches of all images, into fid.csv",
     )
     add("--batch-size", type=int, metavar="N", help="pictures measured at once (CPU: 1; else 8)")
     sic = parser.add_argument_group("sic")
@@ -79,14 +81,9 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     sic.add_argument("--coder", choices=("tfc", "native"), help="range coder")
     sic.add_argument("--levels", nargs="+", type=int, metavar="N", help="default: 1 4 8 12 16")
     sic.add_argument("--samples", type=int, default=1, metavar="M", help="decodings of each file")
-    sic.add_argument("--seed", type=int, default=0, metavar="S", help="of the first decoding")
-    sic.add_argument("--temperature", type=float, metavar="T", help="default: the bundle's")
-    sic.add_argument(
-        "--no-grain", dest="grain", action="store_false", help="leave out the files' grain"
-    )
-    sic.add_argument(
-        "--search", type=int, default=0, metavar="N", help="steps of search for better latents"
-    )
+    # Files keep the default seed and the measured grain; files and decodings have all of --levels.
+    add_flags(sic, EncodeOptions, without=("level", "seed", "grain"))
+    add_flags(sic, DecodeOptions, without=("level", "strict"))
     page = parser.add_argument_group("report")
     page.add_argument("--rate-axis", choices=("log", "linear"), default="log", help="of the plots")
     page.add_argument(
@@ -218,11 +215,9 @@ def _make_codecs(
             sic_codec(
                 sic,
                 args.levels,
+                options_of(args, EncodeOptions),
+                options_of(args, DecodeOptions),
                 samples=args.samples,
-                seed=args.seed,
-                temperature=args.temperature,
-                grain=args.grain,
-                search=args.search,
             ),
         )
     if not codecs:

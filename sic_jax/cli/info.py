@@ -9,7 +9,7 @@ def describe_file(path: str, data: bytes) -> tuple[dict[str, object], str]:
     """Facts about the .sic file `data` as data and as text.
 
     Raises:
-      BitstreamError: If it is damaged.
+        BitstreamError: If it is damaged.
     """
     file = container.unpack(data, max_pixels=None)
     header, metadata = file.header, file.metadata

@@ -13,12 +13,14 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import sic_jax
+from sic_jax.cli.flags import add_flags, options_of
 from sic_jax.cli.info import describe_file
 from sic_jax.cli.paths import PICTURES, SIC, STD, Job, UsageError, check_targets, plan
-from sic_jax.codec import container
+from sic_jax.codec import container, library
+from sic_jax.codec.options import DecodeOptions, EncodeOptions
 from sic_jax.files import write_atomic
 from sic_jax.images import io as image_io
 from sic_jax.metrics.rate import bpp
@@ -26,6 +28,8 @@ from sic_jax.progress import Progress
 
 if TYPE_CHECKING:
     from sic_jax.codec.codec import Codec
+
+T = TypeVar("T")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -48,16 +52,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         Exit code: 0, 1 when a file failed, 2 for a wrong command line, 130 when interrupted.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    parser, commands = _make_parsers()
     with warnings.catch_warnings():
         if not sys.warnoptions:
             warnings.simplefilter("always", UserWarning)
         warnings.showwarning = _show_warning
         try:
-            if not arguments or arguments[0] not in commands:
-                parser.parse_args(arguments)
-            command = commands[arguments[0]]
-            args = command.parse_intermixed_args(arguments[1:])
+            args = parse(arguments)
             code: int = args.run(args)
             sys.stdout.flush()
             return code
@@ -76,6 +76,19 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 1
 
 
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """The arguments of a command; `run`, of these, does it.
+
+    Raises:
+        UsageError: If the command line is wrong.
+    """
+    parser, commands = _make_parsers()
+    # Options may stand between IN and OUT; argparse cannot do that where commands have commands.
+    if not arguments or arguments[0] not in commands or arguments[0] == "bundle":
+        return parser.parse_args(arguments)
+    return commands[arguments[0]].parse_intermixed_args(arguments[1:])
+
+
 def _make_parsers() -> tuple[_Parser, dict[str, _Parser]]:
     parser = _Parser(prog="sic", description="Learned perceptual image compression.")
     parser.add_argument("--version", action="version", version=f"sic {sic_jax.__version__}")
@@ -85,19 +98,12 @@ def _make_parsers() -> tuple[_Parser, dict[str, _Parser]]:
         "compress", help="make .sic files of pictures", usage="sic compress IN... [OUT] [options]"
     )
     compress.set_defaults(run=_compress)
-    compress.add_argument("--level", type=int, metavar="N", help="quality, 1 to 16 (default: 16)")
+    add_flags(compress, EncodeOptions)
     compress.add_argument(
-        "--search",
-        type=int,
-        metavar="N",
-        help="steps of search for better latents: slow, 30 are plenty (default: 0)",
-    )
-    compress.add_argument("--seed", type=int, metavar="S", help="detail seed to store (default: 0)")
-    compress.add_argument(
-        "--grain",
-        type=float,
-        metavar="S",
-        help="grain to store, a deviation of 255, 0 for none (default: measured)",
+        "--bundle",
+        default="default",
+        metavar="B",
+        help="trained model, by name or folder (default: default)",
     )
     compress.add_argument(
         "--background", metavar="COLOR", help="colour under transparent pixels, as white or #a0b0c0"
@@ -109,25 +115,14 @@ def _make_parsers() -> tuple[_Parser, dict[str, _Parser]]:
         usage="sic decompress IN... [OUT] [options]",
     )
     decompress.set_defaults(run=_decompress)
-    decompress.add_argument("--level", type=int, metavar="N", help="use only the first N levels")
-    decompress.add_argument("--seed", type=int, metavar="S", help="draw other details")
+    add_flags(decompress, DecodeOptions)
+    decompress.add_argument(
+        "--bundle",
+        metavar="B",
+        help="trained model, by name or folder (default: each file's own, by its id)",
+    )
     decompress.add_argument(
         "--samples", type=int, metavar="M", help="write M pictures with different details"
-    )
-    decompress.add_argument(
-        "--temperature", type=float, metavar="T", help="strength of the details; 0 is their mean"
-    )
-    decompress.add_argument(
-        "--no-grain", dest="grain", action="store_false", help="leave out the grain"
-    )
-    decompress.add_argument(
-        "--strict", action="store_true", help="an incomplete file is an error, not a lower level"
-    )
-    decompress.add_argument(
-        "--max-pixels",
-        type=int,
-        metavar="N",
-        help=f"refuse larger pictures (default: {container.DEFAULT_MAX_PIXELS})",
     )
     for command, kind in ((compress, "pictures"), (decompress, ".sic files")):
         command.add_argument(
@@ -137,7 +132,6 @@ def _make_parsers() -> tuple[_Parser, dict[str, _Parser]]:
             help=f"{kind} and folders of them, then OUT: a file for one IN, a folder for several "
             "(default: beside IN); - is stdin or stdout",
         )
-        command.add_argument("--bundle", default="default", metavar="B", help="trained model")
         command.add_argument(
             "--coder",
             choices=("tfc", "native"),
@@ -167,6 +161,20 @@ def _make_parsers() -> tuple[_Parser, dict[str, _Parser]]:
     info.add_argument("--bundle", metavar="B", help="name or path of a bundle")
     info.add_argument("--json", action="store_true", help="print JSON")
 
+    bundle = commands.add_parser(
+        "bundle", help="list, add or remove trained models", usage="sic bundle COMMAND ..."
+    ).add_subparsers(prog="sic bundle", metavar="COMMAND", required=True)
+    listing = bundle.add_parser("list", help="show the bundles of this machine")
+    listing.set_defaults(run=_bundle_list)
+    listing.add_argument("--json", action="store_true", help="print JSON")
+    adding = bundle.add_parser("add", help="check a bundle and copy it to the user's own")
+    adding.set_defaults(run=_bundle_add)
+    adding.add_argument("path", metavar="PATH", help="folder of the bundle")
+    adding.add_argument("--name", metavar="NAME", help="its name from now on (default: PATH's)")
+    removing = bundle.add_parser("remove", help="delete one of the user's own bundles")
+    removing.set_defaults(run=_bundle_remove)
+    removing.add_argument("name", metavar="NAME")
+
     importing = commands.add_parser(
         "import-official",
         help="make a bundle of a checkpoint of the paper's authors",
@@ -183,25 +191,28 @@ def _make_parsers() -> tuple[_Parser, dict[str, _Parser]]:
 
 
 def _compress(args: argparse.Namespace) -> int:
-    options = _given(args, "level", "search", "seed", "grain")
+    options = _options(args, EncodeOptions)
+    load = _loader(args.coder)
 
-    def work(codec: Codec, job: Job, shown: str) -> str:
+    def work(job: Job, shown: str) -> str:
         source = _read(job.source) if job.source == STD else job.source
         picture = image_io.read_image(source, background=args.background)
-        if args.search:
-            options["on_search_step"] = functools.partial(_show_search, shown)
-        data = codec.compress(
-            picture.pixels, icc_profile=picture.icc_profile, exif=picture.exif, **options
+        data = load(args.bundle).compress(
+            picture.pixels,
+            options,
+            icc_profile=picture.icc_profile,
+            exif=picture.exif,
+            on_step=functools.partial(_show_optimisation, shown),
         )
         _write(job, job.targets[0], data)
         return _summary(data)
 
-    return _run_jobs(args, plan(args.paths, PICTURES, SIC, ".sic"), work)
+    jobs = plan(args.paths, PICTURES, SIC, ".sic")
+    return _run_jobs(jobs, work, lambda: load(args.bundle), force=args.force)
 
 
 def _decompress(args: argparse.Namespace) -> int:
-    options = _given(args, "level", "seed", "temperature", "max_pixels")
-    options |= {"strict": args.strict, "grain": args.grain}
+    options = _options(args, DecodeOptions)
     if args.samples is not None and args.samples < 1:
         raise UsageError(f"--samples must be at least 1, got {args.samples}")
     jobs = plan(args.paths, SIC, PICTURES, ".png", num_samples=args.samples)
@@ -210,12 +221,19 @@ def _decompress(args: argparse.Namespace) -> int:
     except ValueError as error:
         raise UsageError(str(error)) from error
 
-    def work(codec: Codec, job: Job, _shown: str) -> str:
+    load = _loader(args.coder)
+
+    def load_given() -> None:
+        if args.bundle is not None:
+            load(args.bundle)
+
+    def work(job: Job, _shown: str) -> str:
         data = _read(job.source)
+        codec = load(args.bundle or _bundle_of(data))
         if args.samples is None:
-            images = [codec.decompress(data, **options)]
+            images = [codec.decompress(data, options)]
         else:
-            images = list(codec.decompress_samples(data, num_samples=args.samples, **options))
+            images = list(codec.decompress_samples(data, options, num_samples=args.samples))
         metadata = container.unpack(data, max_pixels=None).metadata
         for target, pixels in zip(job.targets, images, strict=True):
             encoded = image_io.encode_image(
@@ -227,7 +245,7 @@ def _decompress(args: argparse.Namespace) -> int:
             _write(job, target, encoded)
         return f"{images[0].shape[1]} x {images[0].shape[0]} pixels"
 
-    return _run_jobs(args, jobs, work)
+    return _run_jobs(jobs, work, load_given, force=args.force)
 
 
 def _truncate(args: argparse.Namespace) -> int:
@@ -276,14 +294,55 @@ def _import_official(args: argparse.Namespace) -> int:
     return 0
 
 
+def _bundle_list(args: argparse.Namespace) -> int:
+    found = library.installed()
+    default = library.default_bundle()
+    rows = [
+        {
+            "name": bundle.name,
+            "id": bundle.model_id.hex(),
+            "place": str(bundle.place),
+            "default": bundle == default,
+        }
+        for bundle in found
+    ]
+    if args.json:
+        import json
+
+        sys.stdout.write(json.dumps(rows, indent=2) + "\n")
+        return 0
+    width = max((len(bundle.name) for bundle in found), default=0)
+    for row in rows:
+        mark = "default" if row["default"] else ""
+        sys.stdout.write(f"{row['name']:{width}}  {row['id']}  {mark:7}  {row['place']}\n")
+    return 0
+
+
+def _bundle_add(args: argparse.Namespace) -> int:
+    def check(folder: Path) -> None:
+        from sic_jax.codec.bundle import load_bundle
+
+        load_bundle(folder)
+
+    bundle = library.add(args.path, args.name, check)
+    sys.stdout.write(f"{args.path} -> {bundle.folder}: bundle {bundle.model_id.hex()}\n")
+    return 0
+
+
+def _bundle_remove(args: argparse.Namespace) -> int:
+    sys.stdout.write(f"{library.remove(args.name)}: removed\n")
+    return 0
+
+
 def _run_jobs(
-    args: argparse.Namespace, jobs: list[Job], work: Callable[[Codec, Job, str], str]
+    jobs: list[Job], work: Callable[[Job, str], str], prepare: Callable[[], object], *, force: bool
 ) -> int:
     """Runs every job, whatever becomes of the others; 1 when one failed.
 
     `work` gets the line of progress too, to add to it; it returns what to report of the job.
+    `prepare` is called before the first job that can be done; what it raises ends the command.
     """
-    codec: Codec | None = None
+    prepared = False
     failed = False
     for number, job in enumerate(jobs, 1):
         shown = job.source
@@ -291,17 +350,18 @@ def _run_jobs(
             shown = f"[{number}/{len(jobs)}] {job.source}"
             Progress().show(shown)
         try:
-            _check_files(job, force=args.force)
+            _check_files(job, force=force)
         except OSError as error:
             _fail(error, job.source)
             failed = True
             continue
-        if codec is None:  # Not inside a try: without a model no file can succeed.
-            codec = _load_codec(args.bundle, args.coder)
+        if not prepared:  # Not inside a try: without a model no file can succeed.
+            prepare()
+            prepared = True
         try:
             with warnings.catch_warnings():
                 warnings.showwarning = functools.partial(_show_warning, source=job.source)
-                line = work(codec, job, shown)
+                line = work(job, shown)
         except BrokenPipeError:
             raise
         except Exception as error:
@@ -310,6 +370,16 @@ def _run_jobs(
         else:
             _report(job, line)
     return int(failed)
+
+
+def _loader(coder: str | None) -> Callable[[str], Codec]:
+    """The codec of a bundle, loaded when it is first asked for."""
+    return functools.cache(lambda bundle: _load_codec(bundle, coder))
+
+
+def _bundle_of(data: bytes) -> str:
+    """The folder of the bundle that made a file."""
+    return str(library.find_id(container.read_header(data).model_id).folder)
 
 
 def _load_codec(bundle: str, coder: str | None) -> Codec:
@@ -343,9 +413,11 @@ def _write(job: Job, target: str, data: bytes) -> None:
     write_atomic(target, data)
 
 
-def _given(args: argparse.Namespace, *names: str) -> dict[str, Any]:
-    """Options that were given; the codec knows the defaults of the others."""
-    return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+def _options(args: argparse.Namespace, options: type[T]) -> T:
+    try:
+        return options_of(args, options)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
 
 
 def _summary(data: bytes) -> str:
@@ -394,8 +466,8 @@ def _named(text: str, source: str | None) -> str:
     return text if source is None or text.startswith(source) else f"{source}: {text}"
 
 
-def _show_search(shown: str, done: int, total: int) -> None:
-    Progress().show(f"{shown}: search, {100 * done // total} %")
+def _show_optimisation(shown: str, done: int, total: int) -> None:
+    Progress().show(f"{shown}: optimising, {100 * done // total} %")
 
 
 def _clear_progress() -> None:

@@ -22,6 +22,7 @@ import jax
 import numpy as np
 from numpy.typing import NDArray
 
+from sic_jax.codec import library
 from sic_jax.codec.container import MODEL_ID_BYTES
 from sic_jax.codec.options import LatentLossConfig
 from sic_jax.entropy.cdf_tables import CdfTables, validate_tables
@@ -125,7 +126,7 @@ def export_bundle(
 
 
 def load_bundle(name: str | Path = "default", *, kinds: Kinds = FAMILIES) -> Bundle:
-    """Load a bundle by the name of an installed one, or by its folder.
+    """Load a bundle by its name or its folder (`sic_jax.codec.library`).
 
     Nothing in it is trusted: names, types, shapes and values are checked, sums of the entropy
     networks are exact for any input, tables are safe for the coder, and no code runs.
@@ -137,7 +138,7 @@ def load_bundle(name: str | Path = "default", *, kinds: Kinds = FAMILIES) -> Bun
     Raises:
         ValueError: If there is none, or it is damaged, naming what is wrong.
     """
-    folder = _find(name)
+    folder = library.find(name)
     try:
         config = json.loads((folder / "config.json").read_text())
         if not isinstance(config, dict) or set(config) != {"model", "latent_loss"}:
@@ -177,7 +178,7 @@ def load_bundle(name: str | Path = "default", *, kinds: Kinds = FAMILIES) -> Bun
 def describe(name: str | Path = "default") -> dict[str, object]:
     """What `sic info --bundle` prints: id, architecture, size and cost of a bundle."""
     bundle = load_bundle(name)
-    folder = _find(name)
+    folder = library.find(name)
     macs = codec_macs_per_pixel(bundle.cfg)
     return {
         "bundle": str(name),
@@ -191,15 +192,6 @@ def describe(name: str | Path = "default") -> dict[str, object]:
         "coding_tables": len(bundle.tables_y.starts) + len(bundle.tables_z.starts),
         "config": {"model": to_dict(bundle.cfg), "latent_loss": to_dict(bundle.latent_loss)},
     }
-
-
-def _find(name: str | Path) -> Path:
-    bundles = Path(__file__).resolve().parent.parent / "bundles"
-    for folder in (Path(name), bundles / name):
-        if (folder / "config.json").is_file():
-            return folder
-    known = sorted(p.parent.name for p in bundles.glob("*/config.json"))
-    raise ValueError(f"no bundle {str(name)!r}: not a bundle's folder, nor one of {known}")
 
 
 def _read_arrays(path: Path) -> Arrays:

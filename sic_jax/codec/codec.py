@@ -11,23 +11,26 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
+from sic_jax.codec import library
 from sic_jax.codec.bundle import Bundle, load_bundle
 from sic_jax.codec.container import (
-    DEFAULT_MAX_PIXELS,
     MAX_SEED,
     Container,
     Header,
     Metadata,
     Segment,
     pack,
+    read_header,
     symbols_checksum,
     unpack,
 )
 from sic_jax.codec.grain import add_grain, grain_units, measure_grain
+from sic_jax.codec.options import DecodeOptions, EncodeOptions, with_changes
 from sic_jax.codec.pixels import Pixels, check_image, pad, to_gray
 from sic_jax.codec.windows import in_windows
 from sic_jax.entropy.range_coder import (
     VALUE_LIMIT,
+    PreparedTables,
     RangeDecoder,
     RangeEncoder,
     available_backends,
@@ -39,7 +42,7 @@ from sic_jax.model.entropy_models.prior import medians
 from sic_jax.model.sic import SicModel
 
 if TYPE_CHECKING:
-    from sic_jax.codec.latent_optimisation import LatentSearch
+    from sic_jax.codec.latent_optimisation import LatentOptimiser
 
 
 class Latents(NamedTuple):
@@ -74,16 +77,16 @@ class Codec:
         """Prepare a bundle.
 
         Args:
-          bundle: The model.
-          coder: Range-coder backend, `native` or `tfc`; both write the same bytes. Default: the
-            one that starts faster.
-          window: Pixels of a side that the transforms see at once; larger pictures are processed in
-            overlapping windows, which bounds the memory and changes nothing but float rounding.
-            The transforms `swin` see pictures whole, whatever the window: their memory grows with
-            the picture.
+            bundle: The model.
+            coder: Range-coder backend, `native` or `tfc`; both write the same bytes. Default: the
+                one that starts faster.
+            window: Pixels of a side that the transforms see at once; larger pictures are processed
+                in overlapping windows, which bounds the memory and changes nothing but float
+                rounding. The transforms `swin` see pictures whole, whatever the window: their
+                memory grows with the picture.
 
         Raises:
-          ValueError: If the backend is not known or not installed, or the window too small.
+            ValueError: If the backend is not known or not installed, or the window too small.
         """
         # Transforms without a reach see pictures whole, whatever the window.
         cfg, transforms = bundle.cfg, bundle.cfg.transforms
@@ -95,6 +98,8 @@ class Codec:
         if coder is not None and coder not in available_backends():
             raise ValueError(f"coder must be one of {available_backends()} here, got {coder!r}")
         self.bundle = bundle
+        self._tables_y = PreparedTables(bundle.tables_y)
+        self._tables_z = PreparedTables(bundle.tables_z)
         self.coder = coder or default_backend()
         self._pass = bundle.coding_pass()
         model, networks = SicModel(cfg), cfg.entropy.networks(cfg.levels)
@@ -115,11 +120,11 @@ class Codec:
             x_hat: Any = model.apply(variables, y_hat[None], level, method="synthesise")
             return jnp.round(jnp.clip(x_hat[0], 0, 1) * 255).astype(jnp.uint8)
 
-        def estimate(variables: Any, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-            full = jnp.full((1,), bundle.cfg.num_levels)
-            x = x[None].astype(jnp.float32) / 255
-            out: Any = model.apply(variables, x, full, temperature=jnp.zeros((1,)))
-            return out.bits_z[0], out.bits_y[0]
+        def estimate(variables: Any, y: jax.Array) -> tuple[jax.Array, jax.Array]:
+            y = y[None]
+            z: Any = networks.apply(variables, y, method="hyper_latents")
+            rated: Any = networks.apply(variables, y, z, method="rate")
+            return rated.bits_z[0], rated.bits_y[0]
 
         self._latents = jax.jit(latents)
         self._quantise = jax.jit(quantise)
@@ -128,48 +133,58 @@ class Codec:
 
     @classmethod
     def load(cls, bundle: str | Path = "default", *, coder: str | None = None) -> "Codec":
-        """A codec for a bundle that ships with the package (by name) or lies in a folder.
+        """A codec for a bundle.
+
+        Args:
+            bundle: Its name (`sic bundle list` shows those of this machine) or its folder.
+            coder: As in `Codec`.
 
         Raises:
-          ValueError: If there is no such bundle, or it is damaged.
+            ValueError: If there is no such bundle, or it is damaged.
         """
         return cls(load_bundle(bundle), coder=coder)
+
+    @classmethod
+    def for_file(cls, data: bytes, *, coder: str | None = None) -> "Codec":
+        """The codec that decodes a file: that of the bundle whose id the file's header has.
+
+        Args:
+            data: A file or its first bytes.
+            coder: As in `Codec`.
+
+        Raises:
+            BitstreamError: If the data have no sound header.
+            ValueError: If no bundle of this machine has the id, or it is damaged.
+        """
+        return cls.load(library.find_id(read_header(data).model_id).folder, coder=coder)
 
     def compress(
         self,
         image: NDArray[np.uint8],
+        options: EncodeOptions = EncodeOptions(),
         *,
-        level: int | None = None,
-        search: int = 0,
-        seed: int = 0,
-        grain: float | None = None,
         icc_profile: bytes | None = None,
         exif: bytes | None = None,
-        on_search_step: Callable[[int, int], None] | None = None,
+        on_step: Callable[[int, int], None] | None = None,
+        **changes: Any,
     ) -> bytes:
         """Compress a picture into the bytes of a file.
 
         Args:
-          image: uint8 [H, W, 3] (sRGB) or [H, W] (gray), any size from 1x1.
-          level: 1 (smallest file) to L (default); lower levels are prefixes of higher ones, but
-            for those of a search.
-          search: Steps of search for better latents (`sic_jax.codec.latent_optimisation`), 0 for none. They all
-            look at levels up to `level`. Each takes several times as long as a compression without.
-          seed: Default seed of the details that a decoder draws.
-          grain: Standard deviation of the grain that it draws, in steps of 8-bit samples, 0 to
-            15.9375, rounded to 1/16; 0 for none. Default: measured (`sic_jax.codec.grain`).
-          icc_profile: Colour profile to keep.
-          exif: EXIF block to keep.
-          on_search_step: Called after each step of a search, in every window of a large picture,
-            with the number of those that are done and of all.
+            image: uint8 [H, W, 3] (sRGB) or [H, W] (gray), any size from 1x1.
+            options: How; its fields say their ranges and defaults.
+            icc_profile: Colour profile to keep.
+            exif: EXIF block to keep.
+            on_step: Called after each step of latent optimisation, in every window of a large
+                picture, with the number of those that are done and of all.
+            **changes: Fields of the options by name, as in `compress(image, level=8)`.
 
         Raises:
-          TypeError: If the image is not a uint8 array.
-          ValueError: If its shape, the level, the search, the seed or the grain is not valid.
+            TypeError: If the image is not a uint8 array, or the options have no such field.
+            ValueError: If its shape or a field is out of range, or the bundle has no such level.
         """
-        cfg = self.bundle.cfg
-        level = cfg.num_levels if level is None else level
-        self._check_level(level, cfg.num_levels)
+        options = with_changes(options, changes)
+        level = self._level_to_encode(options)
         pixels = check_image(image)
         height, width = pixels.shape[:2]
         header = Header(
@@ -178,13 +193,11 @@ class Codec:
             width=width,
             mode="gray" if image.ndim == 2 else "rgb",
             num_levels=level,
-            seed=seed,
-            grain=measure_grain(pixels) if grain is None else grain_units(grain),
-            float_entropy=not cfg.entropy.exact,
+            seed=options.seed,
+            grain=measure_grain(pixels) if options.grain is None else grain_units(options.grain),
+            float_entropy=not self.bundle.cfg.entropy.exact,
         )
-        y, z, _ = self.encode_latents(
-            pixels, level=level, search=search, on_search_step=on_search_step
-        )
+        y, z, _ = self.encode_latents(pixels, options, on_step=on_step)
         segments = [self._encode_z(z)]
         hyper = self._pass.hyper(z, (y.shape[0], y.shape[1]))
         encoders = {k: self._new_encoder() for k in range(1, level + 1)}
@@ -202,22 +215,34 @@ class Codec:
     def encode_latents(
         self,
         image: NDArray[np.uint8],
+        options: EncodeOptions = EncodeOptions(),
         *,
-        level: int | None = None,
-        search: int = 0,
-        on_search_step: Callable[[int, int], None] | None = None,
+        on_step: Callable[[int, int], None] | None = None,
+        **changes: Any,
     ) -> Latents:
         """The integers that files of an image hold, all levels.
 
-        Arguments and errors are those of `compress`.
+        Arguments and errors are those of `compress`; `seed` and `grain` change nothing.
         """
-        cfg = self.bundle.cfg
-        level = cfg.num_levels if level is None else level
-        self._check_level(level, cfg.num_levels)
-        if search < 0:
-            raise ValueError(f"search must be at least 0 steps, got {search}")
-        padded, stride = pad(check_image(image), cfg.stride), cfg.stride
-        y = np.empty((padded.shape[0] // stride, padded.shape[1] // stride, cfg.num_channels), "f4")
+        options = with_changes(options, changes)
+        cfg, level = self.bundle.cfg, self._level_to_encode(options)
+        padded = pad(check_image(image), cfg.stride)
+        y = self._analyse(padded)
+        limit = VALUE_LIMIT // 2
+        y_hat, z_hat = (np.asarray(a) for a in self._quantise(self._variables, y))
+        z_hat = np.clip(z_hat, -limit, limit)
+        if options.optimise_steps:
+            hyper = self._pass.hyper(z_hat, (y.shape[0], y.shape[1]))
+            y_hat = self._optimiser(
+                padded, y, hyper, level=level, steps=options.optimise_steps, on_step=on_step
+            )
+        return Latents(np.clip(y_hat, -limit, limit), z_hat, cfg.num_levels)
+
+    def _analyse(self, padded: Pixels) -> NDArray[np.float32]:
+        """Unquantised latents [h, w, C] of a picture uint8 [stride h, stride w, 3]."""
+        cfg, stride = self.bundle.cfg, self.bundle.cfg.stride
+        h, w = padded.shape[0] // stride, padded.shape[1] // stride
+        y = np.empty((h, w, cfg.num_channels), np.float32)
         in_windows(
             partial(self._latents, self._variables),
             padded,
@@ -227,95 +252,62 @@ class Codec:
             limit=self._window,
             margin=cfg.transforms.analysis_reach,
         )
-        limit = VALUE_LIMIT // 2
-        y_hat, z_hat = (np.asarray(a) for a in self._quantise(self._variables, y))
-        z_hat = np.clip(z_hat, -limit, limit)
-        if search:
-            hyper = self._pass.hyper(z_hat, (y.shape[0], y.shape[1]))
-            y_hat = self._search(
-                padded, y, hyper, level=level, steps=search, on_step=on_search_step
-            )
-        return Latents(np.clip(y_hat, -limit, limit), z_hat, cfg.num_levels)
+        return y
 
     @cached_property
-    def _search(self) -> "LatentSearch":
+    def _optimiser(self) -> "LatentOptimiser":
         """Imported and made when it is first needed: a decoder has no use for LPIPS and DISTS."""
-        from sic_jax.codec.latent_optimisation import LatentSearch
+        from sic_jax.codec.latent_optimisation import LatentOptimiser
 
-        return LatentSearch(self.bundle, self._variables["params"])
+        return LatentOptimiser(self.bundle, self._variables["params"])
 
     def decompress(
-        self,
-        data: bytes,
-        *,
-        level: int | None = None,
-        seed: int | None = None,
-        temperature: float | None = None,
-        grain: bool = True,
-        strict: bool = False,
-        max_pixels: int = DEFAULT_MAX_PIXELS,
+        self, data: bytes, options: DecodeOptions = DecodeOptions(), **changes: Any
     ) -> Pixels:
         """Decode a file into a picture.
 
         Args:
-          data: Bytes of a file, or of any prefix that holds at least level 1.
-          level: Decode only up to this level; default: all that the data hold.
-          seed: Seed of the drawn details; default: the file's.
-          temperature: Spread of the drawn details, 0 for their mean; default: the bundle's.
-          grain: Whether the file's grain is drawn.
-          strict: Refuse truncated data instead of warning and decoding the levels that are whole.
-          max_pixels: Refuse larger pictures before anything is allocated.
+            data: Bytes of a file, or of any prefix that holds at least level 1.
+            options: How; its fields say their ranges and defaults.
+            **changes: Fields of the options by name, as in `decompress(data, level=2)`.
 
         Returns:
-          uint8 [H, W, 3], or [H, W] for a gray file.
+            uint8 [H, W, 3], or [H, W] for a gray file.
 
         Raises:
-          BitstreamError: If the data are damaged, or not of this bundle.
-          ValueError: If an argument is out of its range.
+            BitstreamError: If the data are damaged, or not of this bundle.
+            TypeError: If the options have no such field.
+            ValueError: If a field is out of range, or the file does not hold the level.
         """
-        samples = self.decompress_samples(
-            data,
-            num_samples=1,
-            level=level,
-            seed=seed,
-            temperature=temperature,
-            grain=grain,
-            strict=strict,
-            max_pixels=max_pixels,
-        )
-        picture: Pixels = samples[0]
+        picture: Pixels = self.decompress_samples(data, options, num_samples=1, **changes)[0]
         return picture
 
     def decompress_samples(
         self,
         data: bytes,
+        options: DecodeOptions = DecodeOptions(),
         *,
         num_samples: int = 4,
-        level: int | None = None,
-        seed: int | None = None,
-        temperature: float | None = None,
-        grain: bool = True,
-        strict: bool = False,
-        max_pixels: int = DEFAULT_MAX_PIXELS,
+        **changes: Any,
     ) -> Pixels:
         """Members of the synset of a file: decodings with seeds seed, seed + 1, ...
 
-        Arguments and errors are those of `decompress`.
+        Arguments and errors are those of `decompress`, and `num_samples` is M, at least 1.
 
         Returns:
-          uint8 [M, H, W, 3], or [M, H, W] for a gray file.
+            uint8 [M, H, W, 3], or [M, H, W] for a gray file.
         """
+        options = with_changes(options, changes)
         if num_samples < 1:
             raise ValueError(f"num_samples must be at least 1, got {num_samples}")
         cfg = self.bundle.cfg
-        temperature = cfg.temperature if temperature is None else temperature
-        units = temperature_units(temperature)
-        container = unpack(data, strict=strict, max_pixels=max_pixels)
+        units = temperature_units(
+            cfg.temperature if options.temperature is None else options.temperature
+        )
+        container = unpack(data, strict=options.strict, max_pixels=options.max_pixels)
         header = container.header
-        seed = header.seed if seed is None else seed
-        if not 0 <= seed <= MAX_SEED:
-            raise ValueError(f"seed must be 0 to {MAX_SEED}, got {seed}")
-        latents, hyper = self._decode(container, level)
+        seed = header.seed if options.seed is None else options.seed
+        latents, hyper = self._decode(container, options.level)
         shape = latents.y_s.shape
         levels = np.array([latents.level], np.int32)
         out = []
@@ -325,12 +317,12 @@ class Codec:
             y_hat = self._pass.complete(latents.y_s, hyper, latents.level, noise, units)
             x_hat = self._reconstruct(np.asarray(y_hat[0]), levels)
             x_hat = x_hat[: header.height, : header.width]
-            out.append(add_grain(x_hat, header.grain, member_seed) if grain else x_hat)
+            out.append(add_grain(x_hat, header.grain, member_seed) if options.grain else x_hat)
         pictures = np.stack(out)
         return pictures if header.mode == "rgb" else to_gray(pictures)
 
     def _reconstruct(self, y_hat: NDArray[Any], level: Ints) -> Pixels:
-        """g_s of latents float32 [h, w, C]: uint8 [16 h, 16 w, 3]."""
+        """g_s of latents float32 [h, w, C]: uint8 [stride h, stride w, 3]."""
         stride = self.bundle.cfg.stride
         x_hat = np.empty((y_hat.shape[0] * stride, y_hat.shape[1] * stride, 3), np.uint8)
         in_windows(
@@ -348,8 +340,8 @@ class Codec:
         """The integers of an unpacked file, each level checked against its checksum.
 
         Raises:
-          BitstreamError: If the file is not of this bundle, or its symbols do not check.
-          ValueError: If `level` is not in the file.
+            BitstreamError: If the file is not of this bundle, or its symbols do not check.
+            ValueError: If `level` is not in the file.
         """
         latents, _ = self._decode(container, level)
         return latents
@@ -399,29 +391,37 @@ class Codec:
         """Bits of an image by the model's probabilities: what a perfect coder would need.
 
         Raises:
-          TypeError, ValueError: As `compress`.
+            TypeError, ValueError: As `compress`.
         """
-        z, y = self._estimate(self._variables, pad(check_image(image), self.bundle.cfg.stride))
+        z, y = self._estimate(
+            self._variables, self._analyse(pad(check_image(image), self.bundle.cfg.stride))
+        )
         return EstimatedBits(float(z), np.asarray(y, np.float64))
+
+    def _level_to_encode(self, options: EncodeOptions) -> int:
+        highest = self.bundle.cfg.num_levels
+        level = highest if options.level is None else options.level
+        self._check_level(level, highest)
+        return level
 
     def _check_level(self, level: int, highest: int) -> None:
         if not 1 <= level <= highest:
             raise ValueError(f"level must be 1 to {highest}, got {level}")
 
     def _new_encoder(self) -> RangeEncoder:
-        return RangeEncoder(self.bundle.tables_y, backend=self.coder)
+        return RangeEncoder(self._tables_y, backend=self.coder)
 
     def _new_decoder(self, segment: Segment) -> RangeDecoder:
-        return RangeDecoder(self.bundle.tables_y, segment.payload, backend=self.coder)
+        return RangeDecoder(self._tables_y, segment.payload, backend=self.coder)
 
     def _encode_z(self, z: Ints) -> Segment:
-        encoder = RangeEncoder(self.bundle.tables_z, backend=self.coder)
+        encoder = RangeEncoder(self._tables_z, backend=self.coder)
         encoder.encode(z.ravel(), _channel_indices(z.shape))
         return Segment(encoder.finish(), symbols_checksum(z.astype("<i4").tobytes()))
 
     def _decode_z(self, segment: Segment, shape: tuple[int, int]) -> Ints:
         full = (*shape, self.bundle.cfg.entropy.hyper_channels)
-        decoder = RangeDecoder(self.bundle.tables_z, segment.payload, backend=self.coder)
+        decoder = RangeDecoder(self._tables_z, segment.payload, backend=self.coder)
         z = decoder.decode(_channel_indices(full))
         self._finish(decoder, z.astype("<i4").tobytes(), segment, "z")
         return z.reshape(full)

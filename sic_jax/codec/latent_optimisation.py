@@ -1,9 +1,8 @@
-"""The encoder's search: latents of one picture, changed until its decodings come nearer to it.
+"""Latent optimisation: latents of one picture, changed until its decodings come nearer to it.
 
 g_a finds latents in one pass and has never seen this picture. With the decoder as it is, the
-gradient of a loss of rate, squared error, LPIPS and DISTS (`sic_jax.codec.options.LatentLossConfig`) with
-respect to the integers says which of them to change. Files of a search are files like others; only
-encoding takes longer.
+gradient of a loss of rate, squared error, LPIPS and DISTS (`LatentLossConfig`) with respect to the
+integers says which of them to change. The files are files like others; only encoding takes longer.
 
 Every latent has a continuous value v, at first g_a's, and is coded as q = round(v). A step decodes
 q at one level and moves v against the gradient g there:
@@ -20,7 +19,7 @@ refinement keeps to the values that residuals can have.
 Levels take turns, so that every prefix of the file gains. Decodings are compared without grain
 (`sic_jax.codec.grain`).
 
-Source: this project; gradient search of latents: Campos et al. 2019, Yang et al. 2020.
+Source: this project; latent optimisation: Campos et al. 2019, Yang et al. 2020.
 """
 
 import itertools
@@ -62,7 +61,7 @@ _TINY, _LEAST_REACH = 1e-20, 1e-3
 _GOLDEN = (5**0.5 - 1) / 2
 
 
-class SearchState(NamedTuple):
+class OptimiserState(NamedTuple):
     """Of one window."""
 
     v: jax.Array
@@ -94,15 +93,15 @@ def level_of_step(step: int, level: int) -> int:
     return 1 + int(level * ((step + 1) * _GOLDEN % 1))
 
 
-class LatentSearch:
-    """The compiled search of one model."""
+class LatentOptimiser:
+    """The compiled optimiser of one model."""
 
     def __init__(self, bundle: Bundle, params: Params) -> None:
         """Load the networks of LPIPS and DISTS.
 
         Args:
-          bundle: The model.
-          params: Its parameters, better on the device already.
+            bundle: The model.
+            params: Its parameters, better on the device already.
         """
         cfg = bundle.cfg
         self._cfg = cfg
@@ -113,7 +112,7 @@ class LatentSearch:
         self._lmbda_perc = np.geomspace(*loss.lmbda_perc, levels).astype(np.float32)
         self._networks = jax.device_put(_Networks(load_alexnet_weights(), load_dists_weights()))
         self._target = jax.jit(_target)
-        self._step = jax.jit(self._search_step, donate_argnums=0, static_argnames="dists")
+        self._step = jax.jit(self._optimise_step, donate_argnums=0, static_argnames="dists")
 
     def __call__(
         self,
@@ -128,14 +127,14 @@ class LatentSearch:
         """Integers y_hat [h, w, C] for a picture.
 
         Args:
-          x: uint8 [H, W, 3], sides multiples of 16.
-          y: g_a's latents [h, w, C], not rounded.
-          hyper: h_s features [1, h, w, F_h] of the picture's z_hat, which stays as it is.
-          level: Highest level that is looked at; channels above it come back as round(y), but for
-            those that refine a channel that changed.
-          steps: Of each window. With none, and for pictures less than 32 pixels high or wide, for
-            which LPIPS is not defined, the result is round(y).
-          on_step: Called after each step with the number of those that are done and of all.
+            x: uint8 [H, W, 3], sides multiples of 16.
+            y: g_a's latents [h, w, C], not rounded.
+            hyper: h_s features [1, h, w, F_h] of the picture's z_hat, which stays as it is.
+            level: Highest level that is looked at; channels above it come back as round(y), but for
+                those that refine a channel that changed.
+            steps: Of each window. With none, and for pictures less than 32 pixels high or wide, for
+                which LPIPS is not defined, the result is round(y).
+            on_step: Called after each step with the number of those that are done and of all.
         """
         out = np.array(y)
         if not steps or min(x.shape[:2]) < MIN_SIZE:
@@ -156,12 +155,12 @@ class LatentSearch:
             stride = self._cfg.stride
             pixels = tuple(slice(stride * s.start, stride * s.stop) for s in at)
             # What windows before this one found is rounded already, and stays so.
-            v = self._search(x[pixels], out[at], keep, hyper[:, *at], level, steps, report)
+            v = self._optimise(x[pixels], out[at], keep, hyper[:, *at], level, steps, report)
             kept = out[row.keep, column.keep]
             kept[...] = np.round(v[row.inside, column.inside])
         return out.astype(np.int32)
 
-    def _search(
+    def _optimise(
         self,
         x: NDArray[np.uint8],
         y: NDArray[np.float32],
@@ -175,7 +174,7 @@ class LatentSearch:
         target = self._target(x[None], self._networks)
         v = jnp.asarray(y[None])
         reach = jnp.sqrt(jnp.square(v - jnp.round(v)).mean((0, 1, 2)))
-        state = SearchState(v, jnp.zeros_like(v), jnp.zeros(v.shape[-1]))
+        state = OptimiserState(v, jnp.zeros_like(v), jnp.zeros(v.shape[-1]))
         for step in range(steps):
             k = np.array([level_of_step(step, level)], np.int32)
             eta = np.float32(_RATE * (1 - 0.7 * step / steps))
@@ -187,9 +186,9 @@ class LatentSearch:
             report()
         return np.asarray(state.v[0])
 
-    def _search_step(
+    def _optimise_step(
         self,
-        state: SearchState,
+        state: OptimiserState,
         number: jax.Array,
         eta: jax.Array,
         level: jax.Array,
@@ -201,7 +200,7 @@ class LatentSearch:
         networks: _Networks,
         *,
         dists: bool,
-    ) -> SearchState:
+    ) -> OptimiserState:
         """The state after step `number`, counted from 1, with or without DISTS in its loss."""
         q = jnp.round(state.v)
         g = jax.grad(self._loss_of)(q, level, target, hyper, variables, networks, dists)
@@ -245,24 +244,24 @@ class LatentSearch:
 
 
 def descend(
-    state: SearchState,
+    state: OptimiserState,
     g: jax.Array,
     number: jax.Array,
     eta: jax.Array,
     keep: jax.Array,
     reach: jax.Array,
     levels: LevelConfig,
-) -> SearchState:
+) -> OptimiserState:
     """One step of v against a gradient.
 
     Args:
-      state: Before the step.
-      g: Gradient with respect to round(v), [1, h, w, C].
-      number: Of the step, from 1.
-      eta: Its length.
-      keep: bool [1, h, w, 1], the positions that move.
-      reach: r of each channel, [C].
-      levels: The channels of y.
+        state: Before the step.
+        g: Gradient with respect to round(v), [1, h, w, C].
+        number: Of the step, from 1.
+        eta: Its length.
+        keep: bool [1, h, w, 1], the positions that move.
+        reach: r of each channel, [C].
+        levels: The channels of y.
     """
     q = jnp.round(state.v)
     g = jnp.where(keep, g, 0)
@@ -281,7 +280,7 @@ def descend(
     limit = refinement_limit(levels) + 0.49
     refined = v[..., refining] - levels.refine_factor * changed
     v = v.at[..., refining].set(jnp.clip(refined, -limit, limit))
-    return SearchState(v, mean, square)
+    return OptimiserState(v, mean, square)
 
 
 def _target(x: jax.Array, networks: _Networks) -> _Target:

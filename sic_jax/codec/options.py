@@ -1,14 +1,124 @@
-"""Options of encoding and decoding."""
+"""Options of encoding and decoding, for programs and command lines alike.
 
+The commands make their flags of these fields (`sic_jax.cli.flags`): the first paragraph of a
+field's docstring is the flag's help. Nothing heavy is imported, so that a command starts at once.
+"""
+
+import dataclasses
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
+from sic_jax.codec.container import DEFAULT_MAX_PIXELS, GRAIN_UNITS, MAX_GRAIN, MAX_SEED
 from sic_jax.fields import require
+
+MAX_TEMPERATURE = 16
+"""`TEMPERATURE_MAX` of the detail sampler, whose module imports too much for a command line."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodeOptions:
+    """How a picture becomes a file."""
+
+    level: int | None = None
+    """Quality: 1 (smallest file) to the bundle's highest level (default: the highest).
+
+    Files of lower levels are prefixes of those of higher ones, but for those with optimised
+    latents.
+    """
+
+    optimise_steps: int = field(default=0, metadata={"flag": "optimise"})
+    """Steps of latent optimisation: slow, 30 are plenty.
+
+    At least 0. They all look at the levels up to `level`; each takes several times as long as a
+    compression without (`sic_jax.codec.latent_optimisation`).
+    """
+
+    seed: int = 0
+    """Seed of the details and the grain that decoders draw unless told otherwise, 0 to 2^32 - 1."""
+
+    grain: float | None = None
+    """Grain to store: a standard deviation in steps of 8-bit samples, 0 (none) to 15.9375 (default:
+    measured).
+
+    It is rounded to 1/16. How it is measured: `sic_jax.codec.grain.measure_grain`.
+    """
+
+    def __post_init__(self) -> None:
+        """Check what needs no bundle; ValueErrors say the value and what is allowed."""
+        if self.optimise_steps < 0:
+            raise ValueError(f"optimise_steps must be at least 0, got {self.optimise_steps}")
+        _check_seed(self.seed)
+        most = MAX_GRAIN / GRAIN_UNITS
+        if self.grain is not None and not 0 <= self.grain <= most:
+            raise ValueError(f"grain must be 0 to {most}, got {self.grain}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodeOptions:
+    """How a file becomes a picture."""
+
+    level: int | None = None
+    """Use only the levels up to this one (default: all that the file holds)."""
+
+    seed: int | None = None
+    """Seed of the drawn details and grain, 0 to 2^32 - 1 (default: the file's)."""
+
+    temperature: float | None = None
+    """Spread of the drawn details, 0 (their mean) to 16 (default: the bundle's)."""
+
+    grain: bool = True
+    """Whether the file's grain is drawn (default: yes)."""
+
+    strict: bool = False
+    """Whether an incomplete file is an error (default: no, its whole levels are decoded).
+
+    The same holds of damaged metadata. What is left out is a warning.
+    """
+
+    max_pixels: int = DEFAULT_MAX_PIXELS
+    """Largest picture to decode, height times width; larger ones are an error.
+
+    They are refused before anything is allocated.
+    """
+
+    def __post_init__(self) -> None:
+        """Check what needs no bundle; ValueErrors say the value and what is allowed."""
+        if self.seed is not None:
+            _check_seed(self.seed)
+        temperature = self.temperature
+        if temperature is not None and not 0 <= temperature <= MAX_TEMPERATURE:
+            raise ValueError(f"temperature must be 0 to {MAX_TEMPERATURE}, got {temperature}")
+
+
+Options = TypeVar("Options", EncodeOptions, DecodeOptions)
+
+
+def with_changes(options: Options, changes: Mapping[str, Any]) -> Options:
+    """The options with some fields changed.
+
+    Raises:
+        TypeError: If a name is not that of a field.
+        ValueError: If a value is out of range.
+    """
+    names = [f.name for f in dataclasses.fields(options)]
+    if unknown := sorted(set(changes) - set(names)):
+        kind = type(options).__name__
+        raise TypeError(f"{kind} has no field {unknown[0]!r}; its fields are {', '.join(names)}")
+    return dataclasses.replace(options, **changes)
+
+
+def _check_seed(seed: int) -> None:
+    if not 0 <= seed <= MAX_SEED:
+        raise ValueError(f"seed must be 0 to {MAX_SEED}, got {seed}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class LatentLossConfig:
-    """What the encoder's search (`sic_jax.codec.latent_optimisation`) minimises at level l, images in [0, 1].
+    """What latent optimisation (`sic_jax.codec.latent_optimisation`) minimises at level l.
+
+    Images are in [0, 1].
 
         bpp + lmbda_dist(l) MSE + lmbda_perc(l) (LPIPS + dists_weight DISTS)
 

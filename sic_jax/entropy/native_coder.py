@@ -225,24 +225,27 @@ def _compile() -> tuple[Callable[..., int], Callable[..., int], Callable[[Any], 
 _ENCODE, _DECODE, _FORM = _compile()
 
 
-class _Tables(NamedTuple):
+class NativeTables(NamedTuple):
+    """Validated tables in the form that the kernels take."""
+
     lookup: Any
     bounds: Any
     offsets: Any
 
 
-def _prepare(tables: CdfTables) -> _Tables:
+def prepare(tables: CdfTables) -> NativeTables:
+    """The form of validated tables that the kernels take, for any number of coders."""
     bounds = np.append(tables.starts, np.int32(tables.lookup.size))
     arrays = (tables.lookup, bounds, tables.offsets)
-    return _Tables(*(_FORM(np.ascontiguousarray(array)) for array in arrays))
+    return NativeTables(*(_FORM(np.ascontiguousarray(array)) for array in arrays))
 
 
 class NativeEncoder:
     """Range encoder over validated tables; see `sic_jax.entropy.range_coder.RangeEncoder`."""
 
-    def __init__(self, tables: CdfTables) -> None:
+    def __init__(self, tables: CdfTables | NativeTables) -> None:
         """Starts a stream."""
-        self._tables = _prepare(tables)
+        self._tables = tables if isinstance(tables, NativeTables) else prepare(tables)
         self._state = _FORM(np.array([0, _TOP, 0, 0], dtype=np.int64))
         self._chunks: list[bytes] = []
 
@@ -269,9 +272,9 @@ class NativeDecoder:
     Work is bounded by the number of values asked for, whatever the bytes are.
     """
 
-    def __init__(self, tables: CdfTables, data: bytes) -> None:
+    def __init__(self, tables: CdfTables | NativeTables, data: bytes) -> None:
         """Opens a stream."""
-        self._tables = _prepare(tables)
+        self._tables = tables if isinstance(tables, NativeTables) else prepare(tables)
         self._data = data
         self._bytes = _FORM(np.frombuffer(data, dtype=np.uint8))
         start = int.from_bytes(data[:4].ljust(4, b"\0"), "big")

@@ -9,13 +9,17 @@ checksum first. Neither is imported before it is used.
 import contextlib
 import importlib.util
 import os
-from typing import Any, Final, Protocol
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from sic_jax.entropy.cdf_tables import CdfTables, validate_tables
 from sic_jax.errors import BitstreamError
+
+if TYPE_CHECKING:
+    from sic_jax.entropy.native_coder import NativeTables
 
 VALUE_LIMIT: Final = 1 << 29
 _TFC_OPS: Final = "tensorflow_compression_ops"
@@ -31,22 +35,47 @@ def default_backend() -> str:
     return "native"
 
 
+class PreparedTables:
+    """Validated tables for any number of coders of either backend; nobody can change them."""
+
+    def __init__(self, tables: CdfTables) -> None:
+        """Validates a copy of tables.
+
+        Args:
+            tables: Tables from any source; see `validate_tables`.
+
+        Raises:
+            ValueError: If they are invalid.
+        """
+        self.tables = CdfTables(*map(np.array, tables))
+        validate_tables(self.tables)
+        for array in self.tables:
+            array.setflags(write=False)
+
+    @cached_property
+    def native(self) -> "NativeTables":
+        """The form that the native coder takes."""
+        from sic_jax.entropy.native_coder import prepare
+
+        return prepare(self.tables)
+
+
 class RangeEncoder:
     """Encodes integers, each with the table that its index names, into one stream."""
 
-    def __init__(self, tables: CdfTables, *, backend: str) -> None:
+    def __init__(self, tables: CdfTables | PreparedTables, *, backend: str) -> None:
         """Starts a stream.
 
         Args:
-            tables: Tables; see `validate_tables`.
+            tables: Tables; see `validate_tables`. They are validated here if they are not prepared.
             backend: "native" or "tfc".
 
         Raises:
             ValueError: If the tables are invalid, or the backend is unknown or not installed.
         """
-        validate_tables(tables)
-        self._num_tables = tables.starts.size
-        self._coder = _make_encoder(tables, backend)
+        prepared = _prepared(tables)
+        self._num_tables = prepared.tables.starts.size
+        self._coder = _make_encoder(prepared, backend)
 
     def encode(self, values: ArrayLike, indices: ArrayLike) -> None:
         """Appends values to the stream; several calls give the same bytes as one.
@@ -74,20 +103,20 @@ class RangeEncoder:
 class RangeDecoder:
     """Decodes the stream of a `RangeEncoder` with the same tables, by either backend."""
 
-    def __init__(self, tables: CdfTables, data: bytes, *, backend: str) -> None:
+    def __init__(self, tables: CdfTables | PreparedTables, data: bytes, *, backend: str) -> None:
         """Opens a stream.
 
         Args:
-            tables: The tables that the encoder used.
+            tables: The tables that the encoder used; validated here if they are not prepared.
             data: The whole stream.
             backend: "native" or "tfc"; "tfc" must only be given streams with a verified checksum.
 
         Raises:
             ValueError: If the tables are invalid, or the backend is unknown or not installed.
         """
-        validate_tables(tables)
-        self._num_tables = tables.starts.size
-        self._coder = _make_decoder(tables, bytes(data), backend)
+        prepared = _prepared(tables)
+        self._num_tables = prepared.tables.starts.size
+        self._coder = _make_decoder(prepared, bytes(data), backend)
 
     def decode(self, indices: ArrayLike) -> NDArray[np.int32]:
         """Decodes the next values; several calls give the same values as one.
@@ -131,22 +160,26 @@ class _Decoder(Protocol):
     def finish(self) -> None: ...
 
 
-def _make_encoder(tables: CdfTables, backend: str) -> _Encoder:
+def _prepared(tables: CdfTables | PreparedTables) -> PreparedTables:
+    return tables if isinstance(tables, PreparedTables) else PreparedTables(tables)
+
+
+def _make_encoder(prepared: PreparedTables, backend: str) -> _Encoder:
     _check_backend(backend)
     if backend == "tfc":
-        return _TfcEncoder(tables)
+        return _TfcEncoder(prepared.tables)
     from sic_jax.entropy.native_coder import NativeEncoder
 
-    return NativeEncoder(tables)
+    return NativeEncoder(prepared.native)
 
 
-def _make_decoder(tables: CdfTables, data: bytes, backend: str) -> _Decoder:
+def _make_decoder(prepared: PreparedTables, data: bytes, backend: str) -> _Decoder:
     _check_backend(backend)
     if backend == "tfc":
-        return _TfcDecoder(tables, data)
+        return _TfcDecoder(prepared.tables, data)
     from sic_jax.entropy.native_coder import NativeDecoder
 
-    return NativeDecoder(tables, data)
+    return NativeDecoder(prepared.native, data)
 
 
 def _check_backend(backend: str) -> None:

@@ -1,6 +1,7 @@
 """What eval.py needs of a codec, and the codec of this package."""
 
-from collections.abc import Callable, Sequence
+import dataclasses
+from collections.abc import Callable, Sequence, Set
 from typing import NamedTuple
 
 import numpy as np
@@ -8,6 +9,7 @@ from numpy.typing import NDArray
 
 from sic_jax.codec.codec import Codec
 from sic_jax.codec.container import MAX_SEED, truncate
+from sic_jax.codec.options import DecodeOptions, EncodeOptions
 
 Pixels = NDArray[np.uint8]
 
@@ -50,31 +52,27 @@ def setting_text(setting: float) -> str:
 def sic_codec(
     codec: Codec,
     levels: Sequence[int] | None = None,
+    encoding: EncodeOptions = EncodeOptions(),
+    decoding: DecodeOptions = DecodeOptions(),
     *,
     samples: int = 1,
-    seed: int | None = None,
-    temperature: float | None = None,
-    grain: bool = True,
-    search: int = 0,
 ) -> ImageCodec:
     """The codec of this package at some levels.
 
     Args:
         codec: A loaded bundle.
         levels: Default: five, up to the bundle's highest.
+        encoding: How files are made, but for the level. Latents are optimised once an image, over
+            the levels up to the highest of `levels`: all its files are cut from one.
+        decoding: How they are decoded; always `strict`. Its seed is the first of `samples`.
         samples: Members of the synset to decode, with seeds seed, seed + 1, ...
-        seed: First seed of the details; default: the file's, which is 0.
-        temperature: Spread of the details; default: the bundle's.
-        grain: Whether the files' grain is drawn.
-        search: Steps of search (`sic_jax.codec.latent_optimisation`). One search an image, over the
-            levels up to the highest of `levels`: all its files are cut from one.
 
     Raises:
         ValueError: If the bundle does not have one of the levels, or a number is out of range.
     """
     highest = codec.bundle.cfg.num_levels
-    first = 0 if seed is None else seed
-    spread = codec.bundle.cfg.temperature if temperature is None else temperature
+    first = encoding.seed if decoding.seed is None else decoding.seed
+    spread = codec.bundle.cfg.temperature if decoding.temperature is None else decoding.temperature
     if levels is None:
         levels = [*(level for level in _LEVELS if level < highest), highest]
     for level in levels:
@@ -82,31 +80,25 @@ def sic_codec(
             raise ValueError(f"levels of this bundle are 1 to {highest}, got {level}")
     if samples < 1:
         raise ValueError(f"samples must be at least 1, got {samples}")
-    if not 0 <= first <= MAX_SEED - samples + 1:
+    if first > MAX_SEED - samples + 1:
         raise ValueError(
             f"seed must be 0 to {MAX_SEED - samples + 1} for {samples} samples, got {first}"
         )
-    if not 0 <= spread < float("inf"):
-        raise ValueError(f"temperature must be finite and at least 0, got {spread}")
-
-    if search < 0:
-        raise ValueError(f"search must be at least 0 steps, got {search}")
-    top = max(levels)
+    decoding = dataclasses.replace(decoding, strict=True, seed=first, temperature=spread)
+    steps, top = encoding.optimise_steps, max(levels)
     latest: dict[bytes, bytes] = {}
 
     def encode(image: Pixels, level: float) -> bytes:
-        if not search:
-            return codec.compress(image, level=int(level))
+        if not steps:
+            return codec.compress(image, encoding, level=int(level))
         key = repr(image.shape).encode() + image.tobytes()
         if key not in latest:
             latest.clear()
-            latest[key] = codec.compress(image, level=top, search=search)
+            latest[key] = codec.compress(image, encoding, level=top)
         return truncate(latest[key], int(level))
 
     def decode(data: bytes, sample: int) -> Pixels:
-        return codec.decompress(
-            data, strict=True, seed=first + sample, temperature=spread, grain=grain
-        )
+        return codec.decompress(data, decoding, seed=first + sample)
 
     def estimate(image: Pixels) -> Callable[[float], float]:
         bits = codec.estimate_bits(image)
@@ -117,15 +109,25 @@ def sic_codec(
         settings=tuple(sorted(set(levels))),
         options=f"model {codec.bundle.model_id.hex()}, temperature {spread:g}, seed {first}, "
         f"samples {samples}"
-        + (", grain" if grain else "")
-        + (f", search {search} to level {top}" if search else ""),
+        + (", grain" if decoding.grain else "")
+        + (f", optimised {steps} steps to level {top}" if steps else "")
+        + _others(encoding, {"level", "optimise_steps"})
+        + _others(decoding, {"seed", "temperature", "grain", "strict", "max_pixels"}),
         encode=encode,
         decode=decode,
         samples=samples,
-        # Estimates are of latents without a search.
-        estimate=None if search else estimate,
+        # Estimates are of latents without optimisation.
+        estimate=None if steps else estimate,
         setting_name="level",
         compiles=True,
-        times_encoding=not search,
+        times_encoding=not steps,
         coder=codec.coder,
     )
+
+
+def _others(options: EncodeOptions | DecodeOptions, named: Set[str]) -> str:
+    """Fields that are not named already and differ from their default."""
+    kind = type(options).__name__
+    values = {f.name: (getattr(options, f.name), f.default) for f in dataclasses.fields(options)}
+    changed = {k: v for k, (v, default) in values.items() if k not in named and v != default}
+    return "".join(f", {kind}.{name} {value}" for name, value in changed.items())

@@ -147,7 +147,10 @@ def _means(content: Content) -> str:
     columns = [c for c in summary_columns(content.metrics, samples=samples) if c != "level"]
     note = "Times are seconds an image, in memory, compilation excluded; external commands start."
     if any(row.encode_s is None for row in content.means):
-        note += " - where some were measured with another coder, device or version, or searched."
+        note += (
+            " - where some were measured with another coder, device or version,"
+            " or with optimised latents."
+        )
     if samples:
         note += " Spread: standard deviation over the samples of an image, mean over images."
     return f'<p class="soft">{note}</p>' + _summary_table(content.means, columns, content)

@@ -12,12 +12,13 @@ A record in results.json and records.jsonl is an object with these keys:
     file_id                 16 hex digits, a digest of the file
     height, width           pixels
     num_bytes, bpp          size of the file; 8 num_bytes / (height width)
-    bpp_est                 bpp by the model's probabilities; null for other codecs, and after a
-                            search
+    bpp_est                 bpp by the model's probabilities; null for other codecs, and after
+                            latent optimisation
     samples                 decodings that were measured: members of the synset
     encode_s, decode_s      seconds of one call, compilation excluded; mean over samples; in
                             results.json null if they were measured with something else than the
-                            run; encode_s is null after a search, one for all settings
+                            run; encode_s is null after latent optimisation,
+                            which is one for all settings
     timed_with              what they were measured with: range coder, device and versions; null in
                             records of versions that did not keep it
     METRIC                  mean over samples; null where it is not finite (PSNR of equal images)

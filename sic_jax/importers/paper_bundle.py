@@ -15,8 +15,8 @@ The paper's network with parameters of the authors' checkpoint `{name}` (SHA-256
 imported by `sic import-official`.
 
 - {parameters} parameters, rounded to float16; {levels} levels, {channels} channels of y.
-- Transforms `swin`, entropy model `raster`. The entropy networks compute in floats: a file decodes only
-  where the arithmetic is that of its encoder, and is refused elsewhere.
+- Transforms `swin`, entropy model `raster`. The entropy networks compute in floats: a file decodes
+  only where the arithmetic is that of its encoder, and is refused elsewhere.
 - The parameters are under the terms of whoever published the checkpoint, not of this package.
 """
 

@@ -1,7 +1,7 @@
 """The authors' PyTorch checkpoints: their parameters under this package's names.
 
-The published network is the model with the transforms `swin` and the entropy model `raster`. Conversion
-reorders axes (`sic_jax.importers.paper_names`) and changes no value.
+The published network is the model with the transforms `swin` and the entropy model `raster`.
+Conversion reorders axes (`sic_jax.importers.paper_names`) and changes no value.
 """
 
 import re

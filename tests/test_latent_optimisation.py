@@ -1,5 +1,6 @@
-"""The encoder's search: one step in closed form, what it gains, what it must not touch."""
+"""Latent optimisation: one step in closed form, what it gains, what it must not touch."""
 
+import json
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -12,15 +13,25 @@ from PIL import Image
 from test_codec import CFG, LEVELS, picture, tiny_bundle
 
 from sic_jax.cli.demo import SAMPLE
-from sic_jax.codec import latent_optimisation as search
+from sic_jax.codec import latent_optimisation as optimisation
+from sic_jax.codec.bundle import _with_todays_names, load_bundle
 from sic_jax.codec.codec import Codec
 from sic_jax.codec.container import truncate, unpack
-from sic_jax.codec.latent_optimisation import LatentSearch, SearchState, descend, level_of_step
-from sic_jax.codec.options import SearchConfig
+from sic_jax.codec.latent_optimisation import (
+    LatentOptimiser,
+    OptimiserState,
+    descend,
+    level_of_step,
+)
+from sic_jax.codec.options import LatentLossConfig
+from sic_jax.fields import from_dict
 from sic_jax.metrics.dists_metric import dists, load_dists_weights
 from sic_jax.metrics.lpips_metric import load_alexnet_weights, lpips
+from sic_jax.model.config import ModelConfig
 from sic_jax.model.levels import channel_levels, refinement_sources
 from sic_jax.training.presets import default_model
+
+GOLDEN_BUNDLE = Path(__file__).parent / "golden" / "v2" / "bundle"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -44,22 +55,34 @@ def test_every_level_has_its_turn(level: int, first: int) -> None:
 
 
 def test_weights_are_geometric_in_the_level() -> None:
-    search = LatentSearch(default_model(), {})
-    np.testing.assert_allclose(search._lmbda_dist[::15], (40, 1200), rtol=1e-6)
-    np.testing.assert_allclose(search._lmbda_perc[::15], (0.45, 2.8), rtol=1e-6)
-    np.testing.assert_allclose(np.diff(np.log(search._lmbda_dist)), np.log(30) / 15, rtol=1e-5)
+    optimiser = LatentOptimiser(default_model(), {})
+    np.testing.assert_allclose(optimiser._lmbda_dist[::15], (40, 1200), rtol=1e-6)
+    np.testing.assert_allclose(optimiser._lmbda_perc[::15], (0.45, 2.8), rtol=1e-6)
+    np.testing.assert_allclose(np.diff(np.log(optimiser._lmbda_dist)), np.log(30) / 15, rtol=1e-5)
     with pytest.raises(
         ValueError, match=r"lmbda_dist is \(0\.0, 1\.0\); it must be positive and fin"
     ):
-        SearchConfig(lmbda_dist=(0.0, 1.0))
-    with pytest.raises(ValueError, match=r"lmbda_dists is -1\.0; it must be at least 0 and finite"):
-        SearchConfig(lmbda_dists=-1.0)
+        LatentLossConfig(lmbda_dist=(0.0, 1.0))
+    with pytest.raises(ValueError, match=r"weight is -1\.0; it must be at least 0 and finite"):
+        LatentLossConfig(dists_weight=-1.0)
 
 
-def step(v, g, keep=None, *, number=1, eta=0.02, reach=0.3, cfg=CFG) -> SearchState:
+def test_bundles_keep_the_names_that_they_were_stored_with() -> None:
+    """`lmbda_dists` of the first bundles is `dists_weight` today; their ids stay."""
+    config = json.loads((GOLDEN_BUNDLE / "config.json").read_text())
+    loaded = load_bundle(GOLDEN_BUNDLE).cfg.search
+    assert config["search"]["lmbda_dists"] == loaded.dists_weight == 1
+    config["search"]["lmbda_dists"] = 2.0
+    assert from_dict(ModelConfig, _with_todays_names(config)).search.dists_weight == 2
+    config["search"]["dists_weight"] = 3.0
+    with pytest.raises(ValueError, match="LatentLossConfig has no field 'lmbda_dists'"):
+        from_dict(ModelConfig, _with_todays_names(config))
+
+
+def step(v, g, keep=None, *, number=1, eta=0.02, reach=0.3, cfg=CFG) -> OptimiserState:
     v, g = (jnp.asarray(a, jnp.float32)[None] for a in (v, g))
     keep = np.ones((*v.shape[:3], 1), bool) if keep is None else keep
-    state = SearchState(v, jnp.zeros_like(v), jnp.zeros(v.shape[-1]))
+    state = OptimiserState(v, jnp.zeros_like(v), jnp.zeros(v.shape[-1]))
     return descend(state, g, number, eta, keep, jnp.full(v.shape[-1], reach), cfg)
 
 
@@ -119,7 +142,7 @@ def test_positions_that_are_not_kept_do_not_move_and_do_not_count() -> None:
 
 
 def losses(codec: Codec, x: np.ndarray, data: bytes) -> np.ndarray:
-    """The loss of a search at each level, by the bytes of files and decoded pictures."""
+    """The loss of the optimisation at each level, by the bytes of files and decoded pictures."""
     loss, out = CFG.search, []
     lmbda_dist, lmbda_perc = (np.geomspace(*w, LEVELS) for w in (loss.lmbda_dist, loss.lmbda_perc))
     for level in range(1, LEVELS + 1):
@@ -130,7 +153,7 @@ def losses(codec: Codec, x: np.ndarray, data: bytes) -> np.ndarray:
         out.append(
             8 * len(cut) / x[..., 0].size
             + lmbda_dist[level - 1] * float(np.square(a - b).mean())
-            + lmbda_perc[level - 1] * (near + loss.lmbda_dists * alike)
+            + lmbda_perc[level - 1] * (near + loss.dists_weight * alike)
         )
     return np.array(out)
 
@@ -139,26 +162,26 @@ def test_decoded_files_are_better_and_prefixes_too(codec: Codec) -> None:
     x = picture(64, 96)
     told: list[tuple[int, int]] = []
     plain = codec.compress(x)
-    searched = codec.compress(x, search=24, on_search_step=lambda *step: told.append(step))
+    optimised = codec.compress(x, optimise_steps=24, on_step=lambda *step: told.append(step))
     assert told == [(i + 1, 24) for i in range(24)]
-    before, after = losses(codec, x, plain), losses(codec, x, searched)
+    before, after = losses(codec, x, plain), losses(codec, x, optimised)
     assert (after < before).all(), (before, after)
-    # A file like any other, whose symbols are those of the search.
-    encoded = codec.encode_latents(x, search=24)
-    decoded = codec.decode_latents(unpack(searched))
+    # A file like any other, whose symbols are those of the optimisation.
+    encoded = codec.encode_latents(x, optimise_steps=24)
+    decoded = codec.decode_latents(unpack(optimised))
     np.testing.assert_array_equal(decoded.y_s, encoded.y_s)
     np.testing.assert_array_equal(decoded.z_hat, codec.encode_latents(x).z_hat)
 
 
 def test_levels_above_that_of_the_file_only_follow_what_they_refine(codec: Codec) -> None:
     x = picture(64, 96)
-    plain, searched = codec.encode_latents(x), codec.encode_latents(x, level=1, search=12)
+    plain, optimised = codec.encode_latents(x), codec.encode_latents(x, level=1, optimise_steps=12)
     above = channel_levels(CFG) > 1
-    low = (plain.y_s != searched.y_s)[..., ~above]
+    low = (plain.y_s != optimised.y_s)[..., ~above]
     assert low.any()
     sources = refinement_sources(CFG)
     for c in np.flatnonzero(above):
-        changed = (plain.y_s != searched.y_s)[..., c]
+        changed = (plain.y_s != optimised.y_s)[..., c]
         if sources[c] < 0:
             assert not changed.any()
         elif not above[sources[c]]:
@@ -168,19 +191,19 @@ def test_levels_above_that_of_the_file_only_follow_what_they_refine(codec: Codec
 @pytest.mark.parametrize("size", [(16, 200), (1, 1)])
 def test_small_pictures_are_coded_without(codec: Codec, size: tuple[int, int]) -> None:
     x = picture(*size)
-    assert codec.compress(x, search=5) == codec.compress(x)
+    assert codec.compress(x, optimise_steps=5) == codec.compress(x)
 
 
 def test_gray(codec: Codec) -> None:
     x = picture(60, 90)[..., 1]
-    data = codec.compress(x, search=16)
+    data = codec.compress(x, optimise_steps=16)
     assert codec.decompress(data).shape == (60, 90)
     assert data != codec.compress(x)
 
 
 def test_windows_cover_the_picture(codec: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every position is searched once, and only it is taken from its window."""
-    monkeypatch.setattr(search, "WINDOW", 6)
+    """Every position is optimised once, and only it is taken from its window."""
+    monkeypatch.setattr(optimisation, "WINDOW", 6)
     x = picture(64, 200)
     seen = []
 
@@ -193,8 +216,8 @@ def test_windows_cover_the_picture(codec: Codec, monkeypatch: pytest.MonkeyPatch
             report()
         return y + 7
 
-    find = search.LatentSearch(CFG, codec.bundle.params)
-    monkeypatch.setattr(find, "_search", stub)
+    find = optimisation.LatentOptimiser(CFG, codec.bundle.params)
+    monkeypatch.setattr(find, "_optimise", stub)
     y = np.random.default_rng(0).normal(size=(4, 13, CFG.num_channels)).astype(np.float32)
     x, hyper = np.pad(x, ((0, 0), (0, 8), (0, 0))), jnp.zeros((1, 4, 13, 3))
     told = []
@@ -206,8 +229,8 @@ def test_windows_cover_the_picture(codec: Codec, monkeypatch: pytest.MonkeyPatch
 
 
 def test_negative_steps(codec: Codec) -> None:
-    with pytest.raises(ValueError, match="search must be at least 0 steps, got -1"):
-        codec.compress(picture(32, 32), search=-1)
+    with pytest.raises(ValueError, match="optimise_steps must be at least 0, got -1"):
+        codec.compress(picture(32, 32), optimise_steps=-1)
 
 
 @pytest.mark.slow
@@ -215,10 +238,10 @@ def test_what_the_default_bundle_gains() -> None:
     with Image.open(SAMPLE) as im:
         x = np.asarray(im.convert("RGB"))[128:256, 128:320]
     codec = Codec.load("default")
-    plain, searched = codec.compress(x), codec.compress(x, search=12)
+    plain, optimised = codec.compress(x), codec.compress(x, optimise_steps=12)
     weights = load_dists_weights()
     for level in (8, 12, 16):
-        a, b = truncate(plain, level), truncate(searched, level)
+        a, b = truncate(plain, level), truncate(optimised, level)
         assert len(b) < 1.08 * len(a)
         before, after = (
             float(dists(x[None] / np.float32(255), p[None] / np.float32(255), weights=weights)[0])
