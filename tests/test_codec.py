@@ -23,36 +23,30 @@ from sic_jax.entropy.cdf_tables import CdfTables
 from sic_jax.entropy.distributions import NO_REACH, logistic_bits, normal_bits
 from sic_jax.entropy.range_coder import RangeDecoder, RangeEncoder, available_backends
 from sic_jax.model.config import ModelConfig
-from sic_jax.model.entropy_models.checkerboard.detail import sigma_grid
-from sic_jax.model.entropy_models.checkerboard.group_coding import (
-    Request,
-    coding_tables,
-    num_coding_tables,
-    refinement_table_indices,
-    table_indices,
-    walk,
-)
-from sic_jax.model.levels import refinement_limit, refinement_sources
+from sic_jax.model.entropy_models.base import Request, code_levels
+from sic_jax.model.entropy_models.checkerboard.group_coding import refinement_table_indices
+from sic_jax.model.entropy_models.raster.raster import RasterEntropy
+from sic_jax.model.entropy_models.scales import table_indices
+from sic_jax.model.levels import LevelConfig, refinement_limit, refinement_sources
 from sic_jax.model.params import init_params
-from sic_jax.model.transforms.base import PATCH
 from sic_jax.model.transforms.pyramid import with_klt
 from sic_jax.training.presets import preset
 
 CFG = preset("smoke").model
 LEVELS = CFG.num_levels
+STRIDE = CFG.stride
 
 
 def tiny_bundle(folder: Path, seed: int, cfg: ModelConfig = CFG) -> Path:
     """An untrained bundle: linear branches from smooth patches, everything else random."""
     rng = np.random.default_rng(seed)
-    patches = rng.normal(size=(1500, PATCH, PATCH, 3)).cumsum(1).cumsum(2)
+    patches = rng.normal(size=(1500, STRIDE, STRIDE, 3)).cumsum(1).cumsum(2)
     patches *= 0.2 / np.abs(patches).max((1, 2, 3), keepdims=True)
     params = with_klt(
         init_params(cfg, seed=seed),
-        cfg.pyramid,
+        cfg.transforms,
         patches.reshape(1500, -1),
-        sources=refinement_sources(cfg),
-        refine_factor=cfg.refine_factor,
+        cfg.levels,
     )
     export_bundle(folder, cfg, params)
     return folder
@@ -180,14 +174,15 @@ def test_size_is_within_the_estimate(codec: Codec) -> None:
 
 def test_refinements_have_tables_of_their_own(codec: Codec) -> None:
     cfg = CFG
-    refining = np.flatnonzero(refinement_sources(cfg) >= 0)
-    first = cfg.num_sigmas * 16
-    assert len(codec.bundle.tables_y.starts) == num_coding_tables(cfg) == first + 64 * 129
+    refining = np.flatnonzero(refinement_sources(cfg.levels) >= 0)
+    first = cfg.entropy.scales.num_sigmas * 16
+    tables = cfg.entropy.num_coding_tables(cfg.levels)
+    assert len(codec.bundle.tables_y.starts) == tables == first + 64 * 129
     x = picture(192, 256)
     data, estimate = codec.compress(x), codec.estimate_bits(x)
     decoded = codec.decode_latents(unpack(data))
     np.testing.assert_array_equal(decoded.y_s, codec.encode_latents(x).y_s)
-    assert np.abs(decoded.y_s[..., refining]).max() == refinement_limit(cfg) == 1
+    assert np.abs(decoded.y_s[..., refining]).max() == refinement_limit(cfg.levels) == 1
     for level in range(1, LEVELS + 1):
         size = len(truncate(data, level))
         expected = estimate.bpp_est(level, *x.shape[:2]) * x.shape[0] * x.shape[1] / 8
@@ -207,23 +202,24 @@ def test_refinements_have_tables_of_their_own(codec: Codec) -> None:
         coder.encode(values - request.means, request.indices)
         return values
 
-    walk(codec._pass.run(hyper, LEVELS), encode)
+    code_levels(codec._pass.run(hyper, LEVELS), encode)
     decoder = RangeDecoder(codec.bundle.tables_y, coder.finish(), backend="native")
-    again, _ = walk(codec._pass.run(hyper, LEVELS), lambda r: decoder.decode(r.indices) + r.means)
+    coding = codec._pass.run(hyper, LEVELS)
+    again, _ = code_levels(coding, lambda r: decoder.decode(r.indices) + r.means)
     np.testing.assert_array_equal(again, y)
 
 
-@pytest.mark.parametrize("context", ["checkerboard", "raster"])
-def test_tables_have_the_probabilities_that_training_has(context: str) -> None:
-    """-log2 of a table's mass is the bits that `SicModel.level_bits` counts."""
-    cfg = CFG
-    if context == "raster":
-        cfg = ModelConfig(level_channels=(2,) * 3, level_refinements=(0,) * 3, context="raster")
-    tables = coding_tables(cfg)
+@pytest.mark.parametrize("kind", ["checkerboard", "raster"])
+def test_tables_have_the_probabilities_that_training_has(kind: str) -> None:
+    """-log2 of a table's mass is the bits that `EntropyNetworks.level_bits` counts."""
+    levels, entropy = CFG.levels, CFG.entropy
+    if kind == "raster":
+        levels, entropy = LevelConfig(channels=(2,) * 3, refinements=(0,) * 3), RasterEntropy()
+    tables = entropy.coding_tables(levels)
     ends = np.append(tables.starts[1:], tables.lookup.size)
     rng = np.random.default_rng(0)
     mean, scale = rng.integers(-40, 41, 400), rng.integers(10, 45, 400)
-    sigma = sigma_grid(cfg)[scale]
+    sigma = entropy.scales.sigmas[scale]
 
     def masses(indices: np.ndarray, values: np.ndarray) -> np.ndarray:
         symbols = values - tables.offsets[indices]
@@ -234,12 +230,12 @@ def test_tables_have_the_probabilities_that_training_has(context: str) -> None:
     y = np.round(mean / 16 + rng.uniform(-1, 1, 400) * sigma).astype(int)
     bits = (
         normal_bits(y, mean / 16, sigma)
-        if context == "raster"
+        if kind == "raster"
         else logistic_bits(y, mean / 16, sigma, NO_REACH)
     )
     np.testing.assert_allclose(-np.log2(masses(indices, y - whole)), bits, atol=4e-3)
-    if context == "checkerboard":
-        found = refinement_table_indices(jnp.asarray(mean), jnp.asarray(scale), cfg)
+    if kind == "checkerboard":
+        found = refinement_table_indices(jnp.asarray(mean), jnp.asarray(scale), entropy.scales)
         indices, whole = (np.asarray(a) for a in found)
         assert not whole.any()
         y = rng.integers(-1, 2, 400)

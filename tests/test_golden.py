@@ -102,11 +102,13 @@ def test_batches_and_devices(codecs: dict[str, Codec], device: jax.Device) -> No
         codec = codecs[folder]
         data = (GOLDEN / folder / "edges.sic").read_bytes()
         y, z, _ = codec.decode_latents(unpack(data))
-        layers = jax.device_put(load_bundle(FOLDERS[folder]).entropy, device)
+        layers = jax.device_put(load_bundle(FOLDERS[folder]).integers, device)
 
         def parameters(y: jax.Array, z: jax.Array, layers: Any = layers, codec: Any = codec) -> Any:
             hyper = hyper_synthesis(layers["h_s"], z, y.shape[1:3])
-            return hyper, *all_parameters(layers["context"], codec.bundle.cfg, y, hyper)
+            cfg = codec.bundle.cfg
+            model = cfg.levels, cfg.entropy.scales
+            return hyper, *all_parameters(layers["context"], *model, y, hyper)
 
         y4 = jnp.stack([jnp.asarray(a, jnp.float32) for a in (y, y[::-1], y[:, ::-1], -y)])
         z4 = jnp.stack([jnp.asarray(a, jnp.float32) for a in (z, z[::-1], z[:, ::-1], -z)])

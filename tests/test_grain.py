@@ -9,7 +9,7 @@ import pytest
 
 from sic_jax.codec import grain
 from sic_jax.codec.grain import add_grain, grain_units, measure_grain
-from sic_jax.model.entropy_models.checkerboard.detail import normal_noise
+from sic_jax.entropy.counter_noise import normal_noise
 from sic_jax.training import batch_grain as training_grain
 
 

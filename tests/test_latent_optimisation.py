@@ -1,6 +1,5 @@
 """Latent optimisation: one step in closed form, what it gains, what it must not touch."""
 
-import json
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -14,7 +13,7 @@ from test_codec import CFG, LEVELS, picture, tiny_bundle
 
 from sic_jax.cli.demo import SAMPLE
 from sic_jax.codec import latent_optimisation as optimisation
-from sic_jax.codec.bundle import _with_todays_names, load_bundle
+from sic_jax.codec.bundle import export_bundle, load_bundle
 from sic_jax.codec.codec import Codec
 from sic_jax.codec.container import truncate, unpack
 from sic_jax.codec.latent_optimisation import (
@@ -24,14 +23,10 @@ from sic_jax.codec.latent_optimisation import (
     level_of_step,
 )
 from sic_jax.codec.options import LatentLossConfig
-from sic_jax.fields import from_dict
 from sic_jax.metrics.dists_metric import dists, load_dists_weights
 from sic_jax.metrics.lpips_metric import load_alexnet_weights, lpips
-from sic_jax.model.config import ModelConfig
 from sic_jax.model.levels import channel_levels, refinement_sources
 from sic_jax.training.presets import default_model
-
-GOLDEN_BUNDLE = Path(__file__).parent / "golden" / "v2" / "bundle"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -55,7 +50,7 @@ def test_every_level_has_its_turn(level: int, first: int) -> None:
 
 
 def test_weights_are_geometric_in_the_level() -> None:
-    optimiser = LatentOptimiser(default_model(), {})
+    optimiser = LatentOptimiser(default_model(), LatentLossConfig(), {})
     np.testing.assert_allclose(optimiser._lmbda_dist[::15], (40, 1200), rtol=1e-6)
     np.testing.assert_allclose(optimiser._lmbda_perc[::15], (0.45, 2.8), rtol=1e-6)
     np.testing.assert_allclose(np.diff(np.log(optimiser._lmbda_dist)), np.log(30) / 15, rtol=1e-5)
@@ -67,30 +62,27 @@ def test_weights_are_geometric_in_the_level() -> None:
         LatentLossConfig(dists_weight=-1.0)
 
 
-def test_bundles_keep_the_names_that_they_were_stored_with() -> None:
-    """`lmbda_dists` of the first bundles is `dists_weight` today; their ids stay."""
-    config = json.loads((GOLDEN_BUNDLE / "config.json").read_text())
-    loaded = load_bundle(GOLDEN_BUNDLE).cfg.search
-    assert config["search"]["lmbda_dists"] == loaded.dists_weight == 1
-    config["search"]["lmbda_dists"] = 2.0
-    assert from_dict(ModelConfig, _with_todays_names(config)).search.dists_weight == 2
-    config["search"]["dists_weight"] = 3.0
-    with pytest.raises(ValueError, match="LatentLossConfig has no field 'lmbda_dists'"):
-        from_dict(ModelConfig, _with_todays_names(config))
+def test_a_bundle_keeps_the_weights(tmp_path: Path, codec: Codec) -> None:
+    assert codec.bundle.latent_loss == LatentLossConfig()
+    loss = LatentLossConfig(lmbda_perc=(1.0, 2.0), dists_weight=2.0)
+    export_bundle(tmp_path, codec.bundle.cfg, codec.bundle.params, latent_loss=loss)
+    loaded = load_bundle(tmp_path)
+    assert loaded.latent_loss == loss
+    assert loaded.model_id != codec.bundle.model_id
 
 
 def step(v, g, keep=None, *, number=1, eta=0.02, reach=0.3, cfg=CFG) -> OptimiserState:
     v, g = (jnp.asarray(a, jnp.float32)[None] for a in (v, g))
     keep = np.ones((*v.shape[:3], 1), bool) if keep is None else keep
     state = OptimiserState(v, jnp.zeros_like(v), jnp.zeros(v.shape[-1]))
-    return descend(state, g, number, eta, keep, jnp.full(v.shape[-1], reach), cfg)
+    return descend(state, g, number, eta, keep, jnp.full(v.shape[-1], reach), cfg.levels)
 
 
 def test_the_first_step_is_the_gradient_in_units_of_its_channel() -> None:
     rng = np.random.default_rng(0)
     shape = (3, 5, CFG.num_channels)
     # Not near a half: nothing changes, and no refinement follows. Refinements have their range.
-    most = np.where(refinement_sources(CFG) < 0, 3, 1)
+    most = np.where(refinement_sources(CFG.levels) < 0, 3, 1)
     v = rng.integers(-most, most + 1, shape) + rng.uniform(-0.3, 0.3, shape)
     g = rng.normal(size=shape)
     g *= 10.0 ** np.arange(-4, 4)  # Channels of any scale, one of them without a gradient.
@@ -104,7 +96,7 @@ def test_the_first_step_is_the_gradient_in_units_of_its_channel() -> None:
     np.testing.assert_allclose(state.square, 0.03 * (g**2).mean((0, 1)), rtol=1e-4)
     # The second step has running means that weigh both as if nothing had been before.
     again = descend(state, jnp.zeros_like(state.v), 2, 0.02, np.ones((1, 3, 5, 1), bool),
-                    jnp.full(shape[-1], 1e9), CFG)  # fmt: skip
+                    jnp.full(shape[-1], 1e9), CFG.levels)  # fmt: skip
     m, s = 0.09 * g / 0.19, np.sqrt(0.97 * 0.03 * (g**2).mean((0, 1)) / (1 - 0.97**2))
     s[5] = 1
     np.testing.assert_allclose(again.v - state.v, -0.02 * np.clip(m / s, -4, 4)[None], atol=3e-6)
@@ -118,7 +110,7 @@ def test_without_a_gradient_values_go_back_to_their_integers() -> None:
 
 
 def test_a_refinement_makes_up_for_what_it_refines() -> None:
-    sources = refinement_sources(CFG)
+    sources = refinement_sources(CFG.levels)
     refining = int(np.flatnonzero(sources >= 0)[0])
     base = int(sources[refining])
     v, g = np.zeros((2, 2, CFG.num_channels)), np.zeros((2, 2, CFG.num_channels))
@@ -127,7 +119,7 @@ def test_a_refinement_makes_up_for_what_it_refines() -> None:
     new = np.asarray(step(v, g, reach=1e9).v[0])
     assert (np.round(v[0, 0, base]), np.round(new[0, 0, base])) == (0, 1)
     # Their sum in units of the base channel is what it was, as far as a residual goes.
-    assert new[0, 0, refining] == pytest.approx(1.8 - CFG.refine_factor, abs=1e-6)
+    assert new[0, 0, refining] == pytest.approx(1.8 - CFG.levels.refine_factor, abs=1e-6)
     assert new[0, 1, refining] == pytest.approx(-1.49, abs=1e-6)
     np.testing.assert_array_equal(new[1], v[1])
 
@@ -143,7 +135,7 @@ def test_positions_that_are_not_kept_do_not_move_and_do_not_count() -> None:
 
 def losses(codec: Codec, x: np.ndarray, data: bytes) -> np.ndarray:
     """The loss of the optimisation at each level, by the bytes of files and decoded pictures."""
-    loss, out = CFG.search, []
+    loss, out = LatentLossConfig(), []
     lmbda_dist, lmbda_perc = (np.geomspace(*w, LEVELS) for w in (loss.lmbda_dist, loss.lmbda_perc))
     for level in range(1, LEVELS + 1):
         cut = truncate(data, level)
@@ -176,10 +168,10 @@ def test_decoded_files_are_better_and_prefixes_too(codec: Codec) -> None:
 def test_levels_above_that_of_the_file_only_follow_what_they_refine(codec: Codec) -> None:
     x = picture(64, 96)
     plain, optimised = codec.encode_latents(x), codec.encode_latents(x, level=1, optimise_steps=12)
-    above = channel_levels(CFG) > 1
+    above = channel_levels(CFG.levels) > 1
     low = (plain.y_s != optimised.y_s)[..., ~above]
     assert low.any()
-    sources = refinement_sources(CFG)
+    sources = refinement_sources(CFG.levels)
     for c in np.flatnonzero(above):
         changed = (plain.y_s != optimised.y_s)[..., c]
         if sources[c] < 0:
@@ -216,7 +208,7 @@ def test_windows_cover_the_picture(codec: Codec, monkeypatch: pytest.MonkeyPatch
             report()
         return y + 7
 
-    find = optimisation.LatentOptimiser(CFG, codec.bundle.params)
+    find = optimisation.LatentOptimiser(CFG, LatentLossConfig(), codec.bundle.params)
     monkeypatch.setattr(find, "_optimise", stub)
     y = np.random.default_rng(0).normal(size=(4, 13, CFG.num_channels)).astype(np.float32)
     x, hyper = np.pad(x, ((0, 0), (0, 8), (0, 0))), jnp.zeros((1, 4, 13, 3))

@@ -21,7 +21,7 @@ PACKAGE = ROOT / "sic_jax" / "bundles"
 GOLDEN = ROOT / "tests" / "golden"
 SMALL = GOLDEN / "v2" / "bundle"
 SMALL_ID = read_header((GOLDEN / "v2" / "gray.sic").read_bytes()).model_id.hex()
-DEFAULT_ID = "ab5742fdff88"
+DEFAULT_ID = "1a89518dc20f"
 
 
 @pytest.fixture(autouse=True)
@@ -134,8 +134,8 @@ def test_codec_for_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, home: P
     monkeypatch.setenv("SIC_BUNDLES", str(tmp_path / "place"))
     codec = Codec.for_file(data[:29], coder="native")
     assert (codec.bundle.model_id.hex(), codec.coder) == (SMALL_ID, "native")
-    (tmp_path / "place" / "small" / "tables.npz").unlink()
-    with pytest.raises(ValueError, match=r"is damaged: .*tables\.npz"):
+    (tmp_path / "place" / "small" / "tables.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"is damaged: .*tables\.safetensors"):
         Codec.for_file(data)
 
 

@@ -50,7 +50,7 @@ def test_it_trains_and_codes(folder: Path) -> None:
     ).groups()  # type: ignore[union-attr]
     assert float(bpp) == pytest.approx(8 * int(size) / (128 * 64), abs=1e-3)
     assert 0.05 < float(bpp) < 3
-    # A linear transform of 20 of 192 components: far from a constant picture.
+    # A linear transform of 24 of 192 components: far from a constant picture.
     assert float(psnr) > 22
 
 
@@ -84,10 +84,11 @@ def test_its_bundle_and_files(
         assert not decoded.y_s[..., channels:].any()
         assert codec.decompress(data, level=level).shape == picture.shape
     assert codec.decompress(codec.compress(picture[..., 0])).shape == (53, 37)
-    # What the networks estimate is what files have: a few bytes a segment more.
+    # What the networks estimate is what files have, but for scales that are rounded to the grid and
+    # outliers, which cost a little less.
     bits = codec.estimate_bits(picture)
     coded = sum(len(s.payload) for s in unpack(data).segments)
-    assert coded == pytest.approx((bits.z + bits.y.sum()) / 8, rel=0.03, abs=8)
+    assert coded == pytest.approx((bits.z + bits.y.sum()) / 8, rel=0.06)
     # Details are drawn: another seed is another picture, but for the highest level.
     low = [codec.decompress(data, level=1, seed=s, temperature=1.0) for s in (1, 2)]
     high = [codec.decompress(data, level=3, seed=s, temperature=1.0, grain=False) for s in (1, 2)]
@@ -118,5 +119,5 @@ def test_its_work_is_counted(folder: Path, monkeypatch: pytest.MonkeyPatch) -> N
     bundle = load_bundle(folder / "out" / "bundle", kinds=kinds)
     macs = codec_macs_per_pixel(bundle.cfg)
     h_a, h_s = 25 * 24 * 4 / 1024, 9 * 4 * 16 * 24 / 1024
-    assert macs["encode"] == pytest.approx(192 * 20 / 64 + h_a + h_s)
+    assert macs["encode"] == pytest.approx(192 * 24 / 64 + h_a + h_s)
     assert macs["decode"] == pytest.approx(192 * 24 / 64 + h_s)

@@ -15,8 +15,8 @@ from sic_jax.cli.sic import main
 from sic_jax.codec import container
 from sic_jax.codec.bundle import load_bundle
 from sic_jax.codec.codec import Codec
+from sic_jax.entropy.counter_noise import uniform_noise
 from sic_jax.importers import convert_state_dict
-from sic_jax.model.entropy_models.checkerboard.detail import uniform_noise
 from sic_jax.model.params import flatten_params
 
 SMALL = Path(__file__).with_name("data") / "paper_reference.npz"

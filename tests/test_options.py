@@ -11,7 +11,7 @@ from sic_jax.cli.flags import add_flags, field_help, options_of
 from sic_jax.codec import options as options_module
 from sic_jax.codec.container import MAX_SEED
 from sic_jax.codec.options import DecodeOptions, EncodeOptions, with_changes
-from sic_jax.model.entropy_models.checkerboard.detail import TEMPERATURE_MAX
+from sic_jax.model.entropy_models.base import TEMPERATURE_MAX
 
 
 @pytest.mark.parametrize(

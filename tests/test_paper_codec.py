@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from conftest import quick_compilation
 from PIL import Image
+from safetensors.numpy import load_file, save_file
 
 from sic_jax.cli.sic import main
 from sic_jax.codec import container
@@ -20,21 +21,18 @@ from sic_jax.codec.codec import Codec
 from sic_jax.entropy.range_coder import available_backends
 from sic_jax.errors import BitstreamError
 from sic_jax.model.config import ModelConfig
-from sic_jax.model.entropy_models.checkerboard.detail import sigma_grid
 from sic_jax.model.entropy_models.raster.diagonal_coding import quantise_parameters
-from sic_jax.model.entropy_models.raster.raster import RasterConfig
+from sic_jax.model.entropy_models.raster.raster import RasterEntropy
 from sic_jax.model.entropy_models.raster.wavefront import schedule
+from sic_jax.model.entropy_models.scales import ScaleGrid
+from sic_jax.model.levels import LevelConfig
 from sic_jax.model.params import init_params
-from sic_jax.model.transforms.swin import SwinConfig
+from sic_jax.model.transforms.swin import SwinTransforms
 
 CFG = ModelConfig(
-    level_channels=(4, 4, 4),
-    level_refinements=(0, 0, 0),
-    transforms="swin",
-    context="raster",
+    levels=LevelConfig(channels=(4, 4, 4), refinements=(0, 0, 0)),
     temperature=1.0,
-    hyper_channels=3,
-    swin=SwinConfig(
+    transforms=SwinTransforms(
         analysis_widths=(8, 8, 8),
         analysis_depths=(0, 0, 0, 1),
         synthesis_widths=(12, 12, 12),
@@ -43,7 +41,9 @@ CFG = ModelConfig(
         window=4,
         mlp_ratio=1,
     ),
-    raster=RasterConfig(analysis_width=6, synthesis_widths=(6, 8), head_width=6),
+    entropy=RasterEntropy(
+        hyper_channels=3, analysis_width=6, synthesis_widths=(6, 8), head_width=6
+    ),
 )
 SIZES = ((1, 1), (40, 100), (130, 50))
 
@@ -172,13 +172,13 @@ def test_command_line(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
 
 def test_any_floats_give_valid_tables() -> None:
     values = np.float32([np.nan, np.inf, -np.inf, 3e38, -3e38, 0, 0.03125, -0.03125, 2.5])
-    mean, scale = quantise_parameters(values, np.abs(values), CFG)
+    mean, scale = quantise_parameters(values, np.abs(values), ScaleGrid())
     assert np.asarray(mean).tolist() == [0, 32768, -32768, 32768, -32768, 0, 1, 0, 40]
-    grid = sigma_grid(CFG)
+    grid = ScaleGrid().sigmas
     assert np.asarray(scale)[:6].tolist() == [0, 63, 63, 63, 63, 0]
     between = np.sqrt(grid[1:] * grid[:-1])
     for factor, step in ((1.001, 1), (0.999, 0)):
-        _, index = quantise_parameters(grid[:-1], np.float32(factor * between), CFG)
+        _, index = quantise_parameters(grid[:-1], np.float32(factor * between), ScaleGrid())
         np.testing.assert_array_equal(index, np.arange(63) + step)
 
 
@@ -213,7 +213,7 @@ def test_pictures_and_details(codec: Codec) -> None:
 
 def test_details_by_definition(codec: Codec) -> None:
     """FORMAT.md: round(mean half of h_s + 2 T n / (1024 sqrt 3)), T in 1/256."""
-    from sic_jax.model.entropy_models.checkerboard.detail import uniform_noise
+    from sic_jax.entropy.counter_noise import uniform_noise
 
     rng = np.random.default_rng(0)
     hyper = rng.normal(0, 4, (1, 3, 4, 24)).astype(np.float32)
@@ -288,8 +288,7 @@ def test_exact_and_float_bundles_refuse_each_others_files(
 
 
 def test_damaged_bundles(folder: Path, tmp_path: Path) -> None:
-    with np.load(folder / "weights.npz") as data:
-        leaves = {name: data[name] for name in data.files}
+    leaves = load_file(folder / "weights.safetensors")
     assert {a.dtype for a in leaves.values()} == {np.dtype(np.float16)}
     name = "context/masked/kernel"
 
@@ -300,9 +299,9 @@ def test_damaged_bundles(folder: Path, tmp_path: Path) -> None:
         target.mkdir(exist_ok=True)
         for file in folder.iterdir():
             (target / file.name).write_bytes(file.read_bytes())
-        np.savez(target / "weights.npz", **changed)
-        tables = dict(np.load(target / "tables.npz"))
-        config = bundle.to_dict(CFG)
+        save_file(bundle._contiguous(changed), target / "weights.safetensors")
+        tables = load_file(target / "tables.safetensors")
+        config = json.loads((target / "config.json").read_text())
         (target / "id").write_text(bundle._digest(config, changed, tables).hex())
         load_bundle(target)
 

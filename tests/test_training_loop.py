@@ -20,7 +20,7 @@ from PIL import Image
 from sic_jax.cli.train import main
 from sic_jax.codec.bundle import load_bundle
 from sic_jax.fields import from_dict
-from sic_jax.model.params import entropy_layers, num_params
+from sic_jax.model.params import num_params
 from sic_jax.training import loop
 from sic_jax.training.checkpoints import load_run_params, open_checkpoints, restore
 from sic_jax.training.config import TrainConfig
@@ -426,7 +426,8 @@ def test_init_from_and_export(
     for network in ("g_a", "g_s", "h_a", "prior_z"):
         expected = jax.tree.map(lambda a: np.asarray(a).astype(np.float16), state_ema[network])
         assert_equal(bundle.params[network], expected)
-    assert_equal(bundle.entropy, entropy_layers(tiny_run.model, state_ema))
+    model = tiny_run.model
+    assert_equal(bundle.integers, model.entropy.entropy_layers(model.levels, state_ema))
     assert bundle.cfg == tiny_run.model
     assert steps(run) == [5, 10, 15, 20]
     with pytest.raises(SystemExit, match=r"init-from .*: its model config differs"):

@@ -16,9 +16,12 @@ from sic_jax.codec.container import unpack
 from sic_jax.codec.pixels import pad
 from sic_jax.codec.windows import in_windows, spans
 from sic_jax.model.config import ModelConfig
+from sic_jax.model.entropy_models.checkerboard.checkerboard import CheckerboardEntropy
+from sic_jax.model.levels import LevelConfig
 from sic_jax.model.params import param_shapes
 from sic_jax.model.sic import SicModel
-from sic_jax.model.transforms.swin import SwinConfig
+from sic_jax.model.transforms.pyramid import PyramidTransforms
+from sic_jax.model.transforms.swin import SwinTransforms
 from sic_jax.training.config import TrainConfig
 
 
@@ -82,10 +85,9 @@ def test_no_margin_is_one_window() -> None:
 
 def test_reach_by_hand() -> None:
     # g_a: 2 + 2 (2 + 4 + 8 + 16) = 62 pixels; g_s: 16 + 3 * 16 + 4 * 8 + 4 * 4 + 3 * 2 + 2 = 120.
-    cfg = ModelConfig()
-    assert (cfg.analysis_reach, cfg.synthesis_reach) == (4, 8)
-    cfg = ModelConfig(transforms="swin", level_channels=(16,), level_refinements=(0,))
-    assert (cfg.analysis_reach, cfg.synthesis_reach) == (None, None)
+    pyramid, swin = PyramidTransforms(), SwinTransforms()
+    assert (pyramid.analysis_reach, pyramid.synthesis_reach) == (4, 8)
+    assert (swin.analysis_reach, swin.synthesis_reach) == (None, None)
 
 
 def check_windows(codec: Codec, small: Codec, x: np.ndarray, level: int) -> None:
@@ -111,7 +113,8 @@ def test_codec_in_windows(params: Any, tiny_run: TrainConfig, tmp_path: Path) ->
                 strong[transform][name] = jax.tree.map(lambda a: 2 * a, p)
     export_bundle(tmp_path, tiny_run.model, strong)
     bundle = load_bundle(tmp_path)
-    assert (bundle.cfg.analysis_reach, bundle.cfg.synthesis_reach) == (2, 3)
+    transforms = bundle.cfg.transforms
+    assert (transforms.analysis_reach, transforms.synthesis_reach) == (2, 3)
     rng = np.random.default_rng(5)
     x = rng.integers(0, 256, (150, 213, 3), np.uint8)
     codec, small = Codec(bundle), Codec(bundle, window=7 * 16)
@@ -119,7 +122,7 @@ def test_codec_in_windows(params: Any, tiny_run: TrainConfig, tmp_path: Path) ->
     # The estimate is that of the model, and g_a sees no more than a window for it.
     out: Any = SicModel(bundle.cfg).apply(
         {"params": bundle.params},
-        jnp.asarray(pad(x)[None] / 255, jnp.float32),
+        jnp.asarray(pad(x, 16)[None] / 255, jnp.float32),
         jnp.array([bundle.cfg.num_levels]),
         temperature=jnp.zeros(1),
     )
@@ -141,7 +144,7 @@ def test_codec_in_windows(params: Any, tiny_run: TrainConfig, tmp_path: Path) ->
 
 
 def test_codec_with_swin_transforms_sees_pictures_whole(tmp_path: Path, quick: None) -> None:
-    swin = SwinConfig(
+    swin = SwinTransforms(
         analysis_widths=(8, 8, 8),
         analysis_depths=(0, 0, 0, 2),
         synthesis_widths=(8, 8, 8),
@@ -151,18 +154,14 @@ def test_codec_with_swin_transforms_sees_pictures_whole(tmp_path: Path, quick: N
         mlp_ratio=1,
     )
     cfg = ModelConfig(
-        level_channels=(4, 4),
-        level_refinements=(0, 2),
-        transforms="swin",
-        swin=swin,
-        hyper_channels=2,
-        hyper_width=8,
-        context_width=4,
-        anchor_width=4,
-        head_width=8,
+        levels=LevelConfig(channels=(4, 4), refinements=(0, 2)),
+        transforms=swin,
+        entropy=CheckerboardEntropy(
+            hyper_channels=2, hyper_width=8, context_width=4, anchor_width=4, head_width=8
+        ),
     )
     # 6 channels of g_a are 2 heads of 3; y has 8.
-    assert (cfg.num_base_channels, cfg.num_channels) == (6, 8)
+    assert (cfg.levels.num_base_channels, cfg.num_channels) == (6, 8)
     rng = np.random.default_rng(7)
     params = jax.tree.map(
         lambda a: (0.5 * rng.standard_normal(a.shape)).astype(np.float32), param_shapes(cfg)
@@ -174,7 +173,9 @@ def test_codec_with_swin_transforms_sees_pictures_whole(tmp_path: Path, quick: N
     codec = Codec(bundle, window=16)
     latents = codec.encode_latents(x)
     y: Any = SicModel(cfg).apply(
-        {"params": bundle.params}, jnp.asarray(pad(x)[None] / 255, jnp.float32), method="latents"
+        {"params": bundle.params},
+        jnp.asarray(pad(x, 16)[None] / 255, jnp.float32),
+        method="latents",
     )
     assert np.mean(latents.y_s != np.round(y[0])) < 0.02
     assert np.abs(latents.y_s).mean() > 0.2

@@ -259,7 +259,7 @@ class Codec:
         """Imported and made when it is first needed: a decoder has no use for LPIPS and DISTS."""
         from sic_jax.codec.latent_optimisation import LatentOptimiser
 
-        return LatentOptimiser(self.bundle, self._variables["params"])
+        return LatentOptimiser(self.bundle.cfg, self.bundle.latent_loss, self._variables["params"])
 
     def decompress(
         self, data: bytes, options: DecodeOptions = DecodeOptions(), **changes: Any

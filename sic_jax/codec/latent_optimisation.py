@@ -31,7 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from sic_jax.codec.bundle import Bundle
+from sic_jax.codec.options import LatentLossConfig
 from sic_jax.codec.windows import spans
 from sic_jax.metrics.convnet import Features, Weights
 from sic_jax.metrics.dists_metric import dists_features, dists_from_features, load_dists_weights
@@ -41,6 +41,7 @@ from sic_jax.metrics.lpips_metric import (
     lpips_features,
     lpips_from_features,
 )
+from sic_jax.model.config import ModelConfig
 from sic_jax.model.levels import LevelConfig, refinement_limit, refinement_sources
 from sic_jax.model.params import Params
 from sic_jax.model.sic import SicModel
@@ -96,18 +97,18 @@ def level_of_step(step: int, level: int) -> int:
 class LatentOptimiser:
     """The compiled optimiser of one model."""
 
-    def __init__(self, bundle: Bundle, params: Params) -> None:
+    def __init__(self, cfg: ModelConfig, loss: LatentLossConfig, params: Params) -> None:
         """Load the networks of LPIPS and DISTS.
 
         Args:
-            bundle: The model.
-            params: Its parameters, better on the device already.
+            cfg: The model's config.
+            loss: Weights.
+            params: The model's parameters, better on the device already.
         """
-        cfg = bundle.cfg
         self._cfg = cfg
-        self._loss = bundle.latent_loss
+        self._loss = loss
         self._variables = {"params": params}
-        levels, loss = cfg.num_levels, bundle.latent_loss
+        levels = cfg.num_levels
         self._lmbda_dist = np.geomspace(*loss.lmbda_dist, levels).astype(np.float32)
         self._lmbda_perc = np.geomspace(*loss.lmbda_perc, levels).astype(np.float32)
         self._networks = jax.device_put(_Networks(load_alexnet_weights(), load_dists_weights()))

@@ -21,7 +21,8 @@ from sic_jax.codec.bundle import export_bundle
 from sic_jax.codec.codec import Codec
 from sic_jax.codec.container import unpack
 from sic_jax.codec.grain import add_grain
-from sic_jax.model.entropy_models.checkerboard.detail import normal_noise, temperature_units
+from sic_jax.entropy.counter_noise import normal_noise
+from sic_jax.model.entropy_models.base import temperature_units
 from sic_jax.model.params import init_params
 from sic_jax.training.presets import preset
 
@@ -54,7 +55,7 @@ def decode(codec: Codec, data: bytes) -> dict[str, object]:
         except StopIteration:
             break
     first = y.copy()
-    first[..., codec.bundle.cfg.level_channels[0] :] = 0
+    first[..., codec.bundle.cfg.levels.channels[0] :] = 0
     noise = normal_noise(container.header.seed, y.shape)
     details = codec._pass.complete(first, hyper, 1, noise, temperature_units(TEMPERATURE))
     units = np.asarray(details) * 256
