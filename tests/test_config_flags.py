@@ -7,7 +7,8 @@ from typing import ClassVar
 
 import pytest
 
-from sic_jax.cli.config_flags import add_flags, config_of, field_docs, flag_groups
+from sic_jax.cli.config_flags import add_flags, config_of, flag_groups
+from sic_jax.cli.field_docs import field_docs
 from sic_jax.fields import Family, kinds_of
 from sic_jax.training.config import used_kinds
 

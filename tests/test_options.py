@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from sic_jax.cli.flags import add_flags, field_help, options_of
+from sic_jax.cli.field_docs import field_docs
+from sic_jax.cli.option_flags import add_flags, options_of, phrase
 from sic_jax.codec import options as options_module
 from sic_jax.codec.container import MAX_SEED
 from sic_jax.codec.options import DecodeOptions, EncodeOptions, with_changes
@@ -56,8 +57,9 @@ def test_with_changes_names_the_fields():
 
 @pytest.mark.parametrize("kind", [EncodeOptions, DecodeOptions])
 def test_every_field_has_one_short_docstring(kind):
-    assert list(field_help(kind)) == [field.name for field in dataclasses.fields(kind)]
-    assert all(10 < len(text) < 120 for text in field_help(kind).values())
+    docs = field_docs(kind)
+    assert list(docs) == [field.name for field in dataclasses.fields(kind)]
+    assert all(10 < len(phrase(text)) < 120 for text in docs.values())
 
 
 def test_flags_are_the_fields():
@@ -102,7 +104,7 @@ def test_a_new_option_needs_no_line_of_a_command():
 def test_options_import_nothing_heavy():
     code = (
         "import sys\n"
-        "import sic_jax.cli.sic, sic_jax.codec.options, sic_jax.cli.flags\n"
+        "import sic_jax.cli.sic, sic_jax.codec.options, sic_jax.cli.option_flags\n"
         "sys.exit(' '.join({'jax', 'flax', 'numpy', 'PIL'} & set(sys.modules)) or None)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

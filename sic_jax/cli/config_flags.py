@@ -1,15 +1,12 @@
 """A flag for every field of a config: its name and help, and the config that the flags give."""
 
 import argparse
-import ast
 import dataclasses
-import inspect
-import itertools
-import textwrap
 import typing
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
+from sic_jax.cli.field_docs import field_docs
 from sic_jax.fields import Family, Kinds, from_dict
 
 T = TypeVar("T")
@@ -61,7 +58,7 @@ def flag_groups(
     flags, inner = [], []
     for field in dataclasses.fields(config):
         name, hint = f"{prefix}{field.name}", hints[field.name]
-        value, about = getattr(config, field.name), docs.get(field.name, "")
+        value, about = getattr(config, field.name), " ".join(docs.get(field.name, "").split())
         option = f"--{name}".replace("_", "-")
         if isinstance(hint, type) and issubclass(hint, Family):
             fitting = {kind: cls for kind, cls in kinds.items() if issubclass(cls, hint)}
@@ -113,24 +110,6 @@ def config_of(cls: type[T], args: argparse.Namespace, kinds: Kinds) -> T:
                 node = node.setdefault(parent, {})
             node[name] = value
     return from_dict(cls, config, kinds)
-
-
-def field_docs(cls: type) -> dict[str, str]:
-    """The docstrings below the fields of a dataclass and of its bases, as one line each.
-
-    A class whose source is not at hand has none.
-    """
-    docs = {}
-    for base in reversed(cls.__mro__):
-        try:
-            source = inspect.getsource(base)
-        except (OSError, TypeError):  # Of Python's own classes too.
-            continue
-        tree: Any = ast.parse(textwrap.dedent(source)).body[0]
-        for field, text in itertools.pairwise(tree.body):
-            if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):
-                docs[ast.unparse(field.target)] = " ".join(ast.literal_eval(text.value).split())
-    return docs
 
 
 def _value_of(option: str, words: Sequence[str]) -> str | None:

@@ -16,7 +16,7 @@ from typing import Any
 
 import jax
 
-from sic_jax.cli.flags import add_flags, options_of
+from sic_jax.cli.option_flags import add_flags, options_of
 from sic_jax.codec.codec import Codec
 from sic_jax.codec.options import DecodeOptions, EncodeOptions
 from sic_jax.evaluation.baselines import BASELINES, external_codec, missing_baseline, pillow_codec

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import sic_jax
-from sic_jax.cli.flags import add_flags, options_of
 from sic_jax.cli.info import describe_file
+from sic_jax.cli.option_flags import add_flags, options_of
 from sic_jax.cli.paths import PICTURES, SIC, STD, Job, UsageError, check_targets, plan
 from sic_jax.codec import container, library
 from sic_jax.codec.options import DecodeOptions, EncodeOptions

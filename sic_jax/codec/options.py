@@ -1,6 +1,6 @@
 """Options of encoding and decoding, for programs and command lines alike.
 
-The commands make their flags of these fields (`sic_jax.cli.flags`): the first paragraph of a
+The commands make their flags of these fields (`sic_jax.cli.option_flags`): the first paragraph of a
 field's docstring is the flag's help. Nothing heavy is imported, so that a command starts at once.
 """
 

@@ -1,15 +1,13 @@
 """Flags of a command line, made of the fields of a class of options (`sic_jax.codec.options`)."""
 
 import argparse
-import ast
 import dataclasses
-import sys
 import types
 import typing
 from collections.abc import Collection
-from itertools import pairwise
-from pathlib import Path
 from typing import Any, TypeVar
+
+from sic_jax.cli.field_docs import field_docs
 
 T = TypeVar("T")
 
@@ -25,13 +23,13 @@ def add_flags(
             is the help. A field may have another name as a flag, in its metadata, "flag".
         without: Fields that get no flag.
     """
-    help_of = field_help(options)
+    docs = field_docs(options)
     hints = typing.get_type_hints(options)
     for field in dataclasses.fields(options):
         if field.name in without:
             continue
         name = field.metadata.get("flag", field.name).replace("_", "-")
-        text = help_of.get(field.name, "").replace("%", "%%")
+        text = phrase(docs.get(field.name, "")).replace("%", "%%")
         # A flag that is not given leaves no trace: the class has the defaults.
         common: dict[str, Any] = {"dest": _dest(options, field.name), "default": argparse.SUPPRESS}
         if hints[field.name] is bool:
@@ -58,30 +56,8 @@ def options_of(args: argparse.Namespace, options: type[T]) -> T:
     return options(**{k: getattr(args, dest) for k, dest in dests.items() if hasattr(args, dest)})
 
 
-def field_help(options: type) -> dict[str, str]:
-    """The first paragraph of the docstring below each field, as a phrase for a flag.
-
-    Nothing where the source is not at hand.
-    """
-    try:
-        source = Path(sys.modules[options.__module__].__file__ or "").read_text(encoding="utf-8")
-    except OSError:
-        return {}
-    for node in ast.parse(source).body:
-        if isinstance(node, ast.ClassDef) and node.name == options.__name__:
-            return {
-                field.target.id: _phrase(text.value.value)
-                for field, text in pairwise(node.body)
-                if isinstance(field, ast.AnnAssign)
-                and isinstance(field.target, ast.Name)
-                and isinstance(text, ast.Expr)
-                and isinstance(text.value, ast.Constant)
-                and isinstance(text.value.value, str)
-            }
-    return {}
-
-
-def _phrase(text: str) -> str:
+def phrase(text: str) -> str:
+    """The first paragraph of a docstring as the help of a flag."""
     first = " ".join(text.split("\n\n")[0].split()).rstrip(".")
     return first[:1].lower() + first[1:]
 
