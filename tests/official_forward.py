@@ -15,8 +15,8 @@ from sic_jax.model.entropy_models.prior import quantise_hyper
 from sic_jax.model.entropy_models.raster import networks as raster
 from sic_jax.model.entropy_models.raster.raster import RasterEntropy
 from sic_jax.model.levels import merge_latents
-from sic_jax.model.params import Params
 from sic_jax.model.sic import SicModel
+from sic_jax.model.tree import Params
 
 _MIN_LIKELIHOOD = 1e-9
 """At which the authors clamp likelihoods."""

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 from sic_jax.codec.bundle import Bundle, _digest, describe, export_bundle, load_bundle
 from sic_jax.codec.options import LatentLossConfig
 from sic_jax.fields import to_dict
-from sic_jax.model.params import num_params
+from sic_jax.model.tree import num_params
 from sic_jax.training.config import TrainConfig
 
 Arrays = dict[str, Any]

@@ -172,7 +172,7 @@ def test_help(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_field_docs() -> None:
     assert field_docs(Disc)["size"] == "Radius; 100 % is the picture."
-    assert field_docs(Disc)["colour"] == "Of the whole shape."
+    assert field_docs(Disc)["colour"].split() == ["Of", "the", "whole", "shape."]
     # Typed at a prompt, it has no source.
     scope: dict[str, type] = {}
     exec("from dataclasses import dataclass\n@dataclass\nclass Typed:\n    a: int = 1", scope)

@@ -14,7 +14,7 @@ from sic_jax.codec.codec import Codec
 from sic_jax.codec.container import unpack
 from sic_jax.fields import kinds_of
 from sic_jax.model.families import FAMILIES
-from sic_jax.model.params import flatten_params
+from sic_jax.model.tree import flatten_params
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -15,7 +15,8 @@ from sic_jax.importers.paper_names import parameter_sources
 from sic_jax.model.config import ModelConfig
 from sic_jax.model.entropy_models.prior import quantise_hyper
 from sic_jax.model.entropy_models.raster import networks as raster
-from sic_jax.model.params import flatten_params, num_params, param_shapes
+from sic_jax.model.params import param_shapes
+from sic_jax.model.tree import flatten_params, num_params
 from sic_jax.training.presets import paper_model
 
 FULL = Path(__file__).resolve().parents[2] / "shared" / "parity" / "sic_official_tiny.npz"

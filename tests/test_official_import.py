@@ -17,7 +17,7 @@ from sic_jax.codec.bundle import load_bundle
 from sic_jax.codec.codec import Codec
 from sic_jax.entropy.counter_noise import uniform_noise
 from sic_jax.importers import convert_state_dict
-from sic_jax.model.params import flatten_params
+from sic_jax.model.tree import flatten_params
 
 SMALL = Path(__file__).with_name("data") / "paper_reference.npz"
 FULL = Path(__file__).resolve().parents[2] / "shared" / "parity" / "sic_official_tiny.npz"

@@ -16,9 +16,10 @@ import pytest
 
 from sic_jax.cli import export
 from sic_jax.codec.bundle import Bundle, export_bundle, load_bundle
-from sic_jax.model.params import flatten_params, init_params
+from sic_jax.model.params import init_params
 from sic_jax.model.sic import SicModel
 from sic_jax.model.transforms.pyramid import PyramidAnalysis, PyramidSynthesis, PyramidTransforms
+from sic_jax.model.tree import flatten_params
 from sic_jax.training.presets import preset
 
 FIXTURE = Path(__file__).with_name("data") / "pyramid_fixture.npz"

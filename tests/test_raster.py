@@ -31,11 +31,12 @@ from sic_jax.model.entropy_models.raster.wavefront import (
 )
 from sic_jax.model.entropy_models.scales import ScaleGrid
 from sic_jax.model.levels import LevelConfig
-from sic_jax.model.params import init_params, num_params, param_shapes
+from sic_jax.model.params import init_params, param_shapes
 from sic_jax.model.sic import SicModel
 from sic_jax.model.transforms.base import Transforms
 from sic_jax.model.transforms.pyramid import PyramidTransforms
 from sic_jax.model.transforms.swin import SwinTransforms
+from sic_jax.model.tree import num_params
 
 Arrays = dict[str, Any]
 QUICK = {"xla_backend_optimization_level": 0}

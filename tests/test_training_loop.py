@@ -20,7 +20,7 @@ from PIL import Image
 from sic_jax.cli.train import main
 from sic_jax.codec.bundle import load_bundle
 from sic_jax.fields import from_dict
-from sic_jax.model.params import num_params
+from sic_jax.model.tree import num_params
 from sic_jax.training import loop
 from sic_jax.training.checkpoints import load_run_params, open_checkpoints, restore
 from sic_jax.training.config import TrainConfig

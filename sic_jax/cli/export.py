@@ -2,7 +2,7 @@
 
     python -m sic_jax.cli.export PRESET PARAMS.npz BUNDLE --card CARD.md
 
-The file names parameters as `sic_jax.model.params.flatten_params` does, ``g_a/Conv_0/kernel``, in
+The file names parameters as `sic_jax.model.tree.flatten_params` does, ``g_a/Conv_0/kernel``, in
 float16 or float32; the preset has the model's config.
 """
 
@@ -15,7 +15,8 @@ import numpy as np
 
 from sic_jax.codec.bundle import export_bundle
 from sic_jax.model.config import ModelConfig
-from sic_jax.model.params import Params, check_params, unflatten_params
+from sic_jax.model.params import check_params
+from sic_jax.model.tree import Params, unflatten_params
 from sic_jax.training.presets import PRESETS, preset
 
 

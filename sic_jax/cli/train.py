@@ -17,7 +17,7 @@ from sic_jax.training.config import TrainConfig, load_config, used_kinds
 from sic_jax.training.presets import PRESETS, preset
 
 if typing.TYPE_CHECKING:
-    from sic_jax.model.params import Params
+    from sic_jax.model.tree import Params
 
 
 def parse(
@@ -128,7 +128,7 @@ def _run(cfg: TrainConfig, args: argparse.Namespace) -> None:
     import jax
 
     from sic_jax.data.open_source import open_source
-    from sic_jax.model.params import num_params
+    from sic_jax.model.tree import num_params
     from sic_jax.training.loop import train
     from sic_jax.training.validation_images import ValidationImages
 

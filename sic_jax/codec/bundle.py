@@ -32,13 +32,8 @@ from sic_jax.model.config import ModelConfig
 from sic_jax.model.entropy_models.base import CodingPass
 from sic_jax.model.entropy_models.prior import prior_tables
 from sic_jax.model.families import FAMILIES
-from sic_jax.model.params import (
-    Params,
-    check_params,
-    flatten_params,
-    num_params,
-    unflatten_params,
-)
+from sic_jax.model.params import check_params
+from sic_jax.model.tree import Params, flatten_params, num_params, unflatten_params
 
 Arrays = dict[str, NDArray[Any]]
 

@@ -43,8 +43,8 @@ from sic_jax.metrics.lpips_metric import (
 )
 from sic_jax.model.config import ModelConfig
 from sic_jax.model.levels import LevelConfig, refinement_limit, refinement_sources
-from sic_jax.model.params import Params
 from sic_jax.model.sic import SicModel
+from sic_jax.model.tree import Params
 
 WINDOW = 32
 """Positions of a side of what is decoded at once: it bounds the memory."""
@@ -224,8 +224,8 @@ class LatentOptimiser:
         """
         cfg = self._cfg
         model: Any = SicModel(cfg)
-        networks: Any = cfg.entropy.networks(cfg.levels)
-        bits = networks.apply(variables, q, q, hyper, method="level_bits")
+        entropy: Any = cfg.entropy.networks(cfg.levels)
+        bits = entropy.apply(variables, q, q, hyper, method="level_bits")
         temperature = jnp.zeros(1)
         y_hat = model.apply(variables, q, hyper, level, temperature=temperature, method="complete")
         x_hat = model.apply(variables, y_hat, level, method="synthesise")

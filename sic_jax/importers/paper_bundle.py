@@ -7,7 +7,7 @@ from pathlib import Path
 from sic_jax.codec.bundle import Bundle, export_bundle, load_bundle
 from sic_jax.importers.paper_parameters import convert_state_dict
 from sic_jax.importers.torch_checkpoint import read_state_dict
-from sic_jax.model.params import num_params
+from sic_jax.model.tree import num_params
 
 _CARD = """# Model card
 

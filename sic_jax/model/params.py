@@ -1,17 +1,15 @@
-"""Parameters of the model: one tree of arrays under the paper's symbols."""
+"""Parameters of a model: how they begin, and which there must be."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
 from numpy.typing import NDArray
 
 from sic_jax.model.config import ModelConfig
 from sic_jax.model.sic import SicModel
-from sic_jax.model.transforms.base import Params
+from sic_jax.model.tree import Params, flatten_params
 
 
 def init_params(cfg: ModelConfig, *, seed: int, model: type[SicModel] = SicModel) -> Params:
@@ -53,20 +51,3 @@ def check_params(cfg: ModelConfig, leaves: Mapping[str, NDArray[Any]]) -> None:
     for path, leaf in leaves.items():
         if leaf.shape != wanted[path]:
             raise ValueError(f"parameter {path} has shape {leaf.shape}, not {wanted[path]}")
-
-
-def flatten_params(params: Params) -> dict[str, Any]:
-    """Leaves of a parameter tree by path, such as ``g_a/Conv_0/kernel``."""
-    leaves: dict[str, Any] = flatten_dict(params, sep="/")
-    return leaves
-
-
-def unflatten_params(leaves: Mapping[str, Any]) -> Params:
-    """The inverse of `flatten_params`."""
-    params: Params = unflatten_dict(leaves, sep="/")
-    return params
-
-
-def num_params(params: Params) -> int:
-    """Number of scalars in a parameter tree."""
-    return sum(int(np.prod(a.shape)) for a in jax.tree.leaves(params))

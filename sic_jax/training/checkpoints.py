@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 import jax
 import orbax.checkpoint as ocp
 
-from sic_jax.model.params import Params, init_params
+from sic_jax.model.params import init_params
+from sic_jax.model.tree import Params
 from sic_jax.training.config import TrainConfig
 from sic_jax.training.state import TrainState, create_train_state
 

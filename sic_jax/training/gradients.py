@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from sic_jax.model.noise import split_keys
-from sic_jax.model.params import Params
 from sic_jax.model.sic import SicModel
+from sic_jax.model.tree import Params
 from sic_jax.training.batch_grain import add_grain, measure_grain
 from sic_jax.training.config import TrainConfig
 from sic_jax.training.discriminator import Discriminator

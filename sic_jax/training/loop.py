@@ -30,7 +30,8 @@ from sic_jax.data.samples import sample_patches
 from sic_jax.data.source import Source
 from sic_jax.fields import changed, to_dict
 from sic_jax.files import write_atomic
-from sic_jax.model.params import Params, init_params
+from sic_jax.model.params import init_params
+from sic_jax.model.tree import Params
 from sic_jax.training.checkpoints import (
     BEST,
     Checkpoint,

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sic_jax.model.params import Params, flatten_params, unflatten_params
+from sic_jax.model.tree import Params, flatten_params, unflatten_params
 from sic_jax.training.config import TrainConfig
 from sic_jax.training.discriminator import Discriminator
 

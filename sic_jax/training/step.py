@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sic_jax.model.params import Params
 from sic_jax.model.sic import SicModel
+from sic_jax.model.tree import Params
 from sic_jax.training.config import TrainConfig
 from sic_jax.training.discriminator import Discriminator
 from sic_jax.training.gradients import Gradients, make_gradients

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from sic_jax.metrics.table import METRICS, Metric
 from sic_jax.model.config import ModelConfig
-from sic_jax.model.params import Params
 from sic_jax.model.sic import SicModel
+from sic_jax.model.tree import Params
 from sic_jax.training.batch_grain import add_grain, measure_grain
 from sic_jax.training.losses import Compared, Decodings, LossConfig, rate_terms, svi_loss
 from sic_jax.training.parallel import AXIS, replicate, shard_rows

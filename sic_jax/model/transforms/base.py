@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import flax.linen as nn
 import numpy as np
@@ -12,9 +12,7 @@ from numpy.typing import NDArray
 
 from sic_jax.fields import Family
 from sic_jax.model.levels import LevelConfig
-
-Params = dict[str, Any]
-"""A tree of arrays under the paper's symbols: ``{"g_a": ..., "h_s": ...}``."""
+from sic_jax.model.tree import Params
 
 
 @dataclass(frozen=True, kw_only=True)
