@@ -66,7 +66,7 @@ def make_train_step(
         updates, opt_state = optimizer.update(grads.params, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         # A short memory at first, so that the average forgets the start.
-        # Not optax.incremental_update: its sum rounds otherwise, and runs would no longer repeat.
+        # Not optax.incremental_update, which rounds otherwise: runs would give other numbers.
         decay = jnp.minimum(cfg.ema_decay, (1.0 + state.step) / (10.0 + state.step))
         ema = jax.tree.map(lambda e, p: e + (1 - decay) * (p - e), state.ema, params)
         discriminator = state.discriminator
