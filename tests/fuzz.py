@@ -150,7 +150,7 @@ def run(count: int, seed: int = 0, *, progress: int = 0) -> dict[str, Any]:
     """Decode mutants; the counts of what came out, by kind.
 
     Raises:
-      AssertionError: For another exception than BitstreamError, a slow mutant, or growth.
+        AssertionError: For another exception than BitstreamError, a slow mutant, or growth.
     """
     codec = Codec.load(BUNDLE)
     corpus = seeds_of_corpus(codec)

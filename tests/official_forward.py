@@ -28,16 +28,16 @@ def reference_forward(
     """Every tensor of the authors' forward pass, by this package's functions.
 
     Args:
-      cfg: Of a converted model.
-      params: Of a converted model.
-      x: Images [B, 3, H, W] in [0, 1], H and W multiples of 64.
-      level: 1 to L.
-      u: Uniform draw in [0, 1) of the details, [B, C_eps, H/16, W/16].
+        cfg: Of a converted model.
+        params: Of a converted model.
+        x: Images [B, 3, H, W] in [0, 1], H and W multiples of 64.
+        level: 1 to L.
+        u: Uniform draw in [0, 1) of the details, [B, C_eps, H/16, W/16].
 
     Returns:
-      Float32 arrays with the channels second: `y`, `z`, `z_hat`, `z_likelihoods`, `hyper_params`,
-      `y_hat`, `context_params`, `scales_hat` (before the lower bound), `means_hat`,
-      `y_likelihoods`, `y_eps`, `x_hat_full_unclipped`, `x_hat_level_unclipped`, `y_reverse`.
+        Float32 arrays with the channels second: `y`, `z`, `z_hat`, `z_likelihoods`, `hyper_params`,
+        `y_hat`, `context_params`, `scales_hat` (before the lower bound), `means_hat`,
+        `y_likelihoods`, `y_eps`, `x_hat_full_unclipped`, `x_hat_level_unclipped`, `y_reverse`.
     """
     assert isinstance(cfg.entropy, RasterEntropy)
     sigma_min = cfg.entropy.scales.sigma_min

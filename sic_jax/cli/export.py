@@ -24,8 +24,8 @@ def read_params(path: str | Path, cfg: ModelConfig) -> Params:
     """Parameters of a model from an `.npz` file, float32.
 
     Raises:
-      ValueError: If the file cannot be read, or its parameters are not the model's.
-      OSError: If there is none.
+        ValueError: If the file cannot be read, or its parameters are not the model's.
+        OSError: If there is none.
     """
     try:
         # Opened here: NumPy leaves a file that is no ZIP open.

@@ -8,27 +8,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from sic_jax.images.io import PICTURES
+
 STD = "-"
 SIC = frozenset((".sic",))
-PICTURES = frozenset(
-    (
-        ".png",
-        ".jpg",
-        ".jpeg",
-        ".webp",
-        ".avif",
-        ".tif",
-        ".tiff",
-        ".bmp",
-        ".gif",
-        ".ppm",
-        ".pgm",
-        ".pbm",
-        ".pnm",
-        ".jp2",
-        ".tga",
-    )
-)
 
 
 class UsageError(Exception):

@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import sic_jax
 from sic_jax.cli.info import describe_file
 from sic_jax.cli.option_flags import add_flags, options_of
-from sic_jax.cli.paths import PICTURES, SIC, STD, Job, UsageError, check_targets, plan
+from sic_jax.cli.paths import SIC, STD, Job, UsageError, check_targets, plan
 from sic_jax.codec import container, library
 from sic_jax.codec.options import DecodeOptions, EncodeOptions
 from sic_jax.files import write_atomic
 from sic_jax.images import io as image_io
+from sic_jax.images.io import PICTURES
 from sic_jax.metrics.rate import bpp
 from sic_jax.progress import Progress
 

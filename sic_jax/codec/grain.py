@@ -37,10 +37,10 @@ def measure_grain(image: Pixels) -> int:
     calm blocks; where that is not so, the picture has few of them and much of it is texture.
 
     Args:
-      image: uint8 [H, W, 3].
+        image: uint8 [H, W, 3].
 
     Returns:
-      Standard deviation in 1/16, at most 48; 0 if all blocks are black or white.
+        Standard deviation in 1/16, at most 48; 0 if all blocks are black or white.
     """
     luma = _luma(image)
     rows, columns = luma.shape[0] // BLOCK, luma.shape[1] // BLOCK
@@ -67,7 +67,7 @@ def grain_units(sigma: float) -> int:
     """A standard deviation in steps of 8-bit samples in 1/16, rounded.
 
     Raises:
-      ValueError: If it is not in [0, 15.9375].
+        ValueError: If it is not in [0, 15.9375].
     """
     if not 0 <= sigma <= MAX_GRAIN / GRAIN_UNITS:
         raise ValueError(f"grain must be 0 to {MAX_GRAIN / GRAIN_UNITS}, got {sigma}")
@@ -78,12 +78,12 @@ def add_grain(picture: Pixels, sigma: int, seed: int) -> Pixels:
     """Draw grain on a decoded picture.
 
     Args:
-      picture: uint8 [H, W, 3].
-      sigma: Standard deviation of the grain, in 1/16, 0 to 255: what noise is topped up to.
-      seed: 0 to 2^32 - 1.
+        picture: uint8 [H, W, 3].
+        sigma: Standard deviation of the grain, in 1/16, 0 to 255: what noise is topped up to.
+        seed: 0 to 2^32 - 1.
 
     Returns:
-      uint8 [H, W, 3].
+        uint8 [H, W, 3].
     """
     height, width = picture.shape[:2]
     if sigma == 0 or min(height, width) == 1:

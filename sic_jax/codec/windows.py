@@ -30,13 +30,13 @@ def spans(length: int, limit: int, margin: int | None) -> list[Span]:
     """Cut `length` positions into windows of one size, at most `limit`.
 
     Args:
-      length: At least 1.
-      limit: More than twice the margin.
-      margin: Positions next to a cut edge that are not kept; None for one window, whatever the
-        limit.
+        length: At least 1.
+        limit: More than twice the margin.
+        margin: Positions next to a cut edge that are not kept; None for one window, whatever the
+            limit.
 
     Raises:
-      ValueError: If the limit is too small.
+        ValueError: If the limit is too small.
     """
     if margin is None:
         return [Span(0, length, slice(0, length))]
@@ -68,13 +68,13 @@ def in_windows(
     """Fill `out` with `function` of `x`, window by window.
 
     Args:
-      function: From a window of `x` to the array of the same place in `out`.
-      x: [rows * unit_in, columns * unit_in, ...].
-      out: [rows * unit_out, columns * unit_out, ...].
-      unit_in: Samples of `x` that a position covers in each direction.
-      unit_out: Samples of `out` that it covers.
-      limit: Largest side of a window, in positions.
-      margin: Reach of `function`, in positions; None if it must see `x` whole.
+        function: From a window of `x` to the array of the same place in `out`.
+        x: [rows * unit_in, columns * unit_in, ...].
+        out: [rows * unit_out, columns * unit_out, ...].
+        unit_in: Samples of `x` that a position covers in each direction.
+        unit_out: Samples of `out` that it covers.
+        limit: Largest side of a window, in positions.
+        margin: Reach of `function`, in positions; None if it must see `x` whole.
     """
     for row in spans(x.shape[0] // unit_in, limit, margin):
         rows = slice(row.start * unit_in, row.stop * unit_in)

@@ -31,12 +31,12 @@ def detail_words(
     """Two words for each of the counters start..start+count-1, modulo 2^32.
 
     Args:
-      seed: 0 to 2^32 - 1.
-      count: Number of counters, at most 2^32; a counter is position * C + channel.
-      start: First counter.
+        seed: 0 to 2^32 - 1.
+        count: Number of counters, at most 2^32; a counter is position * C + channel.
+        start: First counter.
 
     Returns:
-      Two uint32 arrays [count].
+        Two uint32 arrays [count].
     """
     key = hash32(np.array([seed ^ 0x9E3779B9], np.uint32))
     first = hash32(np.arange(count, dtype=np.uint32) + (key + np.uint32(start % 2**32)))

@@ -63,12 +63,12 @@ def normal_bits(y: jax.Array, mu: jax.Array, sigma: jax.Array) -> jax.Array:
     """Bits to code ``y`` under N(mu, sigma^2) integrated over the unit bin around ``y``.
 
     Args:
-      y: Any shape; real (training, noisy) or integer (coding).
-      mu: Means, broadcastable to ``y``.
-      sigma: Standard deviations > 0, broadcastable to ``y``; bound them before (0.11 and up).
+        y: Any shape; real (training, noisy) or integer (coding).
+        mu: Means, broadcastable to ``y``.
+        sigma: Standard deviations > 0, broadcastable to ``y``; bound them before (0.11 and up).
 
     Returns:
-      Bits >= 0, shape of the broadcast.
+        Bits >= 0, shape of the broadcast.
 
     Reference: TensorFlow Compression, ``NoisyNormal``; Balle et al. 2018, eq. 6.
     """
@@ -87,15 +87,16 @@ def logistic_bits(
     """Bits to code ``y`` under a logistic density, cut to +-reach, over the unit bin around ``y``.
 
     Args:
-      y: Any shape; real (training, noisy) or integer (coding).
-      mu: Means before the cut, broadcastable to ``y``.
-      sigma: Standard deviations before the cut, > 0, broadcastable to ``y``.
-      reach: Half widths of what is left of the densities, broadcastable to ``y``; at most
-        `NO_REACH`, which cuts nothing. The integers inside have all the mass if it is half an odd
-        number. Bins outside cost what they would without the cut, less the bits that it saves.
+        y: Any shape; real (training, noisy) or integer (coding).
+        mu: Means before the cut, broadcastable to ``y``.
+        sigma: Standard deviations before the cut, > 0, broadcastable to ``y``.
+        reach: Half widths of what is left of the densities, broadcastable to ``y``; at most
+            `NO_REACH`, which cuts nothing. The integers inside have all the mass if it is half an
+            odd number. Bins outside cost what they would without the cut, less the bits that it
+            saves.
 
     Returns:
-      Bits >= 0, shape of the broadcast.
+        Bits >= 0, shape of the broadcast.
     """
     per_sigma = np.float32(np.pi / np.sqrt(3)) / sigma
 
@@ -158,8 +159,8 @@ def quantile_loss(params: FactorizedParams, *, tail_mass: float = 1e-9) -> jax.A
     Only the quantiles get a gradient: the loss is minimised beside the rate, not traded against it.
 
     Args:
-      params: With quantiles.
-      tail_mass: Probability outside of the outer two, in all.
+        params: With quantiles.
+        tail_mass: Probability outside of the outer two, in all.
 
     Reference: CompressAI, ``EntropyBottleneck.loss``.
     """

@@ -9,11 +9,10 @@ from typing import Any, NamedTuple
 import jax
 
 from sic_jax import metrics
-from sic_jax.cli.paths import PICTURES
 from sic_jax.evaluation.codecs import ImageCodec, Pixels, setting_text
 from sic_jax.evaluation.measurer import Measurer
 from sic_jax.evaluation.records import Key, Record, append_records, digest, key_of, load_records
-from sic_jax.images.io import read_image
+from sic_jax.images.io import PICTURES, read_image
 from sic_jax.progress import Progress
 
 RECORDS_FILE = "records.jsonl"

@@ -26,6 +26,26 @@ if TYPE_CHECKING:
     from PIL import Image
 
 MAX_PIXELS = 200_000_000
+PICTURES = frozenset(
+    (
+        ".png",
+        ".jpg",
+        ".jpeg",
+        ".webp",
+        ".avif",
+        ".tif",
+        ".tiff",
+        ".bmp",
+        ".gif",
+        ".ppm",
+        ".pgm",
+        ".pbm",
+        ".pnm",
+        ".jp2",
+        ".tga",
+    )
+)
+"""Suffixes of the picture files that are taken from folders."""
 
 _FORMATS = {
     "": "PNG",

@@ -25,9 +25,9 @@ def import_checkpoint(checkpoint: str | os.PathLike[str], folder: str | Path) ->
     """Convert a checkpoint to a bundle in the new folder `folder`, and load it.
 
     Raises:
-      ValueError: If the file is not a readable checkpoint (`read_state_dict`), or not one of the
-        authors' network (`convert_state_dict`).
-      OSError: If a file cannot be read or written.
+        ValueError: If the file is not a readable checkpoint (`read_state_dict`), or not one of the
+            authors' network (`convert_state_dict`).
+        OSError: If a file cannot be read or written.
     """
     name = os.fspath(checkpoint)
     arrays = read_state_dict(checkpoint)

@@ -38,7 +38,7 @@ def infer_config(state_dict: Arrays) -> ModelConfig:
     """The architecture of a checkpoint, from the shapes of its parameters.
 
     Raises:
-      ValueError: If a parameter that tells is missing, or tells something impossible.
+        ValueError: If a parameter that tells is missing, or tells something impossible.
     """
 
     def shape(key: str, rank: int) -> tuple[int, ...]:
@@ -100,15 +100,15 @@ def convert_state_dict(state_dict: Arrays) -> tuple[ModelConfig, Params]:
     """A model from the authors' parameters.
 
     Args:
-      state_dict: The checkpoint's arrays by their PyTorch names, with or without the prefix
-        `module.`. Buffers and the metrics' networks are ignored.
+        state_dict: The checkpoint's arrays by their PyTorch names, with or without the prefix
+            `module.`. Buffers and the metrics' networks are ignored.
 
     Returns:
-      The architecture, inferred from shapes, and float32 parameters (NumPy arrays).
+        The architecture, inferred from shapes, and float32 parameters (NumPy arrays).
 
     Raises:
-      ValueError: If a parameter is missing, unknown, of another shape or type or not finite,
-        naming it.
+        ValueError: If a parameter is missing, unknown, of another shape or type or not finite,
+            naming it.
     """
     if state_dict and all(k.startswith("module.") for k in state_dict):
         state_dict = {k.removeprefix("module."): a for k, a in state_dict.items()}

@@ -65,15 +65,15 @@ def load(file: BinaryIO, storages: dict[str, Storage] | None = None) -> Any:
     """Read one pickle from where `file` is up to its end.
 
     Args:
-      file: Is left behind the pickle.
-      storages: Is filled with all storages that the pickle mentions, by key.
+        file: Is left behind the pickle.
+        storages: Is filled with all storages that the pickle mentions, by key.
 
     Returns:
-      None, booleans, numbers, strings, bytes, lists, tuples, dicts and `Tensor`. Dicts are without
-      the items whose keys are numbers or None.
+        None, booleans, numbers, strings, bytes, lists, tuples, dicts and `Tensor`. Dicts are
+        without the items whose keys are numbers or None.
 
     Raises:
-      ValueError: If the pickle is damaged, or would do anything but build a state dict.
+        ValueError: If the pickle is damaged, or would do anything but build a state dict.
     """
     machine = _Machine({} if storages is None else storages)
     try:

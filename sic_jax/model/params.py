@@ -41,7 +41,7 @@ def check_params(cfg: ModelConfig, leaves: Mapping[str, NDArray[Any]]) -> None:
     """Check that a model has the parameters `leaves`, by path.
 
     Raises:
-      ValueError: If one is missing, unknown or of another shape.
+        ValueError: If one is missing, unknown or of another shape.
     """
     wanted = {path: leaf.shape for path, leaf in flatten_params(param_shapes(cfg)).items()}
     if missing := sorted(set(wanted) - set(leaves)):

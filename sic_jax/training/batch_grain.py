@@ -34,9 +34,9 @@ def add_grain(x_hat: jax.Array, sigma: jax.Array, key: jax.Array) -> jax.Array:
     """Draw grain on decodings; it is constant for gradients.
 
     Args:
-      x_hat: [B, H, W, 3] in [0, 1].
-      sigma: Of each, in the same units, [B].
-      key: [B] keys.
+        x_hat: [B, H, W, 3] in [0, 1].
+        sigma: Of each, in the same units, [B].
+        key: [B] keys.
     """
     squares = _squared_differences(_luma(x_hat))
     around = (WINDOW // 2 + 1, WINDOW // 2)

@@ -61,10 +61,10 @@ class Discriminator(nn.Module):
         """Logits [N, H/16, W/16, 1].
 
         Args:
-          x: Pictures [N, H, W, 3], sides a multiple of 16.
-          y_hat: Latents [N, H/16, W/16, C]; channels above `level` are not read.
-          level: int [N], 1 to L.
-          update_stats: Take a step of the power iteration; `batch_stats` must be mutable.
+            x: Pictures [N, H, W, 3], sides a multiple of 16.
+            y_hat: Latents [N, H/16, W/16, C]; channels above `level` are not read.
+            level: int [N], 1 to L.
+            update_stats: Take a step of the power iteration; `batch_stats` must be mutable.
         """
         y_s = jnp.where(level_mask(level, self.model.levels), jax.lax.stop_gradient(y_hat), 0)
         condition = self._condition(y_s, level)

@@ -37,8 +37,8 @@ def initialise_distributed(
     SLURM, Open MPI) must tell.
 
     Raises:
-      ValueError: If the three do not fit together.
-      RuntimeError: If there is no cluster, or the processes do not find each other.
+        ValueError: If the three do not fit together.
+        RuntimeError: If there is no cluster, or the processes do not find each other.
     """
     env = os.environ
     coordinator = coordinator or env.get("JAX_COORDINATOR_ADDRESS")
@@ -76,7 +76,7 @@ def check_batch(cfg: TrainConfig) -> None:
     """Check that every part of a batch can be spread over the devices.
 
     Raises:
-      ValueError: If not.
+        ValueError: If not.
     """
     parts = jax.device_count() * cfg.accumulate
     if cfg.batch_size % parts:
@@ -90,7 +90,7 @@ def check_same_everywhere(count: int, what: str) -> None:
     """Check that all processes have the same number of something.
 
     Raises:
-      ValueError: If not; on every process.
+        ValueError: If not; on every process.
     """
     counts = np.asarray(multihost_utils.process_allgather(np.int32(count))).tolist()
     if len(set(counts)) > 1:
@@ -150,7 +150,7 @@ def make_runner(cfg: TrainConfig, perceptual: PerceptualWeights) -> Runner:
     """The runner that `cfg.parallel` names.
 
     Raises:
-      ValueError: If the batch cannot be spread over the devices.
+        ValueError: If the batch cannot be spread over the devices.
     """
     check_batch(cfg)
     kind = PmapRunner if cfg.parallel == "pmap" else JitRunner

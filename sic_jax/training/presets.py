@@ -44,11 +44,11 @@ def geometric_loss(
     """A loss whose lambda_r and ratios to lambda_r are geometric in the level.
 
     Args:
-      rate: lambda_r of the first and the last level.
-      dist: lambda_d / lambda_r of them.
-      perc: lambda_p / lambda_r of them; zeros for a loss without LPIPS.
-      levels: Their number.
-      dists_weight: Weight of DISTS beside LPIPS.
+        rate: lambda_r of the first and the last level.
+        dist: lambda_d / lambda_r of them.
+        perc: lambda_p / lambda_r of them; zeros for a loss without LPIPS.
+        levels: Their number.
+        dists_weight: Weight of DISTS beside LPIPS.
     """
     r = _geometric(*rate, levels)
     zero = (0.0,) * levels
@@ -249,7 +249,7 @@ def preset(name: str) -> TrainConfig:
     """The config of the preset `name`, one of `PRESETS`.
 
     Raises:
-      ValueError: For an unknown name.
+        ValueError: For an unknown name.
     """
     if name not in PRESETS:
         raise ValueError(f"no preset {name!r}; there are {', '.join(PRESETS)}")

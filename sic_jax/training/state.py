@@ -36,7 +36,7 @@ def is_trained(params: Params, cfg: TrainConfig) -> Params:
     """Which leaves of a parameter tree learn, as a tree of bools.
 
     Raises:
-      ValueError: If `cfg.train_only` has a path that no parameter has.
+        ValueError: If `cfg.train_only` has a path that no parameter has.
     """
     leaves = flatten_params(params)
     if not cfg.train_only:

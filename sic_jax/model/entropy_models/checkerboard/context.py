@@ -106,9 +106,9 @@ def context_of_group(layers: Layers, g: jax.Array, logs: jax.Array) -> jax.Array
     """Context features [B,h,w,F] of group g (0-based, traced).
 
     Args:
-      layers: Of `context_specs`.
-      g: Index of the group.
-      logs: `log_by_table` symbols [B,h,w,C]; those of group g and later ones are not read.
+        layers: Of `context_specs`.
+        g: Index of the group.
+        logs: `log_by_table` symbols [B,h,w,C]; those of group g and later ones are not read.
     """
     layer = _of_group(layers, g)["context"]
     return rescale(shifted_products(logs, layer.kernel), layer)
@@ -155,17 +155,17 @@ def group_parameters(
     """Entropy parameters of group g (0-based, traced), for one step of coding.
 
     Args:
-      layers: Of `context_specs`.
-      scales: Of the model.
-      g: Index of the group.
-      hyper: h_s features [B,h,w,F_h].
-      context: `context_of_group` [B,h,w,F].
-      anchors: The group's symbols at the anchors, zeros elsewhere, [B,h,w,G]; all zeros for
-        the first pass, whose result holds at the anchors only.
+        layers: Of `context_specs`.
+        scales: Of the model.
+        g: Index of the group.
+        hyper: h_s features [B,h,w,F_h].
+        context: `context_of_group` [B,h,w,F].
+        anchors: The group's symbols at the anchors, zeros elsewhere, [B,h,w,G]; all zeros for
+            the first pass, whose result holds at the anchors only.
 
     Returns:
-      (mean, scale index), integers as float32 [B,h,w,G]: the mean in sixteenths, clipped to
-      +-2^15, and the index into the grid of scales, 0 to num_sigmas - 1.
+        (mean, scale index), integers as float32 [B,h,w,G]: the mean in sixteenths, clipped to
+        +-2^15, and the index into the grid of scales, 0 to num_sigmas - 1.
     """
     return _group(_of_group(layers, g), scales, hyper, context, anchors)
 
@@ -234,19 +234,19 @@ def complete(
     """Draw the channels above `level` from the learned p(y_eps | y_s, z), group by group.
 
     Args:
-      layers: Of `context_specs`.
-      levels: Of the model.
-      scales: Of the model.
-      y_s: Decoded channels, zeros elsewhere, [B,h,w,C].
-      hyper: h_s features [B,h,w,F_h].
-      level: int [B].
-      noise: int32 [B,h,w,C], as `sic_jax.model.entropy_models.checkerboard.detail` defines it.
-      temperature: int32 [B], in 1/256; scales sigma; 0 gives the means. g_s gets the draws as
-        they are, the context model their rounded values, as it knows only integers.
+        layers: Of `context_specs`.
+        levels: Of the model.
+        scales: Of the model.
+        y_s: Decoded channels, zeros elsewhere, [B,h,w,C].
+        hyper: h_s features [B,h,w,F_h].
+        level: int [B].
+        noise: int32 [B,h,w,C], as `sic_jax.model.entropy_models.checkerboard.detail` defines it.
+        temperature: int32 [B], in 1/256; scales sigma; 0 gives the means. g_s gets the draws as
+            they are, the context model their rounded values, as it knows only integers.
 
     Returns:
-      y_hat [B,h,w,C]: y_s in its channels, details, multiples of 1/256, in the others. Gradients
-      flow through y_s alone.
+        y_hat [B,h,w,C]: y_s in its channels, details, multiples of 1/256, in the others. Gradients
+        flow through y_s alone.
     """
     size = group_size(levels)
     layers, fixed, hyper = jax.lax.stop_gradient((layers, y_s, hyper))

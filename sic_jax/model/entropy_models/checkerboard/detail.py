@@ -46,8 +46,8 @@ def limited_moments(
     are the moments of the values that are left.
 
     Returns:
-      Means in sixteenths and standard deviations in 1/4096 of each scale index and mean, numbered
-      as the rows of `limited_tables`: int32 [n] each.
+        Means in sixteenths and standard deviations in 1/4096 of each scale index and mean, numbered
+        as the rows of `limited_tables`: int32 [n] each.
     """
     limit = refinement_limit(levels)
     mean_limit = REFINEMENT_MEAN_LIMIT
@@ -68,8 +68,8 @@ def detail_spreads(sigmas: NDArray[np.int32], temperature: jax.Array) -> jax.Arr
     """Standard deviations of details in 1/256: int32 [B, S].
 
     Args:
-      sigmas: In 1/4096, [S].
-      temperature: In 1/256, int32 [B].
+        sigmas: In 1/4096, [S].
+        temperature: In 1/256, int32 [B].
     """
     return jnp.right_shift(jnp.asarray(sigmas) * temperature[:, None], _SIGMA_BITS)
 
@@ -78,9 +78,9 @@ def draw_detail(mean: jax.Array, spread: jax.Array, noise: jax.Array) -> jax.Arr
     """Details, multiples of 1/256 as float32.
 
     Args:
-      mean: Integers as float32, in sixteenths.
-      spread: int32, from `detail_spreads`.
-      noise: int32, from `normal_noise`.
+        mean: Integers as float32, in sixteenths.
+        spread: int32, from `detail_spreads`.
+        noise: int32, from `normal_noise`.
     """
     units: jax.Array = mean.astype(jnp.int32) * 2 ** (DETAIL_BITS - FRACTION_BITS)
     units = units + jnp.right_shift(spread * noise, NOISE_BITS)

@@ -64,11 +64,11 @@ def kernel_limit(num_inputs: int, input_max: int) -> int:
     """Largest kernel magnitude, of the form 2^k - 1, that keeps every partial sum below 2^24.
 
     Args:
-      num_inputs: Products that are summed for one output, taps included.
-      input_max: Largest magnitude of an input.
+        num_inputs: Products that are summed for one output, taps included.
+        input_max: Largest magnitude of an input.
 
     Raises:
-      ValueError: If not even kernels of -1, 0 and 1 would do.
+        ValueError: If not even kernels of -1, 0 and 1 would do.
     """
     room = (_SUM_MAX - BIAS_MAX - _ROUNDING) // (num_inputs * input_max)
     if room < 1:
@@ -135,9 +135,9 @@ def quantise(kernel: jax.Array, bias: jax.Array, spec: LayerSpec) -> Layer:
     result is a fixed point: the floats that `dequantise` makes of it have the same integers.
 
     Args:
-      kernel: Float [..., I, O] or [..., taps, I, O].
-      bias: Float [..., O].
-      spec: Of the layer.
+        kernel: Float [..., I, O] or [..., taps, I, O].
+        bias: Float [..., O].
+        spec: Of the layer.
     """
     limit = kernel_limit(spec.num_inputs, spec.input_max)
     lowest = FRACTION_BITS - spec.input_bits
@@ -168,7 +168,7 @@ def check_layer(layer: Layer, spec: LayerSpec) -> None:
     """Check that a layer of any source is exact whatever it reads.
 
     Raises:
-      ValueError: If a shape or value is not allowed, or a partial sum could pass 2^24.
+        ValueError: If a shape or value is not allowed, or a partial sum could pass 2^24.
     """
     shapes = (spec.shape, spec.bias_shape, spec.bias_shape)
     for name, array, shape in zip(layer._fields, layer, shapes, strict=True):
@@ -200,9 +200,9 @@ def shifted_products(
     computes with fractions.
 
     Args:
-      x: Integers.
-      kernel: One matrix a tap.
-      taps: Offsets, -1 to 1, of the position that a matrix reads.
+        x: Integers.
+        kernel: One matrix a tap.
+        taps: Offsets, -1 to 1, of the position that a matrix reads.
     """
     h, w = x.shape[1:3]
     padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))

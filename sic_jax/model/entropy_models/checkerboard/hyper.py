@@ -49,9 +49,9 @@ def hyper_synthesis(layers: Layers, z_hat: jax.Array, shape: tuple[int, int]) ->
     """h_s: z_hat to features [B, h, w, F] at the latents' resolution, in exact arithmetic.
 
     Args:
-      layers: Of `hyper_synthesis_specs`.
-      z_hat: Integers [B, ceil(h/4), ceil(w/4), C_z]; clipped to what the arithmetic allows.
-      shape: (h, w), to which the features are cropped.
+        layers: Of `hyper_synthesis_specs`.
+        z_hat: Integers [B, ceil(h/4), ceil(w/4), C_z]; clipped to what the arithmetic allows.
+        shape: (h, w), to which the features are cropped.
     """
     first, last = layers["first"], layers["last"]
     z_hat = jnp.clip(z_hat, -ACTIVATION_MAX, ACTIVATION_MAX)

@@ -106,9 +106,9 @@ def hyper_features(params: Params, z_hat: jax.Array, shape: tuple[int, int]) -> 
     """h_s: z_hat to [B, h, w, 2C], the scale half first, then the mean half.
 
     Args:
-      params: Of the model.
-      z_hat: [B, ceil(h/4), ceil(w/4), C_z], integers plus the medians.
-      shape: (h, w), to which the features are cropped.
+        params: Of the model.
+        z_hat: [B, ceil(h/4), ceil(w/4), C_z], integers plus the medians.
+        shape: (h, w), to which the features are cropped.
     """
     layers = params["h_s"]
     h = nn.relu(_double(layers["up_1"], z_hat))
@@ -177,11 +177,11 @@ def entropy_parameters(
     """The entropy-parameter network.
 
     Args:
-      layers: `entropy_parameters` of the model's parameters, or a slice of some groups.
-      features: h_s and context features [G, n, 4S].
+        layers: `entropy_parameters` of the model's parameters, or a slice of some groups.
+        features: h_s and context features [G, n, 4S].
 
     Returns:
-      (mu, scale) [G, n, S]; sigma is the scale, bounded from below.
+        (mu, scale) [G, n, S]; sigma is the scale, bounded from below.
     """
     h = features
     for name in ("dense_1", "dense_2", "dense_3"):
@@ -198,11 +198,11 @@ def all_parameters(
     """(mu, sigma) of all channels, [B, h, w, C], when y_hat is known (training).
 
     Args:
-      params: Of the model.
-      levels: Of the model.
-      sigma_min: Least standard deviation.
-      y_hat: Integers [B, h, w, C].
-      hyper: `hyper_features` [B, h, w, 2C].
+        params: Of the model.
+        levels: Of the model.
+        sigma_min: Least standard deviation.
+        y_hat: Integers [B, h, w, C].
+        hyper: `hyper_features` [B, h, w, 2C].
     """
     mu, scale = unbounded_parameters(params, levels, y_hat, hyper)
     return mu, lower_bound(scale, sigma_min)
@@ -229,13 +229,13 @@ def uniform_details(
     """The paper's details: mu_h + U(-2, 2), rounded, around the mean half of h_s.
 
     Args:
-      levels: Of the model.
-      hyper: `hyper_features` [B, h, w, 2C].
-      u: Uniform in [-1, 1], [B, h, w, C].
-      temperature: [B], 1 in the paper; it scales the spread, 0 gives the rounded mean.
+        levels: Of the model.
+        hyper: `hyper_features` [B, h, w, 2C].
+        u: Uniform in [-1, 1], [B, h, w, C].
+        temperature: [B], 1 in the paper; it scales the spread, 0 gives the rounded mean.
 
     Returns:
-      Integers [B, h, w, C] with straight-through gradients to `hyper`.
+        Integers [B, h, w, C] with straight-through gradients to `hyper`.
     """
     mean = hyper[..., levels.num_channels :]
     return ste_round(mean + 2 * temperature[:, None, None, None] * u)

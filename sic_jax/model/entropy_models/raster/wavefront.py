@@ -102,9 +102,9 @@ def empty_board(
     """No symbols yet: zeros [D + 2 MARGIN, n + 2 REACH, C].
 
     Args:
-      order: Of the latents.
-      num_channels: C.
-      device: Where the board is made. None: where JAX makes arrays.
+        order: Of the latents.
+        num_channels: C.
+        device: Where the board is made. None: where JAX makes arrays.
     """
     diagonals, size = order.rows.shape
     shape = (diagonals + 2 * MARGIN, size + 2 * REACH, num_channels)
@@ -146,14 +146,14 @@ def step_parameters(
     Without meaning for groups that have no symbols in the step, or are above the level.
 
     Args:
-      layers: Of `step_layers`.
-      levels: Of the model.
-      sigma_min: Least standard deviation.
-      board: With the symbols of all earlier steps; those of later ones are not read.
-      hyper: `by_diagonal` of `group_features`, [D, n, G, 2S].
-      step: int.
-      level: int, 1 to L.
-      width: Of the latents.
+        layers: Of `step_layers`.
+        levels: Of the model.
+        sigma_min: Least standard deviation.
+        board: With the symbols of all earlier steps; those of later ones are not read.
+        hyper: `by_diagonal` of `group_features`, [D, n, G, 2S].
+        step: int.
+        level: int, 1 to L.
+        width: Of the latents.
     """
     diagonals, n, _, depth = hyper.shape
     size = levels.channels[0]
