@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from sic_jax.entropy.distributions import deep_factorized_bits, normal_bits
+from sic_jax.entropy.distributions import deep_factorised_bits, normal_bits
 from sic_jax.model.config import ModelConfig
 from sic_jax.model.entropy_models.prior import quantise_hyper
 from sic_jax.model.entropy_models.raster import networks as raster
@@ -51,7 +51,7 @@ def reference_forward(
     def entropy(y_hat: jax.Array, z_hat: jax.Array) -> dict[str, jax.Array]:
         hyper = raster.hyper_features(params, z_hat, (y_hat.shape[1], y_hat.shape[2]))
         mu, scale = raster.unbounded_parameters(params, cfg.levels, y_hat, hyper)
-        bits_z = deep_factorized_bits(of(networks, "prior")(), z_hat)
+        bits_z = deep_factorised_bits(of(networks, "prior")(), z_hat)
         bits_y = normal_bits(y_hat, mu, jnp.maximum(scale, sigma_min))
         return {
             "z_likelihoods": _likelihood(bits_z),

@@ -17,11 +17,11 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from sic_jax.entropy.cdf_tables import CdfTables, quantize_pmf
+from sic_jax.entropy.cdf_tables import CdfTables, quantise_pmf
 from sic_jax.entropy.distributions import (
     NO_REACH,
-    deep_factorized_bits,
-    deep_factorized_logits,
+    deep_factorised_bits,
+    deep_factorised_logits,
     logistic_bits,
     lower_bound,
     normal_bits,
@@ -40,10 +40,10 @@ FAR = (-1e5, -99_999.37, -3e4, -1000.25, -40.0, 0.0, 40.0, 1000.25, 3e4, 99_999.
 jit_normal_bits = jax.jit(normal_bits)
 jit_logistic_bits = jax.jit(logistic_bits)
 jit_logistic_grads = jax.jit(jax.grad(lambda *a: logistic_bits(*a).sum(), argnums=(0, 1, 2)))
-jit_logits = jax.jit(deep_factorized_logits)
-jit_bits = jax.jit(deep_factorized_bits)
+jit_logits = jax.jit(deep_factorised_logits)
+jit_bits = jax.jit(deep_factorised_bits)
 jit_bits_and_grads = jax.jit(
-    jax.value_and_grad(lambda p, x: deep_factorized_bits(p, x).sum(), argnums=(0, 1))
+    jax.value_and_grad(lambda p, x: deep_factorised_bits(p, x).sum(), argnums=(0, 1))
 )
 jit_normal_grads = jax.jit(jax.grad(lambda *a: normal_bits(*a).sum(), argnums=(0, 1, 2)))
 
@@ -195,7 +195,7 @@ def test_logistic_bits_and_gradients_are_finite_and_point_home_far_out(
 
 
 @pytest.mark.parametrize("prior", PRIORS)
-def test_deep_factorized_equals_the_librarys(ref: Reference, prior: str) -> None:
+def test_deep_factorised_equals_the_librarys(ref: Reference, prior: str) -> None:
     params, x = params_of(ref, prior), per_channel(ref[f"{prior}_x"])
     logits = jit_logits(params, x)
     np.testing.assert_allclose(logits, ref[f"{prior}_logits_f64"], rtol=1e-6, atol=1e-6)
@@ -207,7 +207,7 @@ def test_deep_factorized_equals_the_librarys(ref: Reference, prior: str) -> None
 
 
 @pytest.mark.parametrize("prior", PRIORS)
-def test_deep_factorized_is_a_distribution(ref: Reference, prior: str) -> None:
+def test_deep_factorised_is_a_distribution(ref: Reference, prior: str) -> None:
     params, x = params_of(ref, prior), per_channel(np.arange(-4000.0, 4001.0))
     assert np.all(np.diff(np.asarray(jit_logits(params, x)), axis=0) > 0)
     mass = np.exp2(-np.asarray(jit_bits(params, x))).sum(axis=0)
@@ -215,7 +215,7 @@ def test_deep_factorized_is_a_distribution(ref: Reference, prior: str) -> None:
 
 
 @pytest.mark.parametrize("prior", PRIORS)
-def test_deep_factorized_is_finite_and_points_home_far_out(ref: Reference, prior: str) -> None:
+def test_deep_factorised_is_finite_and_points_home_far_out(ref: Reference, prior: str) -> None:
     params = params_of(ref, prior)
     for value in FAR:
         bits, grads = jit_bits_and_grads(params, np.full((1, 4), value, np.float32))
@@ -225,7 +225,7 @@ def test_deep_factorized_is_finite_and_points_home_far_out(ref: Reference, prior
             np.testing.assert_array_equal(np.sign(grads[1]), np.sign(value))
 
 
-def test_deep_factorized_without_hidden_units_is_the_logistic_density() -> None:
+def test_deep_factorised_without_hidden_units_is_the_logistic_density() -> None:
     matrix, bias = np.array([0.3, -2.0]), np.array([0.5, -1.0])
     params: Params = {
         "matrices": (jnp.asarray(matrix.reshape(2, 1, 1)),),
@@ -358,7 +358,7 @@ def test_quantised_cdf_costs_no_more_than_the_librarys(ref: Reference, case: int
         assert mass.sum() == 1
         return float(-(pmf * np.log2(mass)).sum() / pmf.sum())
 
-    assert cost(quantize_pmf(pmf, precision=precision)) <= cost(ref[f"pmf{case}_cdf"]) + 1e-9
+    assert cost(quantise_pmf(pmf, precision=precision)) <= cost(ref[f"pmf{case}_cdf"]) + 1e-9
 
 
 def test_ops_alone_equal_the_full_library(ref: Reference) -> None:

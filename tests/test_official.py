@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from official_forward import reference_forward
 
-from sic_jax.entropy.distributions import deep_factorized_bits, normal_bits
+from sic_jax.entropy.distributions import deep_factorised_bits, normal_bits
 from sic_jax.importers import convert_state_dict, infer_config
 from sic_jax.importers.paper_names import parameter_sources
 from sic_jax.model.config import ModelConfig
@@ -96,7 +96,7 @@ def test_prior_and_entropy_parameters_equal_the_authors(small: Arrays, state_dic
     prior: Any = cfg.entropy.networks(cfg.levels).apply({"params": params}, method="prior")
     z_hat = quantise_hyper(prior, jnp.asarray(case["z"]))
     np.testing.assert_allclose(z_hat, case["z_hat"], rtol=1e-6)
-    likelihoods = jnp.exp2(-deep_factorized_bits(prior, z_hat))
+    likelihoods = jnp.exp2(-deep_factorised_bits(prior, z_hat))
     np.testing.assert_allclose(likelihoods, case["z_likelihoods"], rtol=1e-4)
     hyper, context = case["hyper_params"], case["context_params"]
     features = jnp.concatenate([raster.group_features(cfg.levels, a) for a in (hyper, context)], -1)

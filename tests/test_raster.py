@@ -8,8 +8,8 @@ import pytest
 from conftest import quick_compilation
 
 from sic_jax.entropy.distributions import (
-    FactorizedParams,
-    deep_factorized_logits,
+    FactorisedParams,
+    deep_factorised_logits,
     normal_bits,
     quantile_loss,
 )
@@ -247,17 +247,17 @@ def test_uniform_details() -> None:
 def test_medians_and_quantiles() -> None:
     # One logistic density a channel: the logit at x is slope * x + offset.
     slope, offset = np.array([2.0, 0.5]), np.array([-3.0, 1.0])
-    prior: FactorizedParams = {
+    prior: FactorisedParams = {
         "matrices": [jnp.log(jnp.expm1(jnp.asarray(slope, jnp.float32)))[:, None, None]],
         "biases": [jnp.asarray(offset, jnp.float32)[:, None, None]],
         "factors": [],
     }
-    np.testing.assert_allclose(deep_factorized_logits(prior, jnp.ones((1, 2))), [slope + offset])
+    np.testing.assert_allclose(deep_factorised_logits(prior, jnp.ones((1, 2))), [slope + offset])
     edge = np.log(2e9 - 1)
     true = (np.array([-edge, 0, edge]) - offset[:, None]) / slope[:, None]
     moved = true + np.array([0.5, -0.25, 0.0])
 
-    def loss(prior: FactorizedParams, quantiles: Any) -> jax.Array:
+    def loss(prior: FactorisedParams, quantiles: Any) -> jax.Array:
         prior["quantiles"] = jnp.asarray(quantiles, jnp.float32)
         return quantile_loss(prior)
 

@@ -15,7 +15,7 @@ from sic_jax.training.config import TrainConfig
 from sic_jax.training.discriminator import DiscriminatorConfig
 from sic_jax.training.gradients import make_gradients
 from sic_jax.training.losses import mean_terms
-from sic_jax.training.state import TrainState, create_train_state, make_optimizer
+from sic_jax.training.state import TrainState, create_train_state, make_optimiser
 from sic_jax.training.step import NEVER, Metrics, add_metrics, make_train_step
 
 Arrays = dict[str, Any]
@@ -184,7 +184,7 @@ def test_linear_branches_learn_ten_times_slower(tiny_run: TrainConfig) -> None:
         "g_s": {"linear": leaf},
         "context": {"linear": leaf},
     }
-    optimizer = make_optimizer(cfg)
+    optimizer = make_optimiser(cfg)
     state = optimizer.init(params)
     grads = jax.tree.map(lambda a: -jnp.ones_like(a), params)
     for step, rate in enumerate((0.0, 0.5, 1.0)):
@@ -203,7 +203,7 @@ def test_quantiles_have_an_optimiser_of_their_own(tiny_run: TrainConfig) -> None
         quantile_learning_rate=1e-2, clip_norm=1.0,
     )  # fmt: skip
     params: Arrays = {"prior_z": {"quantiles": jnp.zeros(3)}, "h_a": {"kernel": jnp.ones(2)}}
-    optimizer = make_optimizer(cfg)
+    optimizer = make_optimiser(cfg)
     # A huge gradient of the quantiles does not clip the others'.
     grads = {"prior_z": {"quantiles": jnp.full(3, 1e6)}, "h_a": {"kernel": jnp.full(2, 0.1)}}
     updates, _ = optimizer.update(grads, optimizer.init(params), params)

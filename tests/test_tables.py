@@ -11,7 +11,7 @@ from sic_jax.entropy.cdf_tables import (
     joined_tables,
     limited_tables,
     logistic_tables,
-    quantize_pmf,
+    quantise_pmf,
     tables_from_pmfs,
     validate_tables,
 )
@@ -42,7 +42,7 @@ def row_of(tables: CdfTables, index: int) -> np.ndarray:
     ],
 )
 def test_quantize_pmf_by_hand(pmf: list[float], precision: int, expected: list[int]) -> None:
-    cdf = quantize_pmf(pmf, precision=precision)
+    cdf = quantise_pmf(pmf, precision=precision)
     assert cdf.dtype == np.int32
     np.testing.assert_array_equal(cdf, expected)
 
@@ -56,7 +56,7 @@ def test_quantize_pmf_gives_the_shortest_code(seed: int) -> None:
         -(p @ np.log2(np.diff([0, *cuts, 16]) / 16))
         for cuts in itertools.combinations(range(1, 16), 3)
     )
-    mass = np.diff(quantize_pmf(p, precision=4))
+    mass = np.diff(quantise_pmf(p, precision=4))
     assert mass.min() >= 1
     assert mass.sum() == 16
     assert -(p @ np.log2(mass / 16)) == pytest.approx(best, abs=1e-12)
@@ -77,7 +77,7 @@ def test_quantize_pmf_gives_the_shortest_code(seed: int) -> None:
 )
 def test_quantize_pmf_refuses(pmf: list[float], precision: int, match: str) -> None:
     with pytest.raises(ValueError, match=match):
-        quantize_pmf(pmf, precision=precision)
+        quantise_pmf(pmf, precision=precision)
 
 
 @pytest.fixture(scope="module")

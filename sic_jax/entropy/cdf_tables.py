@@ -45,7 +45,7 @@ class CdfTables(NamedTuple):
     offsets: NDArray[np.int32]
 
 
-def quantize_pmf(pmf: ArrayLike, *, precision: int = PRECISION) -> NDArray[np.int32]:
+def quantise_pmf(pmf: ArrayLike, *, precision: int = PRECISION) -> NDArray[np.int32]:
     """Turns probabilities into an integer cumulative distribution.
 
     Of all distributions with a mass of at least 1 per symbol it is the one with the shortest
@@ -111,7 +111,7 @@ def tables_from_pmfs(
             f"{len(pmfs)}, {len(offsets)} and {len(tail_masses)}"
         )
     rows = [
-        np.concatenate([[-PRECISION], quantize_pmf(np.append(np.asarray(pmf, np.float64), tail))])
+        np.concatenate([[-PRECISION], quantise_pmf(np.append(np.asarray(pmf, np.float64), tail))])
         for pmf, tail in zip(pmfs, tail_masses, strict=True)
     ]
     starts = np.cumsum([0] + [row.size for row in rows[:-1]])

@@ -119,7 +119,7 @@ def _log_sigmoid_difference(a: jax.Array, b: jax.Array) -> jax.Array:
     return total
 
 
-class FactorizedParams(TypedDict):
+class FactorisedParams(TypedDict):
     """Parameters of the deep factorised density of C channels.
 
     ``matrices[k]``: [C, d_k+1, d_k] (before softplus); ``biases[k]``: [C, d_k+1, 1];
@@ -133,7 +133,7 @@ class FactorizedParams(TypedDict):
     quantiles: NotRequired[jax.Array]
 
 
-def deep_factorized_logits(params: FactorizedParams, x: jax.Array) -> jax.Array:
+def deep_factorised_logits(params: FactorisedParams, x: jax.Array) -> jax.Array:
     """Logit of the cumulative density at ``x`` [..., C], one density a channel.
 
     Reference: Balle et al. 2018, appendix 6.1; TensorFlow Compression, ``DeepFactorized``.
@@ -146,14 +146,14 @@ def deep_factorized_logits(params: FactorizedParams, x: jax.Array) -> jax.Array:
     return jnp.moveaxis(h.reshape(x.shape[-1:] + x.shape[:-1]), 0, -1)
 
 
-def deep_factorized_bits(params: FactorizedParams, x: jax.Array) -> jax.Array:
+def deep_factorised_bits(params: FactorisedParams, x: jax.Array) -> jax.Array:
     """Bits to code ``x`` [..., C] under the deep factorised density over the unit bin."""
-    a = deep_factorized_logits(params, x - 0.5)
-    b = deep_factorized_logits(params, x + 0.5)
+    a = deep_factorised_logits(params, x - 0.5)
+    b = deep_factorised_logits(params, x + 0.5)
     return -_log_sigmoid_difference(a, b) / _LOG2
 
 
-def quantile_loss(params: FactorizedParams, *, tail_mass: float = 1e-9) -> jax.Array:
+def quantile_loss(params: FactorisedParams, *, tail_mass: float = 1e-9) -> jax.Array:
     """Distance of the learned quantiles from the density's: a scalar, 0 where they agree.
 
     Only the quantiles get a gradient: the loss is minimised beside the rate, not traded against it.
@@ -166,5 +166,5 @@ def quantile_loss(params: FactorizedParams, *, tail_mass: float = 1e-9) -> jax.A
     """
     fixed = jax.lax.stop_gradient(params)
     edge = float(np.log(2.0 / tail_mass - 1.0))
-    logits = deep_factorized_logits(fixed, params["quantiles"].T)
+    logits = deep_factorised_logits(fixed, params["quantiles"].T)
     return jnp.abs(logits - jnp.array([[-edge], [0.0], [edge]])).sum()

@@ -53,7 +53,7 @@ def is_trained(params: Params, cfg: TrainConfig) -> Params:
     )
 
 
-def make_optimizer(cfg: TrainConfig) -> optax.GradientTransformation:
+def make_optimiser(cfg: TrainConfig) -> optax.GradientTransformation:
     """AdamW with clipping, warm-up and decay of the rate.
 
     The transforms may scale the rate of a parameter. The entropy model's auxiliary parameters have
@@ -101,7 +101,7 @@ def make_optimizer(cfg: TrainConfig) -> optax.GradientTransformation:
     return optax.multi_transform(transforms, labels)
 
 
-def make_discriminator_optimizer(cfg: TrainConfig) -> optax.GradientTransformation:
+def make_discriminator_optimiser(cfg: TrainConfig) -> optax.GradientTransformation:
     """AdamW of the discriminator, at a constant rate."""
     mine = cfg.discriminator
     return optax.adamw(mine.learning_rate, weight_decay=mine.weight_decay)
@@ -114,7 +114,7 @@ def create_train_state(cfg: TrainConfig, params: Params) -> TrainState:
     copy = jax.tree.map(jnp.copy, params)
     discriminator = _new_discriminator(cfg) if cfg.loss.adversarial_weight else None
     zero = jnp.zeros((), jnp.int32)
-    return TrainState(zero, params, copy, make_optimizer(cfg).init(params), discriminator)
+    return TrainState(zero, params, copy, make_optimiser(cfg).init(params), discriminator)
 
 
 def _new_discriminator(cfg: TrainConfig) -> DiscriminatorState:
@@ -128,4 +128,4 @@ def _new_discriminator(cfg: TrainConfig) -> DiscriminatorState:
 
     variables = jax.jit(init)(jax.random.key(cfg.seed, impl="rbg"))
     params, stats = dict(variables["params"]), dict(variables["batch_stats"])
-    return DiscriminatorState(params, stats, make_discriminator_optimizer(cfg).init(params))
+    return DiscriminatorState(params, stats, make_discriminator_optimiser(cfg).init(params))

@@ -16,8 +16,8 @@ from sic_jax.training.losses import PerceptualWeights, Terms
 from sic_jax.training.state import (
     DiscriminatorState,
     TrainState,
-    make_discriminator_optimizer,
-    make_optimizer,
+    make_discriminator_optimiser,
+    make_optimiser,
 )
 
 NEVER = 2**31 - 1
@@ -48,7 +48,7 @@ def make_train_step(
     how the batch is cut: over devices by the partitioner, over `axis_name` of a `pmap`, or in
     `accumulate` parts. `model` may be a class of one's own that changes a part of `SicModel`.
     """
-    optimizer = make_optimizer(cfg)
+    optimiser = make_optimiser(cfg)
     gradients = make_gradients(cfg, model)
 
     def train_step(
@@ -63,7 +63,7 @@ def make_train_step(
         if axis_name is not None:
             params, discriminator = jax.lax.pmean((grads.params, grads.discriminator), axis_name)
             grads = Gradients(params, discriminator, jax.lax.psum(grads.terms, axis_name))
-        updates, opt_state = optimizer.update(grads.params, state.opt_state, state.params)
+        updates, opt_state = optimiser.update(grads.params, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         # A short memory at first, so that the average forgets the start.
         # Not optax.incremental_update, which rounds otherwise: runs would give other numbers.
@@ -131,8 +131,8 @@ def _update_discriminator(
     cfg: TrainConfig, state: DiscriminatorState, grads: Params | None
 ) -> DiscriminatorState:
     """A step of the discriminator, and of its spectral normalisation's power iteration."""
-    optimizer = make_discriminator_optimizer(cfg)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    optimiser = make_discriminator_optimiser(cfg)
+    updates, opt_state = optimiser.update(grads, state.opt_state, state.params)
     params: Params = optax.apply_updates(state.params, updates)  # type: ignore[assignment]
     stats = spectral_step(cfg, params, state.batch_stats)
     return DiscriminatorState(params, stats, opt_state)

@@ -73,7 +73,7 @@ def normal(rng: np.random.Generator) -> Arrays:
     return out
 
 
-def deep_factorized(
+def deep_factorised(
     rng: np.random.Generator, filters: tuple[int, ...], perturb: float, dtype: tf.DType
 ) -> tfc.NoisyDeepFactorized:
     """A prior over four channels whose parameters are moved away from their start by `perturb`."""
@@ -90,14 +90,14 @@ def deep_factorized(
     return prior
 
 
-def deep_factorized_values(
+def deep_factorised_values(
     name: str, seed: int, filters: tuple[int, ...], perturb: float
 ) -> Arrays:
     """Parameters, logits of the cdf, probabilities and gradients of one prior."""
     x = points(np.random.default_rng(seed))
     out = {f"{name}_x": x}
     for dtype, suffix in ((tf.float32, "f32"), (tf.float64, "f64")):
-        prior = deep_factorized(np.random.default_rng(seed), filters, perturb, dtype)
+        prior = deep_factorised(np.random.default_rng(seed), filters, perturb, dtype)
         x_t = tf.broadcast_to(tf.cast(x, dtype)[:, None], (len(x), CHANNELS))
         with tf.GradientTape() as tape:
             tape.watch(x_t)
@@ -141,7 +141,7 @@ def tables(model: Any, name: str) -> Arrays:
 
 def batched(rng: np.random.Generator, seed: int) -> Arrays:
     """Bits, tables and strings of the channel-wise entropy model, for precision 12 and 16."""
-    prior = deep_factorized(np.random.default_rng(seed), (3, 3), 0.5, tf.float32)
+    prior = deep_factorised(np.random.default_rng(seed), (3, 3), 0.5, tf.float32)
     y = sixty_fourths(rng.normal(0, 15, (3, 40, CHANNELS)))
     y[1, 7] = [-4000, 900.25, 31337, -70]
     # Whole values only in the last string: nothing depends on how a fraction was rounded.
@@ -248,10 +248,10 @@ def main() -> None:
     """Write the archive beside this file."""
     rng = np.random.default_rng(2024)
     data = normal(rng)
-    data |= deep_factorized_values("df_init", 1, (3, 3), 0.0)
-    data |= deep_factorized_values("df_default", 2, (3, 3), 0.5)
-    data |= deep_factorized_values("df_deep", 3, (3, 3, 3), 0.5)
-    data |= deep_factorized_values("df_shallow", 4, (2,), 1.0)
+    data |= deep_factorised_values("df_init", 1, (3, 3), 0.0)
+    data |= deep_factorised_values("df_default", 2, (3, 3), 0.5)
+    data |= deep_factorised_values("df_deep", 3, (3, 3, 3), 0.5)
+    data |= deep_factorised_values("df_shallow", 4, (2,), 1.0)
     data |= batched(rng, 2) | indexed(rng, 5) | quantized_cdfs(rng) | lower_bound()
     np.savez_compressed(Path(__file__).with_name("tfc_reference.npz"), **data)
 

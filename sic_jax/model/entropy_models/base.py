@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sic_jax.entropy.cdf_tables import CdfTables
-from sic_jax.entropy.distributions import FactorizedParams, deep_factorized_bits, ste_round
+from sic_jax.entropy.distributions import FactorisedParams, deep_factorised_bits, ste_round
 from sic_jax.fields import Family, require_width
 from sic_jax.model.entropy_models.prior import quantise_hyper
 from sic_jax.model.levels import LevelConfig, channel_levels
@@ -75,7 +75,7 @@ class EntropyNetworks(nn.Module):
         """
         raise NotImplementedError
 
-    def prior(self) -> FactorizedParams:
+    def prior(self) -> FactorisedParams:
         """Parameters of the prior of z."""
         raise NotImplementedError
 
@@ -163,7 +163,7 @@ class EntropyNetworks(nn.Module):
             y_rated, z_rated = jnp.where(at, y_hat, y_rated), jnp.where(at, z_hat, z_rated)
         hyper = self.hyper_features(z_hat, (y_hat.shape[1], y_hat.shape[2]))
         bits_y = self.level_bits(y_rated, y_hat, hyper, escapes=key is None)
-        bits_z = deep_factorized_bits(prior, z_rated).sum((1, 2, 3))
+        bits_z = deep_factorised_bits(prior, z_rated).sum((1, 2, 3))
         return Rated(bits_z, bits_y, y_hat, hyper)
 
     def level_bits(

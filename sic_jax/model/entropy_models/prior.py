@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sic_jax.entropy.cdf_tables import CdfTables, tables_from_pmfs
-from sic_jax.entropy.distributions import FactorizedParams, deep_factorized_logits, ste_round
+from sic_jax.entropy.distributions import FactorisedParams, deep_factorised_logits, ste_round
 
 _Z_REACH = 256
 _Z_TAIL_MASS = 2.0**-12
@@ -20,7 +20,7 @@ def _centred_uniform(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     return jax.random.uniform(key, shape, minval=-0.5, maxval=0.5)
 
 
-class FactorizedPrior(nn.Module):
+class FactorisedPrior(nn.Module):
     """Parameters of the deep factorised density of z, TensorFlow Compression's initial values."""
 
     channels: int
@@ -30,8 +30,8 @@ class FactorizedPrior(nn.Module):
     """Whether z is rounded around a learned median, as in CompressAI."""
 
     @nn.compact
-    def __call__(self) -> FactorizedParams:
-        """The parameters as `deep_factorized_bits` takes them."""
+    def __call__(self) -> FactorisedParams:
+        """The parameters as `deep_factorised_bits` takes them."""
         sizes = (1, *self.filters, 1)
         scale = self.init_scale ** (1 / (len(self.filters) + 1))
         matrices, biases, factors = [], [], []
@@ -43,7 +43,7 @@ class FactorizedPrior(nn.Module):
             biases.append(self.param(f"bias_{k}", _centred_uniform, shape))
             if k < len(self.filters):
                 factors.append(self.param(f"factor_{k}", nn.initializers.zeros, shape))
-        params: FactorizedParams = {"matrices": matrices, "biases": biases, "factors": factors}
+        params: FactorisedParams = {"matrices": matrices, "biases": biases, "factors": factors}
         if self.learns_quantiles:
             start = jnp.array([-self.init_scale, 0.0, self.init_scale])
             params["quantiles"] = self.param(
@@ -52,25 +52,25 @@ class FactorizedPrior(nn.Module):
         return params
 
 
-def medians(prior: FactorizedParams) -> jax.Array:
+def medians(prior: FactorisedParams) -> jax.Array:
     """Medians [C_z] of z, around which it is rounded; zeros if the prior has none."""
     if "quantiles" in prior:
         return prior["quantiles"][:, 1]
     return jnp.zeros(prior["matrices"][0].shape[0])
 
 
-def quantise_hyper(prior: FactorizedParams, z: jax.Array) -> jax.Array:
+def quantise_hyper(prior: FactorisedParams, z: jax.Array) -> jax.Array:
     """z_hat: z [..., C_z] rounded around the medians, if any, with straight-through gradients."""
     if "quantiles" not in prior:
         return ste_round(z)
     return ste_round(z - medians(prior)) + medians(prior)
 
 
-def prior_tables(prior: FactorizedParams) -> CdfTables:
+def prior_tables(prior: FactorisedParams) -> CdfTables:
     """Coding tables of z less its medians, one a channel, over all but 2^-12 of the mass."""
     edges = np.arange(-_Z_REACH, _Z_REACH + 2) - 0.5
     x = jnp.asarray(edges, jnp.float32)[:, None] + medians(prior)
-    logits = np.asarray(deep_factorized_logits(prior, x), np.float64)
+    logits = np.asarray(deep_factorised_logits(prior, x), np.float64)
     cdf: Any = 0.5 * (1 + np.tanh(0.5 * logits))
     pmfs, offsets, tails = [], [], []
     for c in range(cdf.shape[1]):

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sic_jax.entropy.cdf_tables import CdfTables
-from sic_jax.entropy.distributions import NO_REACH, FactorizedParams, logistic_bits
+from sic_jax.entropy.distributions import NO_REACH, FactorisedParams, logistic_bits
 from sic_jax.fields import require_width
 from sic_jax.model.entropy_models.base import (
     TEMPERATURE_BITS,
@@ -51,7 +51,7 @@ from sic_jax.model.entropy_models.checkerboard.hyper import (
     hyper_synthesis,
     hyper_synthesis_specs,
 )
-from sic_jax.model.entropy_models.prior import FactorizedPrior
+from sic_jax.model.entropy_models.prior import FactorisedPrior
 from sic_jax.model.entropy_models.scales import MEAN_BINS, ScaleGrid
 from sic_jax.model.levels import LevelConfig, refinement_limit, refinement_sources, split_latents
 from sic_jax.model.macs import count_macs
@@ -195,7 +195,7 @@ class CheckerboardNetworks(EntropyNetworks):
         """Create the networks under the paper's symbols."""
         cfg = self.cfg
         self.h_a = HyperAnalysis(cfg.hyper_width, cfg.hyper_channels)
-        self.prior_z = FactorizedPrior(cfg.hyper_channels)
+        self.prior_z = FactorisedPrior(cfg.hyper_channels)
         specs = cfg.layer_specs(self.levels)
         self.h_s = ExactLayers(specs["h_s"])
         self.context = ExactLayers(specs["context"])
@@ -205,7 +205,7 @@ class CheckerboardNetworks(EntropyNetworks):
         z: jax.Array = self.h_a(y)
         return z
 
-    def prior(self) -> FactorizedParams:
+    def prior(self) -> FactorisedParams:
         """See `EntropyNetworks`."""
         return self.prior_z()
 

@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 
 from sic_jax.entropy.cdf_tables import CdfTables, gaussian_tables
-from sic_jax.entropy.distributions import FactorizedParams, normal_bits, quantile_loss
+from sic_jax.entropy.distributions import FactorisedParams, normal_bits, quantile_loss
 from sic_jax.fields import MAX_WIDTH, require, require_width
 from sic_jax.model.entropy_models.base import EntropyModel, EntropyNetworks
-from sic_jax.model.entropy_models.prior import FactorizedPrior
+from sic_jax.model.entropy_models.prior import FactorisedPrior
 from sic_jax.model.entropy_models.raster import networks as raster
 from sic_jax.model.entropy_models.raster.diagonal_coding import DiagonalCodingPass
 from sic_jax.model.entropy_models.raster.wavefront import (
@@ -113,7 +113,7 @@ class RasterNetworks(EntropyNetworks):
         """Create the networks under the paper's symbols."""
         cfg = self.cfg
         self.h_a = raster.HyperAnalysis(cfg.analysis_width, cfg.hyper_channels)
-        self.prior_z = FactorizedPrior(cfg.hyper_channels, (3, 3, 3, 3), learns_quantiles=True)
+        self.prior_z = FactorisedPrior(cfg.hyper_channels, (3, 3, 3, 3), learns_quantiles=True)
         specs = raster.raster_specs(
             self.levels,
             hyper_channels=cfg.hyper_channels,
@@ -129,7 +129,7 @@ class RasterNetworks(EntropyNetworks):
         z: jax.Array = self.h_a(y)
         return z
 
-    def prior(self) -> FactorizedParams:
+    def prior(self) -> FactorisedParams:
         """See `EntropyNetworks`."""
         return self.prior_z()
 
