@@ -166,8 +166,11 @@ def test_command_line(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert main(["info", str(small), "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert (facts["float_entropy"], facts["num_levels"]) == (True, 2)
-    assert main(["decompress", str(small), str(tmp_path / "c.png")]) == 1
+    wrong = ["--bundle", "default"]
+    assert main(["decompress", str(small), str(tmp_path / "c.png"), *wrong]) == 1
     assert "was made with bundle" in capsys.readouterr().err
+    assert main(["decompress", str(small), str(tmp_path / "c.png")]) == 1
+    assert f"no bundle has the id {facts['model_id']} in " in capsys.readouterr().err
 
 
 def test_any_floats_give_valid_tables() -> None:
