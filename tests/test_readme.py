@@ -85,6 +85,7 @@ def test_layout_is_that_of_the_package() -> None:
     named = set(re.findall(r"[\w.]+\.py\b|\w+/(?=[\s,:])", tree))
     package = ROOT / "sic_jax"
     real = {path.name for path in package.rglob("*.py")} - {"__init__.py"}
-    real |= {f"{path.name}/" for path in package.iterdir() if path.is_dir() and path.name[0] != "_"}
-    assert named - real == {"train.py", "eval.py", "sic_jax/", "docs/", "tests/"}
+    real |= {f"{path.parent.name}/" for path in package.rglob("__init__.py")} - {"sic_jax/"}
+    real |= {"bundles/", "demo_data/"}
+    assert named - real == {"eval.py", "sic_jax/", "docs/", "tests/"}
     assert real - named == {"complexity.py", "wire.py"}
