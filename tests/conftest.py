@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sic_jax.model.config import ModelConfig
 from sic_jax.model.entropy_models.checkerboard.context import (
     all_parameters,
     complete,
@@ -23,10 +22,11 @@ from sic_jax.model.entropy_models.checkerboard.context import (
     group_parameters,
 )
 from sic_jax.model.entropy_models.checkerboard.hyper import HYPER_STRIDE, hyper_synthesis
+from sic_jax.model.model_config import ModelConfig
 from sic_jax.model.params import init_params
 from sic_jax.model.sic import SicModel
-from sic_jax.training.config import TrainConfig
 from sic_jax.training.presets import preset
+from sic_jax.training.train_config import TrainConfig
 
 BATCH = 3
 SIDE = 64

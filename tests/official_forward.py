@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sic_jax.entropy.distributions import deep_factorised_bits, normal_bits
-from sic_jax.model.config import ModelConfig
 from sic_jax.model.entropy_models.prior import quantise_hyper
 from sic_jax.model.entropy_models.raster import networks as raster
 from sic_jax.model.entropy_models.raster.raster import RasterEntropy
 from sic_jax.model.levels import merge_latents
+from sic_jax.model.model_config import ModelConfig
 from sic_jax.model.sic import SicModel
 from sic_jax.model.tree import Params
 

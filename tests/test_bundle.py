@@ -13,7 +13,7 @@ from sic_jax.codec.bundle import Bundle, _digest, describe, export_bundle, load_
 from sic_jax.codec.options import LatentLossConfig
 from sic_jax.fields import to_dict
 from sic_jax.model.tree import num_params
-from sic_jax.training.config import TrainConfig
+from sic_jax.training.train_config import TrainConfig
 
 Arrays = dict[str, Any]
 

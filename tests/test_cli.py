@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sic_jax.cli import sic as cli
+from sic_jax.cli import main as cli
 from sic_jax.codec import container
 from sic_jax.codec.options import DecodeOptions, EncodeOptions, with_changes
 from sic_jax.images import io as image_io
@@ -588,7 +588,7 @@ def test_light_commands_import_nothing_heavy(tmp_path: Path) -> None:
     (tmp_path / "a.sic").write_bytes(data)
     code = (
         "import sys\n"
-        "from sic_jax.cli import sic as cli\n"
+        "from sic_jax.cli import main as cli\n"
         "assert cli.main(['info', sys.argv[1]]) == 0\n"
         "assert cli.main(['bundle', 'list']) == 0\n"
         "assert cli.main(['truncate', sys.argv[1], sys.argv[2], '--level', '3']) == 0\n"
@@ -606,7 +606,7 @@ def test_a_closed_pipe_is_quiet(tmp_path: Path) -> None:
     (tmp_path / "a.sic").write_bytes(FakeCodec().compress(pixels()))
     read_end, write_end = os.pipe()
     os.close(read_end)
-    argv = [sys.executable, "-m", "sic_jax.cli.sic", "info", str(tmp_path / "a.sic")]
+    argv = [sys.executable, "-m", "sic_jax.cli.main", "info", str(tmp_path / "a.sic")]
     result = subprocess.run(argv, stdout=write_end, stderr=subprocess.PIPE, text=True, cwd=ROOT)
     os.close(write_end)
     assert (result.returncode, result.stderr) == (1, "")

@@ -6,17 +6,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sic_jax.fields import changed, from_dict, to_dict
-from sic_jax.model.config import ModelConfig
 from sic_jax.model.entropy_models.checkerboard.checkerboard import CheckerboardEntropy
 from sic_jax.model.entropy_models.raster.raster import RasterEntropy
 from sic_jax.model.entropy_models.scales import ScaleGrid
 from sic_jax.model.families import FAMILIES
 from sic_jax.model.levels import LevelConfig
+from sic_jax.model.model_config import ModelConfig
 from sic_jax.model.transforms.pyramid import PyramidTransforms
 from sic_jax.model.transforms.swin import SwinTransforms
-from sic_jax.training.config import TrainConfig
 from sic_jax.training.losses import LossConfig
 from sic_jax.training.presets import PRESETS, paper_loss, paper_model, preset
+from sic_jax.training.train_config import TrainConfig
 
 
 @st.composite

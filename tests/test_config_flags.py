@@ -10,7 +10,7 @@ import pytest
 from sic_jax.cli.config_flags import add_flags, config_of, flag_groups
 from sic_jax.cli.field_docs import field_docs
 from sic_jax.fields import Family, kinds_of
-from sic_jax.training.config import used_kinds
+from sic_jax.training.train_config import used_kinds
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from PIL import Image
 from sic_jax.cli import demo
 from sic_jax.codec.bundle import export_bundle
 from sic_jax.codec.container import read_header
-from sic_jax.model.config import ModelConfig
+from sic_jax.model.model_config import ModelConfig
 
 
 def random_picture(width: int, height: int, seed: int) -> Image.Image:

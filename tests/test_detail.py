@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from sic_jax.entropy.counter_noise import detail_words, hash32, normal_noise, uniform_noise
-from sic_jax.model.entropy_models.base import temperature_units
 from sic_jax.model.entropy_models.checkerboard.detail import (
     detail_spreads,
     draw_detail,
@@ -12,6 +11,7 @@ from sic_jax.model.entropy_models.checkerboard.detail import (
     random_normal_noise,
     round_detail,
 )
+from sic_jax.model.entropy_models.entropy_model import temperature_units
 from sic_jax.model.entropy_models.scales import ScaleGrid
 
 # Written with plain Python integers from the definition (see `words` below).

@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sic_jax.model.config import ModelConfig
 from sic_jax.model.levels import LevelConfig
+from sic_jax.model.model_config import ModelConfig
 from sic_jax.training.discriminator import Discriminator, DiscriminatorConfig
 from sic_jax.training.presets import paper_model
 

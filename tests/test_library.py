@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from sic_jax import BitstreamError
-from sic_jax.cli import sic as cli
+from sic_jax.cli import main as cli
 from sic_jax.codec import library
 from sic_jax.codec.codec import Codec
 from sic_jax.codec.container import read_header

@@ -9,7 +9,6 @@ from conftest import BATCH, SIDE, Functions
 
 from sic_jax.entropy.distributions import NO_REACH, logistic_bits
 from sic_jax.model.complexity import codec_macs_per_pixel
-from sic_jax.model.config import ModelConfig
 from sic_jax.model.entropy_models.checkerboard.context import (
     all_parameters,
     checkerboard,
@@ -20,6 +19,7 @@ from sic_jax.model.entropy_models.checkerboard.exact import log_by_table
 from sic_jax.model.levels import channel_levels, level_starts, refinement_sources, split_latents
 from sic_jax.model.macs import count_macs
 from sic_jax.model.maps import depth_to_space, log_compress, space_to_depth
+from sic_jax.model.model_config import ModelConfig
 from sic_jax.model.transforms.pyramid import karhunen_loeve, with_klt
 
 STRIDE = 16

@@ -12,9 +12,9 @@ from official_forward import reference_forward
 from sic_jax.entropy.distributions import deep_factorised_bits, normal_bits
 from sic_jax.importers import convert_state_dict, infer_config
 from sic_jax.importers.paper_names import parameter_sources
-from sic_jax.model.config import ModelConfig
 from sic_jax.model.entropy_models.prior import quantise_hyper
 from sic_jax.model.entropy_models.raster import networks as raster
+from sic_jax.model.model_config import ModelConfig
 from sic_jax.model.params import param_shapes
 from sic_jax.model.tree import flatten_params, num_params
 from sic_jax.training.presets import paper_model

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from official_forward import reference_forward
 
-from sic_jax.cli.sic import main
+from sic_jax.cli.main import main
 from sic_jax.codec import container
 from sic_jax.codec.bundle import load_bundle
 from sic_jax.codec.codec import Codec

@@ -12,7 +12,7 @@ from sic_jax.cli.option_flags import add_flags, options_of, phrase
 from sic_jax.codec import options as options_module
 from sic_jax.codec.container import MAX_SEED
 from sic_jax.codec.options import DecodeOptions, EncodeOptions, with_changes
-from sic_jax.model.entropy_models.base import TEMPERATURE_MAX
+from sic_jax.model.entropy_models.entropy_model import TEMPERATURE_MAX
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_a_new_option_needs_no_line_of_a_command():
 def test_options_import_nothing_heavy():
     code = (
         "import sys\n"
-        "import sic_jax.cli.sic, sic_jax.codec.options, sic_jax.cli.option_flags\n"
+        "import sic_jax.cli.main, sic_jax.codec.options, sic_jax.cli.option_flags\n"
         "sys.exit(' '.join({'jax', 'flax', 'numpy', 'PIL'} & set(sys.modules)) or None)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

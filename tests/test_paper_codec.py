@@ -14,18 +14,18 @@ from conftest import quick_compilation
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
-from sic_jax.cli.sic import main
+from sic_jax.cli.main import main
 from sic_jax.codec import container
 from sic_jax.codec.bundle import export_bundle, load_bundle
 from sic_jax.codec.codec import Codec
 from sic_jax.entropy.range_coder import available_backends
 from sic_jax.errors import BitstreamError
-from sic_jax.model.config import ModelConfig
 from sic_jax.model.entropy_models.raster.diagonal_coding import quantise_parameters
 from sic_jax.model.entropy_models.raster.raster import RasterEntropy
 from sic_jax.model.entropy_models.raster.wavefront import schedule
 from sic_jax.model.entropy_models.scales import ScaleGrid
 from sic_jax.model.levels import LevelConfig
+from sic_jax.model.model_config import ModelConfig
 from sic_jax.model.params import init_params
 from sic_jax.model.transforms.swin import SwinTransforms
 

@@ -19,7 +19,6 @@ from conftest import write_images
 
 from sic_jax.cli.train import main
 from sic_jax.codec.bundle import load_bundle
-from sic_jax.training.config import TrainConfig
 from sic_jax.training.parallel import (
     check_batch,
     device_mesh,
@@ -27,6 +26,7 @@ from sic_jax.training.parallel import (
     local_rows,
     state_shardings,
 )
+from sic_jax.training.train_config import TrainConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 Images = list[np.ndarray]

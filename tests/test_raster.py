@@ -13,9 +13,8 @@ from sic_jax.entropy.distributions import (
     normal_bits,
     quantile_loss,
 )
-from sic_jax.model.config import ModelConfig
-from sic_jax.model.entropy_models.base import EntropyModel
 from sic_jax.model.entropy_models.checkerboard.checkerboard import CheckerboardEntropy
+from sic_jax.model.entropy_models.entropy_model import EntropyModel
 from sic_jax.model.entropy_models.prior import quantise_hyper
 from sic_jax.model.entropy_models.raster import networks as raster
 from sic_jax.model.entropy_models.raster.raster import RasterEntropy
@@ -31,11 +30,12 @@ from sic_jax.model.entropy_models.raster.wavefront import (
 )
 from sic_jax.model.entropy_models.scales import ScaleGrid
 from sic_jax.model.levels import LevelConfig
+from sic_jax.model.model_config import ModelConfig
 from sic_jax.model.params import init_params, param_shapes
 from sic_jax.model.sic import SicModel
-from sic_jax.model.transforms.base import Transforms
 from sic_jax.model.transforms.pyramid import PyramidTransforms
 from sic_jax.model.transforms.swin import SwinTransforms
+from sic_jax.model.transforms.transforms import Transforms
 from sic_jax.model.tree import num_params
 
 Arrays = dict[str, Any]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from sic_jax.cli import demo, evaluate, sic, train
+from sic_jax.cli import demo, evaluate, main, train
 from sic_jax.data import pack
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -50,7 +50,7 @@ def test_command_line_parses(line: str) -> None:
     if program == "python":
         program, *arguments = arguments
     if program == "sic":
-        assert callable(sic.parse(arguments).run)
+        assert callable(main.parse(arguments).run)
     elif program == "train.py":
         config, args = train.parse(arguments)
         assert args.preset == arguments[0]

@@ -11,12 +11,12 @@ import pytest
 from conftest import assert_equal, flat, quick_compilation
 
 from sic_jax.model.sic import SicModel
-from sic_jax.training.config import TrainConfig
 from sic_jax.training.discriminator import DiscriminatorConfig
 from sic_jax.training.gradients import make_gradients
 from sic_jax.training.losses import mean_terms
 from sic_jax.training.state import TrainState, create_train_state, make_optimiser
 from sic_jax.training.step import NEVER, Metrics, add_metrics, make_train_step
+from sic_jax.training.train_config import TrainConfig
 
 Arrays = dict[str, Any]
 B = 4

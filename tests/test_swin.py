@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sic_jax.model.config import ModelConfig
 from sic_jax.model.levels import LevelConfig
+from sic_jax.model.model_config import ModelConfig
 from sic_jax.model.transforms.swin import (
     PatchMerging,
     SwinAnalysis,

@@ -23,10 +23,10 @@ from sic_jax.fields import from_dict
 from sic_jax.model.tree import num_params
 from sic_jax.training import loop
 from sic_jax.training.checkpoints import load_run_params, open_checkpoints, restore
-from sic_jax.training.config import TrainConfig
 from sic_jax.training.parallel import JitRunner, make_runner
 from sic_jax.training.presets import preset
 from sic_jax.training.state import TrainState, create_train_state
+from sic_jax.training.train_config import TrainConfig
 
 Arrays = dict[str, Any]
 Images = list[np.ndarray]

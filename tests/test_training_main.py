@@ -12,8 +12,8 @@ from sic_jax.cli.config_flags import flag_groups
 from sic_jax.cli.train import main, parse
 from sic_jax.fields import to_dict
 from sic_jax.model.transforms.swin import SwinTransforms
-from sic_jax.training.config import TrainConfig, used_kinds
 from sic_jax.training.presets import PRESETS, preset
+from sic_jax.training.train_config import TrainConfig, used_kinds
 
 
 def flags(config: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, list[str]]]:

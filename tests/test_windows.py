@@ -15,14 +15,14 @@ from sic_jax.codec.codec import Codec
 from sic_jax.codec.container import unpack
 from sic_jax.codec.pixels import pad
 from sic_jax.codec.windows import in_windows, spans
-from sic_jax.model.config import ModelConfig
 from sic_jax.model.entropy_models.checkerboard.checkerboard import CheckerboardEntropy
 from sic_jax.model.levels import LevelConfig
+from sic_jax.model.model_config import ModelConfig
 from sic_jax.model.params import param_shapes
 from sic_jax.model.sic import SicModel
 from sic_jax.model.transforms.pyramid import PyramidTransforms
 from sic_jax.model.transforms.swin import SwinTransforms
-from sic_jax.training.config import TrainConfig
+from sic_jax.training.train_config import TrainConfig
 
 
 def test_spans_by_hand() -> None:

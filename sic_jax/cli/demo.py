@@ -122,7 +122,7 @@ def _sic(arguments: Sequence[str]) -> float:
         RuntimeError: The command failed; its own message.
     """
     start = time.perf_counter()
-    command = [sys.executable, "-m", "sic_jax.cli.sic", *arguments]
+    command = [sys.executable, "-m", "sic_jax.cli.main", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         lines = done.stderr.strip().splitlines()

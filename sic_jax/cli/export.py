@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from sic_jax.codec.bundle import export_bundle
-from sic_jax.model.config import ModelConfig
+from sic_jax.model.model_config import ModelConfig
 from sic_jax.model.params import check_params
 from sic_jax.model.tree import Params, unflatten_params
 from sic_jax.training.presets import PRESETS, preset

@@ -11,10 +11,10 @@ from pathlib import Path
 
 from sic_jax.cli.config_flags import add_flags, config_of, flag_groups
 from sic_jax.fields import Kinds, changed
-from sic_jax.model.config import ModelConfig
 from sic_jax.model.families import FAMILIES
-from sic_jax.training.config import TrainConfig, load_config, used_kinds
+from sic_jax.model.model_config import ModelConfig
 from sic_jax.training.presets import PRESETS, preset
+from sic_jax.training.train_config import TrainConfig, load_config, used_kinds
 
 if typing.TYPE_CHECKING:
     from sic_jax.model.tree import Params

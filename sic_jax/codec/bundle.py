@@ -28,10 +28,10 @@ from sic_jax.codec.options import LatentLossConfig
 from sic_jax.entropy.cdf_tables import CdfTables, validate_tables
 from sic_jax.fields import Kinds, from_dict, to_dict
 from sic_jax.model.complexity import codec_macs_per_pixel
-from sic_jax.model.config import ModelConfig
-from sic_jax.model.entropy_models.base import CodingPass
+from sic_jax.model.entropy_models.entropy_model import CodingPass
 from sic_jax.model.entropy_models.prior import prior_tables
 from sic_jax.model.families import FAMILIES
+from sic_jax.model.model_config import ModelConfig
 from sic_jax.model.params import check_params
 from sic_jax.model.tree import Params, flatten_params, num_params, unflatten_params
 

@@ -41,8 +41,8 @@ from sic_jax.metrics.lpips_metric import (
     lpips_features,
     lpips_from_features,
 )
-from sic_jax.model.config import ModelConfig
 from sic_jax.model.levels import LevelConfig, refinement_limit, refinement_sources
+from sic_jax.model.model_config import ModelConfig
 from sic_jax.model.sic import SicModel
 from sic_jax.model.tree import Params
 

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
 
-from sic_jax.model.config import ModelConfig
+from sic_jax.model.model_config import ModelConfig
 from sic_jax.model.transforms.swin import SwinTransforms
 
 

@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sic_jax.importers.paper_names import parameter_sources
-from sic_jax.model.config import ModelConfig
 from sic_jax.model.entropy_models.raster.raster import RasterEntropy
 from sic_jax.model.levels import LevelConfig
+from sic_jax.model.model_config import ModelConfig
 from sic_jax.model.params import param_shapes
 from sic_jax.model.transforms.swin import SwinTransforms
 from sic_jax.model.tree import Params, flatten_params, unflatten_params

@@ -5,8 +5,8 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from sic_jax.model.config import ModelConfig
 from sic_jax.model.macs import count_macs
+from sic_jax.model.model_config import ModelConfig
 from sic_jax.model.params import param_shapes
 from sic_jax.model.sic import SicModel
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from numpy.typing import NDArray
 
-from sic_jax.model.config import ModelConfig
+from sic_jax.model.model_config import ModelConfig
 from sic_jax.model.sic import SicModel
 from sic_jax.model.tree import Params, flatten_params
 

@@ -6,9 +6,9 @@ import flax.linen as nn
 import jax
 from jax.typing import DTypeLike
 
-from sic_jax.model.config import ModelConfig
-from sic_jax.model.entropy_models.base import Rated
+from sic_jax.model.entropy_models.entropy_model import Rated
 from sic_jax.model.levels import add_refinements
+from sic_jax.model.model_config import ModelConfig
 from sic_jax.model.noise import split_keys
 
 

@@ -17,8 +17,8 @@ import orbax.checkpoint as ocp
 
 from sic_jax.model.params import init_params
 from sic_jax.model.tree import Params
-from sic_jax.training.config import TrainConfig
 from sic_jax.training.state import TrainState, create_train_state
+from sic_jax.training.train_config import TrainConfig
 
 _log = logging.getLogger(__name__)
 NEWEST, BEST = "checkpoints", "best"

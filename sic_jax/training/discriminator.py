@@ -18,8 +18,8 @@ import jax
 import jax.numpy as jnp
 
 from sic_jax.fields import require
-from sic_jax.model.config import ModelConfig
 from sic_jax.model.levels import level_mask
+from sic_jax.model.model_config import ModelConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,10 +9,10 @@ import numpy as np
 
 from sic_jax.fields import to_dict
 from sic_jax.model.macs import count_macs
-from sic_jax.training.config import TrainConfig
 from sic_jax.training.gradients import make_gradients, make_loss
 from sic_jax.training.loop import state_shapes
 from sic_jax.training.losses import load_perceptual_weights
+from sic_jax.training.train_config import TrainConfig
 
 
 def describe_run(cfg: TrainConfig) -> dict[str, Any]:

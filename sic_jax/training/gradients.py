@@ -10,7 +10,6 @@ from sic_jax.model.noise import split_keys
 from sic_jax.model.sic import SicModel
 from sic_jax.model.tree import Params
 from sic_jax.training.batch_grain import add_grain, measure_grain
-from sic_jax.training.config import TrainConfig
 from sic_jax.training.discriminator import Discriminator
 from sic_jax.training.losses import (
     Compared,
@@ -28,6 +27,7 @@ from sic_jax.training.losses import (
     svi_loss,
 )
 from sic_jax.training.state import DiscriminatorState, TrainState, is_trained
+from sic_jax.training.train_config import TrainConfig
 
 
 class Gradients(NamedTuple):

@@ -40,13 +40,13 @@ from sic_jax.training.checkpoints import (
     save,
     wait,
 )
-from sic_jax.training.config import TrainConfig, load_config
 from sic_jax.training.losses import load_perceptual_weights
 from sic_jax.training.meters import Clock, Pending
+from sic_jax.training.metrics_log import Reporter
 from sic_jax.training.parallel import check_same_everywhere, local_rows, make_runner
-from sic_jax.training.reporter import Reporter
 from sic_jax.training.state import TrainState, create_train_state
 from sic_jax.training.step import Metrics
+from sic_jax.training.train_config import TrainConfig, load_config
 
 _log = logging.getLogger(__name__)
 _PATCHES_PER_IMAGE = 80

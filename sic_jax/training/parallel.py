@@ -15,10 +15,10 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from numpy.typing import NDArray
 
-from sic_jax.training.config import TrainConfig
 from sic_jax.training.losses import PerceptualWeights
 from sic_jax.training.state import TrainState
 from sic_jax.training.step import Metrics, make_train_step
+from sic_jax.training.train_config import TrainConfig
 
 AXIS = "data"
 _MIN_SHARDED = 2**12

@@ -20,14 +20,14 @@ import dataclasses
 from collections.abc import Callable
 
 from sic_jax.data.crops import DataConfig
-from sic_jax.model.config import ModelConfig
 from sic_jax.model.entropy_models.checkerboard.checkerboard import CheckerboardEntropy
 from sic_jax.model.entropy_models.raster.raster import RasterEntropy
 from sic_jax.model.levels import LevelConfig
+from sic_jax.model.model_config import ModelConfig
 from sic_jax.model.transforms.pyramid import PyramidTransforms
 from sic_jax.model.transforms.swin import SwinTransforms
-from sic_jax.training.config import TrainConfig
 from sic_jax.training.losses import LossConfig
+from sic_jax.training.train_config import TrainConfig
 
 
 def _geometric(first: float, last: float, num_levels: int) -> tuple[float, ...]:

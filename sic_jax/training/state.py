@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import optax
 
 from sic_jax.model.tree import Params, flatten_params, unflatten_params
-from sic_jax.training.config import TrainConfig
 from sic_jax.training.discriminator import Discriminator
+from sic_jax.training.train_config import TrainConfig
 
 
 class DiscriminatorState(NamedTuple):

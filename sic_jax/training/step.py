@@ -9,7 +9,6 @@ import optax
 
 from sic_jax.model.sic import SicModel
 from sic_jax.model.tree import Params
-from sic_jax.training.config import TrainConfig
 from sic_jax.training.discriminator import Discriminator
 from sic_jax.training.gradients import Gradients, make_gradients
 from sic_jax.training.losses import PerceptualWeights, Terms
@@ -19,6 +18,7 @@ from sic_jax.training.state import (
     make_discriminator_optimiser,
     make_optimiser,
 )
+from sic_jax.training.train_config import TrainConfig
 
 NEVER = 2**31 - 1
 """`Metrics.first_bad` where every step was finite."""

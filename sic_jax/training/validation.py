@@ -16,7 +16,7 @@ from jax.typing import DTypeLike
 from numpy.typing import NDArray
 
 from sic_jax.metrics.table import METRICS, Metric
-from sic_jax.model.config import ModelConfig
+from sic_jax.model.model_config import ModelConfig
 from sic_jax.model.sic import SicModel
 from sic_jax.model.tree import Params
 from sic_jax.training.batch_grain import add_grain, measure_grain

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from sic_jax.data.samples import validation_crops
 from sic_jax.model.sic import SicModel
 from sic_jax.model.tree import Params
-from sic_jax.training.config import TrainConfig
 from sic_jax.training.parallel import check_same_everywhere, device_mesh, replicate
+from sic_jax.training.train_config import TrainConfig
 from sic_jax.training.validation import make_validate, mean_loss
 
 _BATCH = 8

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from sic_jax.fields import MAX_WIDTH, may_change, require
 from sic_jax.model.levels import LevelConfig, refinement_sources
 from sic_jax.model.maps import depth_to_space, log_compress, space_to_depth
-from sic_jax.model.transforms.base import Transforms
+from sic_jax.model.transforms.transforms import Transforms
 from sic_jax.model.tree import Params
 
 _STRIDE = 16

@@ -28,7 +28,7 @@ from sic_jax.fields import MAX_WIDTH, require, require_width
 from sic_jax.model.float_layers import torch_uniform
 from sic_jax.model.levels import LevelConfig
 from sic_jax.model.maps import depth_to_space, space_to_depth
-from sic_jax.model.transforms.base import Transforms
+from sic_jax.model.transforms.transforms import Transforms
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,13 +16,6 @@ from numpy.typing import NDArray
 from sic_jax.entropy.cdf_tables import CdfTables
 from sic_jax.entropy.distributions import NO_REACH, FactorisedParams, logistic_bits
 from sic_jax.fields import require_width
-from sic_jax.model.entropy_models.base import (
-    TEMPERATURE_BITS,
-    EntropyModel,
-    EntropyNetworks,
-    Leaves,
-    Stored,
-)
 from sic_jax.model.entropy_models.checkerboard.context import (
     all_parameters,
     complete,
@@ -50,6 +43,13 @@ from sic_jax.model.entropy_models.checkerboard.hyper import (
     HyperAnalysis,
     hyper_synthesis,
     hyper_synthesis_specs,
+)
+from sic_jax.model.entropy_models.entropy_model import (
+    TEMPERATURE_BITS,
+    EntropyModel,
+    EntropyNetworks,
+    Leaves,
+    Stored,
 )
 from sic_jax.model.entropy_models.prior import FactorisedPrior
 from sic_jax.model.entropy_models.scales import MEAN_BINS, ScaleGrid

@@ -13,7 +13,6 @@ import numpy as np
 
 from sic_jax.entropy.cdf_tables import CdfTables, joined_tables, limited_tables, logistic_tables
 from sic_jax.entropy.counter_noise import normal_noise
-from sic_jax.model.entropy_models.base import Ints, Request
 from sic_jax.model.entropy_models.checkerboard.context import (
     checkerboard,
     complete,
@@ -26,6 +25,7 @@ from sic_jax.model.entropy_models.checkerboard.context import (
 from sic_jax.model.entropy_models.checkerboard.detail import REFINEMENT_MEAN_LIMIT
 from sic_jax.model.entropy_models.checkerboard.exact import Layers, log_by_table
 from sic_jax.model.entropy_models.checkerboard.hyper import hyper_synthesis
+from sic_jax.model.entropy_models.entropy_model import Ints, Request
 from sic_jax.model.entropy_models.scales import MEAN_BINS, ScaleGrid, table_indices
 from sic_jax.model.levels import LevelConfig, level_starts, refinement_limit
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from sic_jax.entropy.cdf_tables import CdfTables, gaussian_tables
 from sic_jax.entropy.distributions import FactorisedParams, normal_bits, quantile_loss
 from sic_jax.fields import MAX_WIDTH, require, require_width
-from sic_jax.model.entropy_models.base import EntropyModel, EntropyNetworks
+from sic_jax.model.entropy_models.entropy_model import EntropyModel, EntropyNetworks
 from sic_jax.model.entropy_models.prior import FactorisedPrior
 from sic_jax.model.entropy_models.raster import networks as raster
 from sic_jax.model.entropy_models.raster.diagonal_coding import DiagonalCodingPass

@@ -1,7 +1,7 @@
 """The command `sic`: compress, decompress, truncate and look at files, import a model.
 
-Errors are one line on stderr; `python -X dev -m sic_jax.cli.sic ...` shows their traceback. Nothing
-beyond the standard library is imported until a picture or a model is needed.
+Errors are one line on stderr; `python -X dev -m sic_jax.cli.main ...` shows their traceback.
+Nothing beyond the standard library is imported until a picture or a model is needed.
 """
 
 from __future__ import annotations

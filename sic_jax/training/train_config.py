@@ -8,8 +8,8 @@ from typing import Any
 
 from sic_jax.data.crops import DataConfig
 from sic_jax.fields import Family, Kinds, from_dict, may_change, require
-from sic_jax.model.config import ModelConfig
 from sic_jax.model.families import FAMILIES
+from sic_jax.model.model_config import ModelConfig
 from sic_jax.training.discriminator import DiscriminatorConfig
 from sic_jax.training.losses import LossConfig
 

@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 
 from sic_jax.fields import may_change, require
-from sic_jax.model.entropy_models.base import EntropyModel
 from sic_jax.model.entropy_models.checkerboard.checkerboard import CheckerboardEntropy
+from sic_jax.model.entropy_models.entropy_model import EntropyModel
 from sic_jax.model.levels import LevelConfig
-from sic_jax.model.transforms.base import Transforms
 from sic_jax.model.transforms.pyramid import PyramidTransforms
+from sic_jax.model.transforms.transforms import Transforms
 
 
 @dataclass(frozen=True, kw_only=True)
