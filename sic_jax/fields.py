@@ -22,7 +22,7 @@ class Family:
     """Name of the class in files."""
 
 
-Kinds = Mapping[str, type[Family]]
+Kinds = dict[str, type[Family]]
 """Classes by their `kind`."""
 
 

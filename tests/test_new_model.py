@@ -108,6 +108,25 @@ def test_large_pictures_go_in_windows(folder: Path, monkeypatch: pytest.MonkeyPa
     np.testing.assert_array_equal(whole.y_s, cut.y_s)
 
 
+def test_a_run_is_read_by_the_kinds_that_it_uses(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sic_jax.training.presets import preset
+    from sic_jax.training.train_config import TrainConfig, load_config
+
+    monkeypatch.syspath_prepend(str(folder))
+    from hyperprior import HyperpriorEntropy
+    from linear import LinearTransforms
+
+    kinds = FAMILIES | kinds_of(LinearTransforms, HyperpriorEntropy)
+    model = load_bundle(folder / "out" / "bundle", kinds=kinds).cfg
+    path, smoke = folder / "out" / "run" / "config.json", preset("smoke")
+    found = load_config(path, like=TrainConfig(model=model, loss=smoke.loss))
+    assert (found.model, found.steps, found.crop_size) == (model, 20, 64)
+    with pytest.raises(ValueError, match="transforms has no kind 'linear'"):
+        load_config(path, like=smoke)
+
+
 def test_its_work_is_counted(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from sic_jax.model.complexity import codec_macs_per_pixel
 

@@ -1,1 +1,1 @@
-"""Entropy models and range coding."""
+"""Probabilities, coding tables, range coders and noise of seeds: mathematics, no networks."""

@@ -1,1 +1,1 @@
-"""The codec's networks: transforms, hyperprior, context model, detail sampler."""
+"""The model: levels, transforms and entropy models; what trains and what codes are one code."""

@@ -1,1 +1,1 @@
-"""Training: data, losses, state, step and loop."""
+"""Training: losses, state, step, loop and validation."""

@@ -18,7 +18,7 @@ from sic_jax.model.noise import draw_each
 
 
 def measure_grain(x: jax.Array) -> jax.Array:
-    """The grain [B] of images [B, H, W, 3] in [0, 1], in their units; sides a multiple of 16."""
+    """The grain [B] of images [B, H, W, 3] in [0, 1], in their units; sides at least 16."""
     luma = _luma(x)
     brightness = _blocks(luma) * 255
     black, white = BRIGHTNESS
@@ -60,7 +60,7 @@ def _squared_differences(luma: jax.Array) -> jax.Array:
 
 
 def _blocks(a: jax.Array) -> jax.Array:
-    """Means of the blocks of [B, H, W]: [B, N]."""
-    b, h, w = a.shape
-    cut = a.reshape(b, h // BLOCK, BLOCK, w // BLOCK, BLOCK)
-    return cut.mean((2, 4)).reshape(b, -1)
+    """Means of the blocks of [B, H, W]: [B, N]; what is left at the edges does not count."""
+    rows, columns = a.shape[1] // BLOCK, a.shape[2] // BLOCK
+    cut = a[:, : rows * BLOCK, : columns * BLOCK]
+    return cut.reshape(-1, rows, BLOCK, columns, BLOCK).mean((2, 4)).reshape(len(a), -1)
