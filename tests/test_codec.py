@@ -23,7 +23,7 @@ from sic_jax.entropy.cdf_tables import CdfTables
 from sic_jax.entropy.distributions import NO_REACH, logistic_bits, normal_bits
 from sic_jax.entropy.range_coder import RangeDecoder, RangeEncoder, available_backends
 from sic_jax.model.entropy_models.checkerboard.group_coding import refinement_table_indices
-from sic_jax.model.entropy_models.entropy_model import Request, code_levels
+from sic_jax.model.entropy_models.coding_pass import Request, code_levels
 from sic_jax.model.entropy_models.raster.raster import RasterEntropy
 from sic_jax.model.entropy_models.scales import table_indices
 from sic_jax.model.levels import LevelConfig, refinement_limit, refinement_sources

@@ -11,7 +11,7 @@ from sic_jax.model.entropy_models.checkerboard.detail import (
     random_normal_noise,
     round_detail,
 )
-from sic_jax.model.entropy_models.entropy_model import temperature_units
+from sic_jax.model.entropy_models.coding_pass import temperature_units
 from sic_jax.model.entropy_models.scales import ScaleGrid
 
 # Written with plain Python integers from the definition (see `words` below).

@@ -12,7 +12,7 @@ from sic_jax.cli.option_flags import add_flags, options_of, phrase
 from sic_jax.codec import options as options_module
 from sic_jax.codec.container import MAX_SEED
 from sic_jax.codec.options import DecodeOptions, EncodeOptions, with_changes
-from sic_jax.model.entropy_models.entropy_model import TEMPERATURE_MAX
+from sic_jax.model.entropy_models.coding_pass import TEMPERATURE_MAX
 
 
 @pytest.mark.parametrize(

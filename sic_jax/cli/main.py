@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import sic_jax
+from sic_jax.cli.bundles import add_bundle_commands
 from sic_jax.cli.info import describe_file
 from sic_jax.cli.option_flags import add_flags, options_of
 from sic_jax.cli.paths import SIC, STD, Job, UsageError, check_targets, plan
@@ -164,17 +165,8 @@ def _make_parsers() -> tuple[_Parser, dict[str, _Parser]]:
 
     bundle = commands.add_parser(
         "bundle", help="list, add or remove trained models", usage="sic bundle COMMAND ..."
-    ).add_subparsers(prog="sic bundle", metavar="COMMAND", required=True)
-    listing = bundle.add_parser("list", help="show the bundles of this machine")
-    listing.set_defaults(run=_bundle_list)
-    listing.add_argument("--json", action="store_true", help="print JSON")
-    adding = bundle.add_parser("add", help="check a bundle and copy it to the user's own")
-    adding.set_defaults(run=_bundle_add)
-    adding.add_argument("path", metavar="PATH", help="folder of the bundle")
-    adding.add_argument("--name", metavar="NAME", help="its name from now on (default: PATH's)")
-    removing = bundle.add_parser("remove", help="delete one of the user's own bundles")
-    removing.set_defaults(run=_bundle_remove)
-    removing.add_argument("name", metavar="NAME")
+    )
+    add_bundle_commands(bundle.add_subparsers(prog="sic bundle", metavar="COMMAND", required=True))
 
     importing = commands.add_parser(
         "import-official",
@@ -292,46 +284,6 @@ def _import_official(args: argparse.Namespace) -> int:
     bundle = import_checkpoint(args.checkpoint, args.out)
     facts = f"bundle {bundle.model_id.hex()}, {bundle.cfg.num_levels} levels"
     sys.stdout.write(f"{args.checkpoint} -> {args.out}: {facts}\n")
-    return 0
-
-
-def _bundle_list(args: argparse.Namespace) -> int:
-    found = library.installed()
-    default = library.default_bundle()
-    rows = [
-        {
-            "name": bundle.name,
-            "id": bundle.model_id.hex(),
-            "place": str(bundle.place),
-            "default": bundle == default,
-        }
-        for bundle in found
-    ]
-    if args.json:
-        import json
-
-        sys.stdout.write(json.dumps(rows, indent=2) + "\n")
-        return 0
-    width = max((len(bundle.name) for bundle in found), default=0)
-    for row in rows:
-        mark = "default" if row["default"] else ""
-        sys.stdout.write(f"{row['name']:{width}}  {row['id']}  {mark:7}  {row['place']}\n")
-    return 0
-
-
-def _bundle_add(args: argparse.Namespace) -> int:
-    def check(folder: Path) -> None:
-        from sic_jax.codec.bundle import load_bundle
-
-        load_bundle(folder)
-
-    bundle = library.add(args.path, args.name, check)
-    sys.stdout.write(f"{args.path} -> {bundle.folder}: bundle {bundle.model_id.hex()}\n")
-    return 0
-
-
-def _bundle_remove(args: argparse.Namespace) -> int:
-    sys.stdout.write(f"{library.remove(args.name)}: removed\n")
     return 0
 
 

@@ -28,7 +28,7 @@ from sic_jax.codec.options import LatentLossConfig
 from sic_jax.entropy.cdf_tables import CdfTables, validate_tables
 from sic_jax.fields import Kinds, from_dict, to_dict
 from sic_jax.model.complexity import codec_macs_per_pixel
-from sic_jax.model.entropy_models.entropy_model import CodingPass
+from sic_jax.model.entropy_models.coding_pass import CodingPass
 from sic_jax.model.entropy_models.prior import prior_tables
 from sic_jax.model.families import FAMILIES
 from sic_jax.model.model_config import ModelConfig

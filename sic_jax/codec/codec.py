@@ -37,7 +37,7 @@ from sic_jax.entropy.range_coder import (
     default_backend,
 )
 from sic_jax.errors import BitstreamError
-from sic_jax.model.entropy_models.entropy_model import Ints, Request, code_levels, temperature_units
+from sic_jax.model.entropy_models.coding_pass import Ints, Request, code_levels, temperature_units
 from sic_jax.model.entropy_models.prior import medians
 from sic_jax.model.sic import SicModel
 

@@ -22,7 +22,7 @@ from sic_jax.codec.codec import Codec
 from sic_jax.codec.container import unpack
 from sic_jax.codec.grain import add_grain
 from sic_jax.entropy.counter_noise import normal_noise
-from sic_jax.model.entropy_models.entropy_model import temperature_units
+from sic_jax.model.entropy_models.coding_pass import temperature_units
 from sic_jax.model.params import init_params
 from sic_jax.training.presets import preset
 

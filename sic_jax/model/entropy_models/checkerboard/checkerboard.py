@@ -44,13 +44,8 @@ from sic_jax.model.entropy_models.checkerboard.hyper import (
     hyper_synthesis,
     hyper_synthesis_specs,
 )
-from sic_jax.model.entropy_models.entropy_model import (
-    TEMPERATURE_BITS,
-    EntropyModel,
-    EntropyNetworks,
-    Leaves,
-    Stored,
-)
+from sic_jax.model.entropy_models.coding_pass import TEMPERATURE_BITS
+from sic_jax.model.entropy_models.entropy_model import EntropyModel, EntropyNetworks, Leaves, Stored
 from sic_jax.model.entropy_models.prior import FactorisedPrior
 from sic_jax.model.entropy_models.scales import MEAN_BINS, ScaleGrid
 from sic_jax.model.levels import LevelConfig, refinement_limit, refinement_sources, split_latents

@@ -25,7 +25,7 @@ from sic_jax.model.entropy_models.checkerboard.context import (
 from sic_jax.model.entropy_models.checkerboard.detail import REFINEMENT_MEAN_LIMIT
 from sic_jax.model.entropy_models.checkerboard.exact import Layers, log_by_table
 from sic_jax.model.entropy_models.checkerboard.hyper import hyper_synthesis
-from sic_jax.model.entropy_models.entropy_model import Ints, Request
+from sic_jax.model.entropy_models.coding_pass import Ints, Request
 from sic_jax.model.entropy_models.scales import MEAN_BINS, ScaleGrid, table_indices
 from sic_jax.model.levels import LevelConfig, level_starts, refinement_limit
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sic_jax.entropy.counter_noise import NOISE_BITS, uniform_noise
-from sic_jax.model.entropy_models.entropy_model import TEMPERATURE_BITS, Ints, Request
+from sic_jax.model.entropy_models.coding_pass import TEMPERATURE_BITS, Ints, Request
 from sic_jax.model.entropy_models.raster.networks import (
     Params,
     group_features,
