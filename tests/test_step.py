@@ -14,6 +14,7 @@ from sic_jax.model.sic import SicModel
 from sic_jax.training.discriminator import DiscriminatorConfig
 from sic_jax.training.gradients import make_gradients
 from sic_jax.training.losses import mean_terms
+from sic_jax.training.presets import preset
 from sic_jax.training.state import TrainState, create_train_state, make_optimiser
 from sic_jax.training.step import NEVER, Metrics, add_metrics, make_train_step
 from sic_jax.training.train_config import TrainConfig
@@ -197,10 +198,10 @@ def test_linear_branches_learn_ten_times_slower(tiny_run: TrainConfig) -> None:
         np.testing.assert_allclose(updates["g_a"]["Conv_0"]["kernel"], full, rtol=1e-4)
 
 
-def test_quantiles_have_an_optimiser_of_their_own(tiny_run: TrainConfig) -> None:
+def test_quantiles_have_an_optimiser_of_their_own() -> None:
     cfg = dataclasses.replace(
-        tiny_run, decay="constant", warmup_steps=0, learning_rate=1e-4, weight_decay=0.1,
-        quantile_learning_rate=1e-2, clip_norm=1.0,
+        preset("paper"), decay="constant", warmup_steps=0, learning_rate=1e-4, weight_decay=0.1,
+        auxiliary_learning_rate=1e-2, clip_norm=1.0,
     )  # fmt: skip
     params: Arrays = {"prior_z": {"quantiles": jnp.zeros(3)}, "h_a": {"kernel": jnp.ones(2)}}
     optimizer = make_optimiser(cfg)

@@ -20,6 +20,7 @@ from PIL import Image
 from sic_jax.cli.train import main
 from sic_jax.codec.bundle import load_bundle
 from sic_jax.fields import from_dict
+from sic_jax.model.families import FAMILIES
 from sic_jax.model.tree import num_params
 from sic_jax.training import loop
 from sic_jax.training.checkpoints import load_run_params, open_checkpoints, restore
@@ -236,11 +237,11 @@ def test_checkpoints(
     assert found is not None
     assert_equal(found.state._asdict(), state._asdict())
     assert found.info["pending"] is None
-    assert from_dict(TrainConfig, found.info["config"]) == tiny_run
+    assert from_dict(TrainConfig, found.info["config"], FAMILIES) == tiny_run
     assert_equal(load_run_params(workdir, tiny_run), state.ema)
     assert not np.array_equal(state.ema["g_a"]["linear"], state.params["g_a"]["linear"])
     written = json.loads((workdir / "config.json").read_text())
-    assert from_dict(TrainConfig, written) == tiny_run
+    assert from_dict(TrainConfig, written, FAMILIES) == tiny_run
     with pytest.raises(ValueError, match="no checkpoint in"):
         load_run_params(tmp_path, tiny_run)
     other = {k: v for k, v in state.params.items() if k != "context"}
@@ -431,7 +432,7 @@ def test_init_from_and_export(
     assert bundle.cfg == tiny_run.model
     assert steps(run) == [5, 10, 15, 20]
     with pytest.raises(SystemExit, match=r"init-from .*: its model config differs"):
-        main([*words, "--workdir", str(tmp_path / "x"), "--model.head-width", "16"])
+        main([*words, "--workdir", str(tmp_path / "x"), "--model.entropy.head-width", "16"])
     # A bundle is a start too, whatever its default temperature.
     words[-1] = str(out)
     main([*words, "--workdir", str(tmp_path / "y"), "--model.temperature", "0.5"])
