@@ -3,7 +3,7 @@
 import dataclasses
 import typing
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 T = TypeVar("T")
 
@@ -15,7 +15,7 @@ class Family:
     """Base of configs that stand for one another: a field of such a type holds one of several.
 
     In JSON such a config has its `kind` beside its fields, and `from_dict` is told which class each
-    kind means.
+    kind means. A kind is a name for one class alone, whatever the family.
     """
 
     kind: ClassVar[str]
@@ -27,8 +27,18 @@ Kinds = dict[str, type[Family]]
 
 
 def kinds_of(*classes: type[Family]) -> Kinds:
-    """Some classes by their kinds."""
-    return {cls.kind: cls for cls in classes}
+    """Some classes by their kinds.
+
+    Raises:
+        ValueError: If two have the same kind: one name means one class, of whatever family.
+    """
+    kinds: Kinds = {}
+    for cls in classes:
+        if kinds.setdefault(cls.kind, cls) is not cls:
+            raise ValueError(
+                f"{kinds[cls.kind].__name__} and {cls.__name__} have the same kind {cls.kind!r}"
+            )
+    return kinds
 
 
 def require(ok: bool, owner: object, name: str, value: object, allowed: str) -> None:
@@ -43,12 +53,16 @@ def require_width(owner: object, name: str) -> None:
     require(0 < value <= MAX_WIDTH, owner, name, value, f"positive, at most {MAX_WIDTH}")
 
 
-def may_change(default: Any, *, on: str) -> Any:
+Occasion = Literal["resume", "init_from"]
+"""When a run is resumed; when it starts from the parameters of another one."""
+
+
+def may_change(default: Any, *, on: Occasion) -> Any:
     """A field with a default whose value may be another one on some occasion, see `changed`."""
     return dataclasses.field(default=default, metadata={"may_change": on})
 
 
-def changed(a: Any, b: Any, *, on: str, prefix: str = "") -> Iterator[str]:
+def changed(a: Any, b: Any, *, on: Occasion, prefix: str = "") -> Iterator[str]:
     """Names of the fields of which two configs differ, `data.flip`, but for those that may.
 
     Args:

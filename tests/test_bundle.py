@@ -102,6 +102,12 @@ def change(path: Path, name: str) -> None:
     save_file(arrays, path)
 
 
+def float8(path: Path) -> None:
+    """A file with an array of a type that NumPy does not have."""
+    header = json.dumps({"x": {"dtype": "F8_E5M2", "shape": [1], "data_offsets": [0, 1]}})
+    path.write_bytes(len(header).to_bytes(8, "little") + header.encode() + b"x")
+
+
 def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-99])
 
@@ -147,9 +153,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
         "is damaged: its content does not match its id",
     ),
     "cut weights": (
-        lambda p: (p / "weights.safetensors").write_bytes(
-            (p / "weights.safetensors").read_bytes()[:-99]
-        ),
+        lambda p: cut(p / "weights.safetensors"),
         "bundle .* is damaged",
     ),
     "no weights": (
@@ -171,6 +175,26 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "missing": (
         lambda p: seal(p, lambda w, t: w.pop("g_a/Conv_0/bias")),
         "parameter g_a/Conv_0/bias is missing",
+    ),
+    "missing integers": (
+        lambda p: seal(p, lambda w, t: w.pop("h_s/up_1/shift")),
+        "is damaged: 'h_s/up_1/shift' is missing",
+    ),
+    "missing table": (
+        lambda p: seal(p, lambda w, t: t.pop("z_offsets")),
+        "is damaged: 'z_offsets' is missing",
+    ),
+    "float32": (
+        lambda p: seal(p, lambda w, t: w.update({"g_s/linear": w["g_s/linear"].astype("f4")})),
+        "parameter g_s/linear is not finite float16",
+    ),
+    "type that NumPy lacks": (
+        lambda p: float8(p / "tables.safetensors"),
+        r"is damaged: tables\.safetensors cannot be read: ",
+    ),
+    "more integers": (
+        lambda p: seal(p, lambda w, t: w.update({"h_s/more/kernel": w["h_s/up_1/kernel"]})),
+        "parameter h_s/more/kernel is not finite float16",
     ),
     "unknown": (
         lambda p: seal(p, lambda w, t: w.update({"g_a/more": w["g_a/linear"]})),

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sic_jax.fields import changed, from_dict, to_dict
+from sic_jax.fields import changed, from_dict, kinds_of, to_dict
 from sic_jax.model.entropy_models.checkerboard.checkerboard import CheckerboardEntropy
 from sic_jax.model.entropy_models.raster.raster import RasterEntropy
 from sic_jax.model.entropy_models.scales import ScaleGrid
@@ -118,6 +118,25 @@ def test_what_may_change() -> None:
     assert list(changed(a, swin, on="init_from")) == [
         "levels.channels", "levels.refinements", "transforms"
     ]  # fmt: skip
+
+
+def test_what_parameters_do_not_depend_on() -> None:
+    def free(cls: type) -> set[str]:
+        fields = dataclasses.fields(cls)
+        return {f.name for f in fields if f.metadata.get("may_change") == "init_from"}
+
+    assert free(ModelConfig) == {"temperature"}
+    assert free(LevelConfig) == {"deadzone"}
+    assert free(PyramidTransforms) == {"start_step", "coarse_start_step"}
+    for cls in (SwinTransforms, CheckerboardEntropy, RasterEntropy, ScaleGrid):
+        assert free(cls) == set()
+
+
+def test_a_kind_names_one_class() -> None:
+    other = type("Other", (SwinTransforms,), {})
+    with pytest.raises(ValueError, match=r"^SwinTransforms and Other have the same kind 'swin'$"):
+        kinds_of(SwinTransforms, PyramidTransforms, other)
+    assert kinds_of(SwinTransforms, SwinTransforms) == {"swin": SwinTransforms}
 
 
 def test_default_model_is_sixteen_levels() -> None:

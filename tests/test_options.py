@@ -79,7 +79,7 @@ def test_flags_are_the_fields():
         options_of(parser.parse_args(["--temperature", "17"]), DecodeOptions)
     text = " ".join(parser.format_help().split())
     assert "--optimise N steps of latent optimisation: slow, 30 are plenty (default: 0)" in text
-    assert "--no-grain whether the file's grain is drawn (default: yes)" in text
+    assert "--no-grain leave out the file's grain" in text
     assert "larger ones are an error (default: 200000000)" in text
 
 

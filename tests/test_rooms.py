@@ -25,7 +25,8 @@ def imported(path: Path) -> Iterator[str]:
     """What a file imports of the package, wherever in it: dotted names below `sic_jax`."""
     for node in ast.walk(ast.parse(path.read_text())):
         names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
-        if isinstance(node, ast.ImportFrom) and node.module:
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} has a relative import"
             names = [f"{node.module}.{a.name}" for a in node.names]
         for name in names:
             if name.startswith("sic_jax."):

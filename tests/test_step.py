@@ -185,11 +185,11 @@ def test_linear_branches_learn_ten_times_slower(tiny_run: TrainConfig) -> None:
         "g_s": {"linear": leaf},
         "context": {"linear": leaf},
     }
-    optimizer = make_optimiser(cfg)
-    state = optimizer.init(params)
+    optimiser = make_optimiser(cfg)
+    state = optimiser.init(params)
     grads = jax.tree.map(lambda a: -jnp.ones_like(a), params)
     for step, rate in enumerate((0.0, 0.5, 1.0)):
-        updates, state = optimizer.update(grads, state, params)
+        updates, state = optimiser.update(grads, state, params)
         # Adam's update of a constant gradient is its sign; the rate warms up over two steps.
         full = rate * cfg.learning_rate
         expected = {"g_a": full / 10, "g_s": full / 10, "context": full}
@@ -204,10 +204,10 @@ def test_quantiles_have_an_optimiser_of_their_own() -> None:
         auxiliary_learning_rate=1e-2, clip_norm=1.0,
     )  # fmt: skip
     params: Arrays = {"prior_z": {"quantiles": jnp.zeros(3)}, "h_a": {"kernel": jnp.ones(2)}}
-    optimizer = make_optimiser(cfg)
+    optimiser = make_optimiser(cfg)
     # A huge gradient of the quantiles does not clip the others'.
     grads = {"prior_z": {"quantiles": jnp.full(3, 1e6)}, "h_a": {"kernel": jnp.full(2, 0.1)}}
-    updates, _ = optimizer.update(grads, optimizer.init(params), params)
+    updates, _ = optimiser.update(grads, optimiser.init(params), params)
     np.testing.assert_allclose(updates["prior_z"]["quantiles"], -1e-2, rtol=1e-4)
     np.testing.assert_allclose(updates["h_a"]["kernel"], -1e-4 * 1.1, rtol=1e-4)
 

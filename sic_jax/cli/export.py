@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from sic_jax.codec.bundle import export_bundle
+from sic_jax.metrics.pretrained import read_npz
 from sic_jax.model.model_config import ModelConfig
 from sic_jax.model.params import check_params
 from sic_jax.model.tree import Params, unflatten_params
@@ -28,12 +29,8 @@ def read_params(path: str | Path, cfg: ModelConfig) -> Params:
         OSError: If there is none.
     """
     try:
-        # Opened here: NumPy leaves a file that is no ZIP open.
-        with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as data:
-            leaves = {name: data[name].astype(np.float32) for name in data.files}
-    except OSError:
-        raise
-    except Exception as e:  # zipfile, zlib and NumPy raise many kinds on damaged files.
+        leaves = {name: a.astype(np.float32) for name, a in read_npz(Path(path)).items()}
+    except ValueError as e:
         raise ValueError(f"{path} is no .npz file of parameters: {e}") from e
     try:
         check_params(cfg, leaves)

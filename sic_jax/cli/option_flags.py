@@ -35,6 +35,7 @@ def add_flags(
         if hints[field.name] is bool:
             flag = f"--no-{name}" if field.default else f"--{name}"
             value = not field.default
+            text = field.metadata.get("flag_help", text)
             parser.add_argument(flag, action="store_const", const=value, help=text, **common)
             continue
         if field.default is not None:

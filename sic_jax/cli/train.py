@@ -100,13 +100,13 @@ def parse(
     return config_of(TrainConfig, args, kinds), args
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run training; errors are one line and exit code 1."""
+def main(argv: Sequence[str] | None = None, kinds: Kinds = FAMILIES) -> None:
+    """Run training; errors are one line and exit code 1. Arguments are as for `parse`."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     for noisy in ("absl", "jax", "orbax"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
-        cfg, args = parse(argv)
+        cfg, args = parse(argv, kinds)
         if args.dry_run:
             from sic_jax.training.dry_run import describe_run
 
@@ -138,7 +138,8 @@ def _run(cfg: TrainConfig, args: argparse.Namespace) -> None:
     source = open_source(args.data, crop_size=cfg.crop_size)
     logging.info("%d images, %d devices", len(source), jax.device_count())
     params = None if args.init_from is None else _weights(args.init_from, cfg)
-    validation = args.validation_data and ValidationImages(cfg, args.validation_data)
+    spec = args.validation_data
+    validation = None if spec is None else ValidationImages(cfg, spec)
     state = train(
         cfg,
         args.workdir,
@@ -172,7 +173,7 @@ def _weights(name: str, cfg: TrainConfig) -> "Params":
         run = load_config(Path(name) / "config.json", like=cfg)
         _check_fits(name, run.model, cfg.model)
         return load_run_params(name, run)
-    bundle = load_bundle(name)
+    bundle = load_bundle(name, kinds={**FAMILIES, **used_kinds(cfg)})
     _check_fits(name, bundle.cfg, cfg.model)
     return bundle.params
 

@@ -196,7 +196,6 @@ def _read_arrays(path: Path) -> Arrays:
         ValueError: If it is damaged, or larger than 1 GiB.
         OSError: If there is none.
     """
-    from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
     size = path.stat().st_size
@@ -204,7 +203,9 @@ def _read_arrays(path: Path) -> Arrays:
         raise ValueError(f"{path.name} cannot be read: it has {size} bytes, more than {_MAX_BYTES}")
     try:
         return load_file(path)
-    except (SafetensorError, KeyError, TypeError) as e:  # The last two: types NumPy does not have.
+    except OSError:
+        raise
+    except Exception as e:  # The library raises many kinds: for types that NumPy lacks, too.
         raise ValueError(f"{path.name} cannot be read: {e}") from e
 
 

@@ -37,8 +37,10 @@ from sic_jax.entropy.range_coder import (
     default_backend,
 )
 from sic_jax.errors import BitstreamError
+from sic_jax.fields import Kinds
 from sic_jax.model.entropy_models.coding_pass import Ints, Request, code_levels, temperature_units
 from sic_jax.model.entropy_models.prior import medians
+from sic_jax.model.families import FAMILIES
 from sic_jax.model.sic import SicModel
 
 if TYPE_CHECKING:
@@ -51,7 +53,7 @@ class Latents(NamedTuple):
     y_s: Ints
     """[h, w, C], zeros above `level`."""
     z_hat: Ints
-    """[ceil(h/4), ceil(w/4), C_z]."""
+    """[ceil(h/s), ceil(w/s), C_z], s the entropy model's hyper stride."""
     level: int
 
 
@@ -132,31 +134,36 @@ class Codec:
         self._estimate = jax.jit(estimate)
 
     @classmethod
-    def load(cls, bundle: str | Path = "default", *, coder: str | None = None) -> "Codec":
+    def load(
+        cls, bundle: str | Path = "default", *, coder: str | None = None, kinds: Kinds = FAMILIES
+    ) -> "Codec":
         """A codec for a bundle.
 
         Args:
             bundle: Its name (`sic bundle list` shows those of this machine) or its folder.
             coder: As in `Codec`.
+            kinds: As in `load_bundle`.
 
         Raises:
             ValueError: If there is no such bundle, or it is damaged.
         """
-        return cls(load_bundle(bundle), coder=coder)
+        return cls(load_bundle(bundle, kinds=kinds), coder=coder)
 
     @classmethod
-    def for_file(cls, data: bytes, *, coder: str | None = None) -> "Codec":
+    def for_file(cls, data: bytes, *, coder: str | None = None, kinds: Kinds = FAMILIES) -> "Codec":
         """The codec that decodes a file: that of the bundle whose id the file's header has.
 
         Args:
             data: A file or its first bytes.
             coder: As in `Codec`.
+            kinds: As in `load_bundle`.
 
         Raises:
             BitstreamError: If the data have no sound header.
             ValueError: If no bundle of this machine has the id, or it is damaged.
         """
-        return cls.load(library.find_id(read_header(data).model_id).folder, coder=coder)
+        folder = library.find_id(read_header(data).model_id).folder
+        return cls.load(folder, coder=coder, kinds=kinds)
 
     def compress(
         self,

@@ -128,7 +128,7 @@ class LatentOptimiser:
         """Integers y_hat [h, w, C] for a picture.
 
         Args:
-            x: uint8 [H, W, 3], sides multiples of 16.
+            x: uint8 [H, W, 3], sides multiples of the stride.
             y: g_a's latents [h, w, C], not rounded.
             hyper: h_s features [1, h, w, F_h] of the picture's z_hat, which stays as it is.
             level: Highest level that is looked at; channels above it come back as round(y), but for

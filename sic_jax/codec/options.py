@@ -68,10 +68,12 @@ class DecodeOptions:
     temperature: float | None = None
     """Spread of the drawn details, 0 (their mean) to 16 (default: the bundle's)."""
 
-    grain: bool = True
+    grain: bool = field(default=True, metadata={"flag_help": "leave out the file's grain"})
     """Whether the file's grain is drawn (default: yes)."""
 
-    strict: bool = False
+    strict: bool = field(
+        default=False, metadata={"flag_help": "an incomplete file is an error, not a lower level"}
+    )
     """Whether an incomplete file is an error (default: no, its whole levels are decoded).
 
     The same holds of damaged metadata. What is left out is a warning.

@@ -11,7 +11,7 @@ from sic_jax.model.params import param_shapes
 from sic_jax.model.sic import SicModel
 
 _POSITIONS = 16
-"""Side of the latents that are counted; a multiple of every hyper stride."""
+"""Side of the latents that are counted."""
 
 
 def codec_macs_per_pixel(cfg: ModelConfig) -> dict[str, float]:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from sic_jax.fields import may_change, require
 from sic_jax.model.entropy_models.checkerboard.checkerboard import CheckerboardEntropy
+from sic_jax.model.entropy_models.coding_pass import TEMPERATURE_MAX
 from sic_jax.model.entropy_models.entropy_model import EntropyModel
 from sic_jax.model.levels import LevelConfig
 from sic_jax.model.transforms.pyramid import PyramidTransforms
@@ -30,7 +31,8 @@ class ModelConfig:
         """Check the fields."""
         self.transforms.check(self.levels)
         self.entropy.check(self.levels)
-        require(0 <= self.temperature <= 16, self, "temperature", self.temperature, "0 to 16")
+        ok = 0 <= self.temperature <= TEMPERATURE_MAX
+        require(ok, self, "temperature", self.temperature, f"0 to {TEMPERATURE_MAX}")
 
     @property
     def stride(self) -> int:

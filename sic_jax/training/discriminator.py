@@ -1,6 +1,6 @@
 """The conditional PatchGAN of the adversarial stage.
 
-    y_s of the level --3x3 convolution of that level--> 12 features at 1/16, repeated 16 x 16 times
+    y_s of the level --3x3 convolution of that level--> 12 features, repeated to every pixel
     picture ---------------------------------------------------------------------+--> 15 channels
     four convolutions 4x4 of stride 2 with spectral normalisation --> 1x1 --> logits at 1/16
 
@@ -61,8 +61,8 @@ class Discriminator(nn.Module):
         """Logits [N, H/16, W/16, 1].
 
         Args:
-            x: Pictures [N, H, W, 3], sides a multiple of 16.
-            y_hat: Latents [N, H/16, W/16, C]; channels above `level` are not read.
+            x: Pictures [N, H, W, 3], sides multiples of the model's stride s.
+            y_hat: Latents [N, H/s, W/s, C]; channels above `level` are not read.
             level: int [N], 1 to L.
             update_stats: Take a step of the power iteration; `batch_stats` must be mutable.
         """
@@ -94,6 +94,13 @@ class Discriminator(nn.Module):
                 out = out + jnp.einsum("nhwc,ncf->nhwf", part, kernel[at, i, j])
         features_of: jax.Array = nn.leaky_relu(out, _SLOPE)
         return features_of
+
+
+def example_inputs(model: ModelConfig) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """A picture, its latents and its level, as small as the network takes them."""
+    side = 4
+    x = jnp.zeros((1, side * model.stride, side * model.stride, 3))
+    return x, jnp.zeros((1, side, side, model.num_channels)), jnp.ones((1,), jnp.int32)
 
 
 def _level_kernels(model: ModelConfig) -> nn.initializers.Initializer:

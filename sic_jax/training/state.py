@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from sic_jax.model.tree import Params, flatten_params, unflatten_params
-from sic_jax.training.discriminator import Discriminator
+from sic_jax.training.discriminator import Discriminator, example_inputs
 from sic_jax.training.train_config import TrainConfig
 
 
@@ -121,10 +121,7 @@ def _new_discriminator(cfg: TrainConfig) -> DiscriminatorState:
     network = Discriminator(cfg.discriminator, cfg.model)
 
     def init(key: jax.Array) -> Any:
-        side = 4 * cfg.model.stride
-        x = jnp.zeros((1, side, side, 3))
-        y_hat = jnp.zeros((1, 4, 4, cfg.model.num_channels))
-        return network.init(key, x, y_hat, jnp.ones((1,), jnp.int32), update_stats=False)
+        return network.init(key, *example_inputs(cfg.model), update_stats=False)
 
     variables = jax.jit(init)(jax.random.key(cfg.seed, impl="rbg"))
     params, stats = dict(variables["params"]), dict(variables["batch_stats"])

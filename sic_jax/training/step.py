@@ -9,7 +9,7 @@ import optax
 
 from sic_jax.model.sic import SicModel
 from sic_jax.model.tree import Params
-from sic_jax.training.discriminator import Discriminator
+from sic_jax.training.discriminator import Discriminator, example_inputs
 from sic_jax.training.gradients import Gradients, make_gradients
 from sic_jax.training.losses import PerceptualWeights, Terms
 from sic_jax.training.state import (
@@ -141,15 +141,8 @@ def _update_discriminator(
 def spectral_step(cfg: TrainConfig, params: Params, batch_stats: Params) -> Params:
     """A step of the power iteration: it depends on the kernels only, not on pictures."""
     network = Discriminator(cfg.discriminator, cfg.model)
-    side = 4 * cfg.model.stride
-    x = jnp.zeros((1, side, side, 3))
-    y_hat = jnp.zeros((1, 4, 4, cfg.model.num_channels))
+    variables = {"params": params, "batch_stats": batch_stats}
     _, changed = network.apply(
-        {"params": params, "batch_stats": batch_stats},
-        x,
-        y_hat,
-        jnp.ones((1,), jnp.int32),
-        update_stats=True,
-        mutable=["batch_stats"],
+        variables, *example_inputs(cfg.model), update_stats=True, mutable=["batch_stats"]
     )
     return dict(changed["batch_stats"])

@@ -2,12 +2,13 @@
 
 import dataclasses
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sic_jax.data.crops import DataConfig
-from sic_jax.fields import Family, Kinds, from_dict, may_change, require
+from sic_jax.fields import Family, Kinds, from_dict, kinds_of, may_change, require
 from sic_jax.model.families import FAMILIES
 from sic_jax.model.model_config import ModelConfig
 from sic_jax.training.discriminator import DiscriminatorConfig
@@ -30,7 +31,7 @@ class TrainConfig:
     batch_size: int = 8
     """Images a step, over all devices of all hosts."""
     crop_size: int = 128
-    """Side of the square crops in pixels; a multiple of the transforms' stride, 16."""
+    """Side of the square crops in pixels; a multiple of the transforms' stride."""
     seed: int = 0
     """Of the initial parameters, the crops and all noise."""
     learning_rate: float = 5e-4
@@ -113,15 +114,21 @@ class TrainConfig:
 
 
 def used_kinds(config: Any) -> Kinds:
-    """Classes of the families that a config holds, at any depth, by their kinds."""
-    found: dict[str, type[Family]] = {}
+    """Classes of the families that a config holds, at any depth, by their kinds.
+
+    Raises:
+        ValueError: If two have the same kind.
+    """
+    return kinds_of(*_families_in(config))
+
+
+def _families_in(config: Any) -> Iterator[type[Family]]:
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if isinstance(value, Family):
-            found[value.kind] = type(value)
+            yield type(value)
         if dataclasses.is_dataclass(value):
-            found |= used_kinds(value)
-    return found
+            yield from _families_in(value)
 
 
 def load_config(path: str | Path, *, like: TrainConfig) -> TrainConfig:
@@ -136,4 +143,7 @@ def load_config(path: str | Path, *, like: TrainConfig) -> TrainConfig:
         ValueError: If it is no config, or has a kind that is not known.
     """
     kinds = {**FAMILIES, **used_kinds(like)}
-    return from_dict(TrainConfig, json.loads(Path(path).read_text()), kinds)
+    try:
+        return from_dict(TrainConfig, json.loads(Path(path).read_text()), kinds)
+    except ValueError as e:
+        raise ValueError(f"{path}: {e}") from e

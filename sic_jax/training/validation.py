@@ -57,11 +57,11 @@ def make_validate(
 
     Returns:
         A function of parameters (host or global arrays) and images uint8 [N, H, W, 3], any N, sides
-        a multiple of 16, the same on every process. It returns means over images, equal on every
-        process: ``bpp_est/LEVEL`` (bits per pixel by the model's probabilities), ``mse/LEVEL`` (of
-        8-bit images in [0, 1]) and ``METRIC/LEVEL``. Metrics that images of this size are too small
-        for (MS-SSIM below 161 pixels) are left out; values that are not finite are returned. Other
-        images are a ValueError.
+        multiples of the stride, the same on every process. It returns means over images, equal on
+        every process: ``bpp_est/LEVEL`` (bits per pixel by the model's probabilities),
+        ``mse/LEVEL`` (of 8-bit images in [0, 1]) and ``METRIC/LEVEL``. Metrics that images of this
+        size are too small for (MS-SSIM below 161 pixels) are left out; values that are not finite
+        are returned. Other images are a ValueError.
 
     Raises:
         ValueError: If a level, a metric or `batch_size` does not fit.

@@ -43,9 +43,11 @@ class CodingPass(Protocol):
     """The pass that encoder and decoder share; made once a model, used for all pictures."""
 
     def hyper(self, z_hat: Ints, shape: tuple[int, int]) -> jax.Array:
-        """h_s features [1, h, w, F] of z_hat int32 [ceil(h/s), ceil(w/s), C_z], less its medians.
+        """h_s: what `EntropyNetworks.hyper_features` gives, [1, h, w, F], from a file's integers.
 
-        `shape` is (h, w), that of the latents.
+        Args:
+            z_hat: int32 [ceil(h/s), ceil(w/s), C_z], the hyper latents less their medians.
+            shape: (h, w), that of the latents.
         """
 
     def run(self, hyper: jax.Array, level: int) -> Generator[Request, Ints, Ints]:

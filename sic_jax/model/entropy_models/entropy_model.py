@@ -114,7 +114,10 @@ class EntropyNetworks(nn.Module):
 
     def initialise(self, y: jax.Array, z: jax.Array) -> None:
         """Use every parameter but h_a's once, to make it; a family may do so more cheaply."""
-        self.rate(y, z)
+        rated = self.rate(y, z)
+        one = jnp.ones(len(y))
+        self.complete(rated.y_hat, rated.hyper, one.astype(jnp.int32), temperature=one)
+        self.auxiliary_loss()
 
     def rate(
         self,

@@ -14,6 +14,7 @@ import numpy as np
 
 from sic_jax.entropy.counter_noise import NOISE_BITS, uniform_noise
 from sic_jax.model.entropy_models.coding_pass import TEMPERATURE_BITS, Ints, Request
+from sic_jax.model.entropy_models.prior import medians
 from sic_jax.model.entropy_models.raster.networks import (
     Params,
     group_features,
@@ -62,8 +63,7 @@ class DiagonalCodingPass:
         self.levels = levels
         self.scales = scales
         networks = jax.device_put(networks, jax.devices("cpu")[0])
-        # The medians are a part of the learned quantiles.
-        self._medians = networks["prior_z"]["quantiles"][:, 1]
+        self._medians = medians(networks["prior_z"])
         self._networks = networks
         self._layers: StepLayers = jax.jit(partial(step_layers, levels=levels))(networks)
         self._hyper = jax.jit(hyper_features, static_argnums=2)

@@ -16,8 +16,15 @@ from sic_jax.entropy.distributions import FactorisedParams, normal_bits, quantil
 from sic_jax.fields import MAX_WIDTH, require, require_width
 from sic_jax.model.entropy_models.entropy_model import EntropyModel, EntropyNetworks
 from sic_jax.model.entropy_models.prior import FactorisedPrior
-from sic_jax.model.entropy_models.raster import networks as raster
 from sic_jax.model.entropy_models.raster.diagonal_coding import DiagonalCodingPass
+from sic_jax.model.entropy_models.raster.networks import (
+    HyperAnalysis,
+    Params,
+    all_parameters,
+    hyper_features,
+    raster_specs,
+    uniform_details,
+)
 from sic_jax.model.entropy_models.raster.wavefront import (
     empty_board,
     schedule,
@@ -86,7 +93,7 @@ class RasterEntropy(EntropyModel):
         """See `EntropyModel`: each symbol's parameters once, and h_s."""
         z_side = -(-side // self.hyper_stride)
         z_hat = jax.ShapeDtypeStruct((1, z_side, z_side, self.hyper_channels), jnp.float32)
-        hyper = count_macs(lambda p, z: raster.hyper_features(p, z, (side, side)), params, z_hat)
+        hyper = count_macs(lambda p, z: hyper_features(p, z, (side, side)), params, z_hat)
         layers: Any = jax.eval_shape(lambda p: step_layers(p, levels), params)
         # The only position of the smallest picture, whose neighbours count all the same.
         board = jax.eval_shape(lambda: empty_board(schedule(1, 1), levels.num_channels))
@@ -112,9 +119,9 @@ class RasterNetworks(EntropyNetworks):
     def setup(self) -> None:
         """Create the networks under the paper's symbols."""
         cfg = self.cfg
-        self.h_a = raster.HyperAnalysis(cfg.analysis_width, cfg.hyper_channels)
+        self.h_a = HyperAnalysis(cfg.analysis_width, cfg.hyper_channels)
         self.prior_z = FactorisedPrior(cfg.hyper_channels, (3, 3, 3, 3), learns_quantiles=True)
-        specs = raster.raster_specs(
+        specs = raster_specs(
             self.levels,
             hyper_channels=cfg.hyper_channels,
             synthesis_widths=cfg.synthesis_widths,
@@ -133,7 +140,7 @@ class RasterNetworks(EntropyNetworks):
         """See `EntropyNetworks`."""
         return self.prior_z()
 
-    def float_params(self) -> raster.Params:
+    def float_params(self) -> Params:
         """Parameters that the functions of `networks` take."""
         return {
             "h_s": self.h_s(),
@@ -143,14 +150,14 @@ class RasterNetworks(EntropyNetworks):
 
     def hyper_features(self, z_hat: jax.Array, shape: tuple[int, int]) -> jax.Array:
         """See `EntropyNetworks`."""
-        return raster.hyper_features({"h_s": self.h_s()}, z_hat, shape)
+        return hyper_features({"h_s": self.h_s()}, z_hat, shape)
 
     def symbol_bits(
         self, y_rated: jax.Array, y_hat: jax.Array, hyper: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
         """See `EntropyNetworks`."""
         sigma_min = self.cfg.scales.sigma_min
-        mu, sigma = raster.all_parameters(self.float_params(), self.levels, sigma_min, y_hat, hyper)
+        mu, sigma = all_parameters(self.float_params(), self.levels, sigma_min, y_hat, hyper)
         return normal_bits(y_rated, mu, sigma), mu
 
     def complete(
@@ -168,7 +175,7 @@ class RasterNetworks(EntropyNetworks):
             temperature = jnp.zeros_like(temperature)
         else:
             u = 2 * draw_each(unit_noise, key, y_hat.shape)
-        details = raster.uniform_details(self.levels, hyper, u, temperature)
+        details = uniform_details(self.levels, hyper, u, temperature)
         return merge_latents(y_hat, details, level, self.levels)
 
     def auxiliary_loss(self) -> jax.Array:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from official_forward import reference_forward
+from paper_forward import reference_forward
 
 from sic_jax.cli.main import main
 from sic_jax.codec import container

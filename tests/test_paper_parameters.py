@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from official_forward import reference_forward
+from paper_forward import reference_forward
 
 from sic_jax.entropy.distributions import deep_factorised_bits, normal_bits
 from sic_jax.importers import convert_state_dict, infer_config
