@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from sic_jax.images.colour import flatten, split_alpha, to_gray_or_rgb
+from sic_jax.images.png import colours_of, to_srgb, with_exact_transparency
 
 _log = logging.getLogger(__name__)
 
@@ -41,11 +42,16 @@ def decode_rgb(name: str, data: bytes) -> NDArray[np.uint8]:
     """
     try:
         image: Image.Image = Image.open(io.BytesIO(data))
+        if image.format == "PNG":
+            image = with_exact_transparency(image, data)
         image.load()
         ImageOps.exif_transpose(image, in_place=True)
         profile = image.info.get("icc_profile")
-        image, alpha = split_alpha(name, image)
+        image, alpha = split_alpha(image)
         image, _ = to_gray_or_rgb(name, image, profile)
+        colours = colours_of(name, data)
+        if colours is not None:
+            image = to_srgb(image, colours)
         if alpha is not None and alpha.getextrema() != (255, 255):
             image = flatten(name, image, alpha, "white")
         return np.array(image.convert("RGB"))

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 
-def split_alpha(name: str, image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
+def split_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
     """Separates colours and alpha, in whichever way the file stores transparency."""
     from PIL import Image
 
@@ -27,11 +27,6 @@ def split_alpha(name: str, image: Image.Image) -> tuple[Image.Image, Image.Image
 
         mask = np.where(np.asarray(image) == transparent, 0, 255)
         return image, Image.fromarray(mask.astype(np.uint8))
-    if isinstance(transparent, tuple) and max(transparent) > 255:
-        raise ValueError(
-            f"{name}: a transparent colour with 16 bits cannot be matched in 8 bits; "
-            "save the picture without it first"
-        )
     gray = image.mode in ("1", "L", "LA", "La")
     image = image.convert("LA" if gray else "RGBA")
     return image.convert("L" if gray else "RGB"), image.getchannel("A")

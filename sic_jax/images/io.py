@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from sic_jax.files import write_atomic
 from sic_jax.images.colour import flatten, is_srgb, match_profile, split_alpha, to_gray_or_rgb
+from sic_jax.images.png import colours_of, to_srgb, with_exact_transparency
 
 if TYPE_CHECKING:
     import numpy as np
@@ -96,7 +97,8 @@ def read_image(
 
     The EXIF orientation is applied. Palettes become RGB. 16-bit gray is rounded (v / 257); 16-bit
     RGB comes from Pillow as its upper 8 bits. CMYK is converted to sRGB through its embedded
-    profile, without one by Pillow's plain formula. An opaque alpha channel is dropped.
+    profile, without one by Pillow's plain formula. Colours that a PNG file describes by `gAMA`,
+    `cHRM` or `cICP` are converted to sRGB. An opaque alpha channel is dropped.
 
     Args:
         path_or_bytes: A file, or the bytes of one.
@@ -108,8 +110,8 @@ def read_image(
     Raises:
         OSError: The file cannot be opened.
         ValueError: It is no picture that Pillow reads, is damaged, animated, transparent without
-            a background, larger than 200 megapixels, or has a sample format without a defined
-            8-bit range.
+            a background, HDR (PQ or HLG), larger than 200 megapixels, or has a sample format
+            without a defined 8-bit range.
     """
     import numpy as np
 
@@ -120,8 +122,11 @@ def read_image(
     image = _decode(name, data)
     profile = image.info.get("icc_profile")
     exif = _exif_bytes(name, image)
-    image, alpha = split_alpha(name, image)
+    image, alpha = split_alpha(image)
     image, profile = to_gray_or_rgb(name, image, profile)
+    colours = colours_of(name, data)
+    if colours is not None:
+        image, profile = to_srgb(image, colours), None
     if alpha is not None and alpha.getextrema() != (255, 255):
         image = flatten(name, image, alpha, background)
     pixels, profile = match_profile(np.array(image, dtype=np.uint8), profile)
@@ -235,6 +240,8 @@ def _decode(name: str, data: bytes) -> Image.Image:
             image: Image.Image = Image.open(io.BytesIO(data))
             animated = getattr(image, "is_animated", False)
             if not animated or image.format in _STACKS_WITH_MAIN_PICTURE:
+                if image.format == "PNG":
+                    image = with_exact_transparency(image, data)
                 image.load()
                 ImageOps.exif_transpose(image, in_place=True)
                 return image

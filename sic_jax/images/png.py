@@ -1,0 +1,244 @@
+"""What PNG files say of colours and transparency and Pillow does not apply.
+
+Colours of `gAMA`, `cHRM` and `cICP` are brought to sRGB, as browsers do. A transparent colour
+(`tRNS`) is compared with samples of the file's own depth. An ICC profile goes before `gAMA` and
+`cHRM`, and `cICP` before all.
+
+Reference: PNG specification, third edition, 4.3, 11.3.1 and 11.3.2; ITU-T H.273 for the codes of
+`cICP`.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+import warnings
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from PIL import Image
+
+_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_GRAY_STEPS = {"L;2": 85, "L;4": 17}
+"""8-bit steps between two samples of 2 and of 4 bits, by Pillow's name of the sample format."""
+_SAME_GAMMA = 0.05
+"""A display exponent this near to 1 changes nothing: libpng's threshold."""
+# White, red, green, blue: x and y of each.
+_SRGB = (0.3127, 0.3290, 0.64, 0.33, 0.30, 0.60, 0.15, 0.06)
+_PRIMARIES = {
+    1: _SRGB,
+    5: (0.3127, 0.3290, 0.64, 0.33, 0.29, 0.60, 0.15, 0.06),
+    6: (0.3127, 0.3290, 0.630, 0.340, 0.310, 0.595, 0.155, 0.070),
+    9: (0.3127, 0.3290, 0.708, 0.292, 0.170, 0.797, 0.131, 0.046),
+    11: (0.314, 0.351, 0.680, 0.320, 0.265, 0.690, 0.150, 0.060),
+    12: (0.3127, 0.3290, 0.680, 0.320, 0.265, 0.690, 0.150, 0.060),
+}
+_HDR = {16: "PQ", 18: "HLG"}
+
+
+class Colours(NamedTuple):
+    """How samples become light."""
+
+    primaries: tuple[float, ...]
+    """x and y of white, red, green and blue."""
+    to_linear: Callable[[NDArray[np.float64]], NDArray[np.float64]]
+    """From samples in [0, 1] to light in [0, 1]."""
+
+
+def with_exact_transparency(image: Image.Image, data: bytes) -> Image.Image:
+    """A PNG picture, not loaded yet, whose transparent colour Pillow will find where it is.
+
+    Args:
+        image: Of `PIL.Image.open`.
+        data: Bytes of the file.
+
+    Returns:
+        The picture, with an alpha channel where its samples have 16 bits and three colours.
+    """
+    key, samples = image.info.get("transparency"), _sample_format(image)
+    if isinstance(key, int) and samples == "1":
+        # Pillow takes any number but 0 for white.
+        image.info["transparency"] = 255 * (_chunks_before_picture(data)[b"tRNS"][1] & 1)
+    elif isinstance(key, int) and samples in _GRAY_STEPS:
+        step = _GRAY_STEPS[samples]
+        image.info["transparency"] = key % (255 // step + 1) * step
+    elif isinstance(key, int) and samples == "L":
+        image.info["transparency"] = key % 256
+    elif isinstance(key, tuple) and samples == "RGB":
+        image.info["transparency"] = tuple(k % 256 for k in key)
+    elif isinstance(key, tuple) and samples == "RGB;16B":
+        return _with_alpha_of_16_bits(image, data, key)
+    return image
+
+
+def _sample_format(image: Image.Image) -> str:
+    tiles: Any = getattr(image, "tile", [])
+    args = tiles[0][3] if tiles else ""
+    return str(args[0] if isinstance(args, tuple) else args)
+
+
+def _with_alpha_of_16_bits(image: Image.Image, data: bytes, key: tuple[int, ...]) -> Image.Image:
+    import numpy as np
+    from PIL import Image
+
+    # Pillow keeps the upper bytes of samples. Told that the lower ones come first, it keeps those.
+    lower: Any = Image.open(io.BytesIO(data))
+    lower.tile = [(*tile[:3], "RGB;16L") for tile in lower.tile]
+    samples = np.asarray(image).astype(np.int32) * 256 + np.asarray(lower)
+    alpha = np.where((samples == np.array(key)).all(-1), 0, 255).astype(np.uint8)
+    del image.info["transparency"]
+    image.putalpha(Image.fromarray(alpha))
+    return image
+
+
+def colours_of(name: str, data: bytes) -> Colours | None:
+    """How the samples of a PNG file become light; None where that is sRGB or an ICC profile tells.
+
+    Args:
+        name: Of the file, for messages.
+        data: Its bytes.
+
+    Raises:
+        ValueError: If it is an HDR picture (PQ or HLG), or has a `cICP` that is not known.
+    """
+    chunks = _chunks_before_picture(data)
+    if b"cICP" in chunks:
+        return _of_code_points(name, chunks[b"cICP"])
+    if chunks.keys() & {b"iCCP", b"sRGB"} or len(chunks.get(b"gAMA", b"")) != 4:
+        return None  # Without gAMA there is no telling what cHRM is about.
+    gamma = struct.unpack(">I", chunks[b"gAMA"])[0] / 100_000
+    if gamma == 0:
+        return None
+    primaries = _SRGB
+    if len(chunks.get(b"cHRM", b"")) == 32:
+        primaries = tuple(v / 100_000 for v in struct.unpack(">8I", chunks[b"cHRM"]))
+        if not _are_primaries(primaries):
+            warnings.warn(f"{name}: the chunk cHRM makes no sense and was left out", stacklevel=3)
+            primaries = _SRGB
+    same_gamma = abs(gamma * 2.2 - 1) < _SAME_GAMMA
+    near = all(abs(a - b) < 0.002 for a, b in zip(primaries, _SRGB, strict=True))
+    if same_gamma and near:
+        return None
+    return Colours(primaries, _srgb_to_linear if same_gamma else _power(1 / gamma))
+
+
+def to_srgb(image: Image.Image, colours: Colours) -> Image.Image:
+    """A picture of mode L or RGB with its colours as sRGB has them."""
+    import numpy as np
+    from PIL import Image
+
+    table = colours.to_linear(np.arange(256) / 255)
+    pixels = np.asarray(image)
+    if image.mode == "L":
+        return Image.fromarray(_in_8_bits(table)[pixels])
+    matrix = (_from_xyz() @ _to_xyz(colours.primaries)).astype(np.float32)
+    out = np.empty_like(pixels)
+    for row, line in enumerate(table.astype(np.float32)[pixels]):  # Row by row: floats are large.
+        out[row] = _in_8_bits(line @ matrix.T)
+    return Image.fromarray(out)
+
+
+def _chunks_before_picture(data: bytes) -> dict[bytes, bytes]:
+    """The chunks about colour and transparency, by type: the first of each."""
+    found: dict[bytes, bytes] = {}
+    at = len(_SIGNATURE)
+    while data.startswith(_SIGNATURE) and at + 8 <= len(data):
+        length, kind = struct.unpack(">I4s", data[at : at + 8])
+        if kind == b"IDAT":
+            break
+        if kind in (b"cICP", b"iCCP", b"sRGB", b"gAMA", b"cHRM", b"tRNS"):
+            found.setdefault(kind, data[at + 8 : at + 8 + length])
+        at += 12 + length
+    return found
+
+
+def _of_code_points(name: str, chunk: bytes) -> Colours | None:
+    if len(chunk) != 4:
+        return None
+    primaries, transfer, matrix, full_range = chunk
+    if transfer in _HDR:
+        raise ValueError(
+            f"{name}: an HDR picture ({_HDR[transfer]}), whose brightness 8-bit sRGB does not "
+            "hold; convert it to SDR first"
+        )
+    functions = {1: _bt709_to_linear, 4: _power(2.2), 5: _power(2.8), 8: _power(1.0)}
+    functions |= {6: _bt709_to_linear, 13: _srgb_to_linear, 14: _bt709_to_linear}
+    functions |= {15: _bt709_to_linear}
+    known = primaries in _PRIMARIES and transfer in functions
+    if not known or matrix != 0 or full_range != 1:
+        raise ValueError(
+            f"{name}: the colours of its chunk cICP are not known: {', '.join(map(str, chunk))}"
+        )
+    if (primaries, transfer) == (1, 13):
+        return None
+    return Colours(_PRIMARIES[primaries], functions[transfer])
+
+
+def _power(exponent: float) -> Callable[[NDArray[np.float64]], NDArray[np.float64]]:
+    def to_linear(v: NDArray[np.float64]) -> NDArray[np.float64]:
+        linear: NDArray[np.float64] = v**exponent
+        return linear
+
+    return to_linear
+
+
+def _srgb_to_linear(v: NDArray[np.float64]) -> NDArray[np.float64]:
+    import numpy as np
+
+    return np.where(v <= 0.04045, v / 12.92, ((v + 0.055) / 1.055) ** 2.4)
+
+
+def _bt709_to_linear(v: NDArray[np.float64]) -> NDArray[np.float64]:
+    import numpy as np
+
+    return np.where(v < 0.081, v / 4.5, ((v + 0.099) / 1.099) ** (1 / 0.45))
+
+
+def _in_8_bits(linear: NDArray[np.floating[Any]]) -> NDArray[np.uint8]:
+    import numpy as np
+
+    v = np.clip(linear, 0, 1)
+    encoded = np.where(v <= 0.0031308, 12.92 * v, 1.055 * v ** (1 / 2.4) - 0.055)
+    samples: NDArray[np.uint8] = np.round(255 * encoded).astype(np.uint8)
+    return samples
+
+
+def _are_primaries(primaries: tuple[float, ...]) -> bool:
+    import numpy as np
+
+    if min(primaries[1::2]) <= 0:
+        return False
+    return bool(abs(np.linalg.det(_columns(primaries[2:]))) > 1e-3)
+
+
+def _columns(xy: tuple[float, ...]) -> NDArray[np.float64]:
+    """XYZ of chromaticities for Y = 1, a column each."""
+    import numpy as np
+
+    x, y = np.array(xy[::2]), np.array(xy[1::2])
+    return np.stack([x / y, np.ones_like(x), (1 - x - y) / y])
+
+
+def _to_xyz(primaries: tuple[float, ...]) -> NDArray[np.float64]:
+    """Matrix from linear RGB to XYZ for the white of sRGB, adapted by Bradford's method."""
+    import numpy as np
+
+    columns = _columns(primaries[2:])
+    white = _columns(primaries[:2])[:, 0]
+    matrix = columns * np.linalg.solve(columns, white)
+    cone = np.array(
+        [[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]]
+    )
+    ratio = (cone @ _columns(_SRGB[:2])[:, 0]) / (cone @ white)
+    adapted: NDArray[np.float64] = np.linalg.solve(cone, ratio[:, None] * (cone @ matrix))
+    return adapted
+
+
+def _from_xyz() -> NDArray[np.float64]:
+    import numpy as np
+
+    inverse: NDArray[np.float64] = np.linalg.inv(_to_xyz(_SRGB))
+    return inverse
