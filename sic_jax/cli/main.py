@@ -344,6 +344,8 @@ def _load_codec(bundle: str, coder: str | None) -> Codec:
 
 
 def _check_files(job: Job, *, force: bool) -> None:
+    if job.problem:
+        raise FileExistsError(job.problem)
     if job.source != STD:
         os.stat(job.source)
     if job.derived and not force:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sic_jax.images.io import PICTURES
@@ -27,11 +27,13 @@ class Job:
         targets: Files to write, or "-".
         derived: The targets are named after the source, not by the user, so that they may not
             replace a file unasked.
+        problem: Why it cannot be done; empty if it can.
     """
 
     source: str
     targets: tuple[str, ...]
     derived: bool
+    problem: str = ""
 
 
 def plan(
@@ -45,7 +47,9 @@ def plan(
     """Decides which file is made of which.
 
     The last of several paths is OUT, unless it is a file that is there and not named like an
-    output, as in `sic compress *.webp`.
+    output, as in `sic compress *.webp`. Inputs that differ in their suffix alone keep it: `a.jpg`
+    and `a.png` become `a.jpg.sic` and `a.png.sic`. Where names are still the same, the first input
+    has it, and the others have a problem.
 
     Args:
         paths: IN... [OUT].
@@ -55,7 +59,7 @@ def plan(
         num_samples: Number each target 0 to num_samples - 1; None for a single one.
 
     Raises:
-        UsageError: The paths contradict each other, or a file would be lost.
+        UsageError: The paths contradict each other, or the file that OUT names would be lost.
     """
     inputs, output = list(paths), ""
     if len(inputs) > 1 and (
@@ -77,25 +81,43 @@ def plan(
         is_file = os.path.isfile(output) or output_suffix_given in PICTURES | SIC
         if is_file and not to_folder:
             raise UsageError(f"OUT must be a folder for several inputs, got {output}")
-        jobs = []
-        for path in inputs:
-            for file, relative in _walk(path, inputs_like):
-                target = Path(output, relative) if output else Path(file)
-                name = str(target.with_suffix(output_suffix))
-                jobs.append(Job(file, _sample_names(name, num_samples), derived=True))
-    check_targets(jobs)
-    return jobs
+        found = [pair for path in inputs for pair in _walk(path, inputs_like)]
+        places = [Path(output, relative) if output else Path(file) for file, relative in found]
+        names = _derived_names(places, output_suffix)
+        jobs = [
+            Job(file, _sample_names(name, num_samples), derived=True)
+            for (file, _), name in zip(found, names, strict=True)
+        ]
+    return check_targets(jobs)
 
 
-def check_targets(jobs: list[Job]) -> None:
-    """Refuses outputs that are inputs, two outputs of one name, and bytes on a terminal.
+def _derived_names(places: list[Path], suffix: str) -> list[str]:
+    """Names of outputs for inputs at some places; those that would be the same keep more."""
+    wanted: dict[Path, set[Path]] = {}
+    for place in places:
+        wanted.setdefault(place.with_suffix(suffix), set()).add(place)
+    shared = {name for name, of in wanted.items() if len(of) > 1}
+    short = [place.with_suffix(suffix) for place in places]
+    return [
+        str(place.with_name(place.name + suffix) if name in shared else name)
+        for place, name in zip(places, short, strict=True)
+    ]
+
+
+def check_targets(jobs: list[Job]) -> list[Job]:
+    """Finds outputs that are inputs, two outputs of one name, and bytes on a terminal.
+
+    Returns:
+        The jobs; those with derived names that cannot be done have their problem.
 
     Raises:
-        UsageError: One of these.
+        UsageError: It is the user who named such an output.
     """
     sources = {os.path.realpath(job.source) for job in jobs if job.source != STD}
     origins: dict[str, str] = {}
+    checked = []
     for job in jobs:
+        problem = ""
         for target in job.targets:
             if target == STD:
                 if sys.stdout.isatty():
@@ -103,10 +125,15 @@ def check_targets(jobs: list[Job]) -> None:
                 continue
             real = os.path.realpath(target)
             if real in sources:
-                raise UsageError(f"{target} is an input and would be overwritten")
-            if real in origins:
-                raise UsageError(f"{origins[real]} and {job.source} would both become {target}")
-            origins[real] = job.source
+                problem = problem or f"{target} is an input and would be overwritten"
+            elif real in origins:
+                problem = problem or f"{target} is made of {origins[real]} already"
+        if problem and not job.derived:
+            raise UsageError(problem)
+        if not problem:
+            origins |= {os.path.realpath(t): job.source for t in job.targets if t != STD}
+        checked.append(replace(job, problem=problem))
+    return checked
 
 
 def _walk(path: str, suffixes: frozenset[str]) -> Iterator[tuple[str, str]]:
