@@ -1,4 +1,5 @@
 import dataclasses
+import importlib.util
 import io
 import json
 import os
@@ -245,8 +246,11 @@ def test_folders_keep_their_structure(folder: Path, capsys: pytest.CaptureFixtur
     Path("in/readme.txt").write_text("no picture")
     put("in/.hidden.png")
     put("c.png")
-    assert run("compress", "in", "c.png", "out") == 0
-    assert capsys.readouterr().err == ""
+    assert run("compress", "in", "c.png", "out") == 1
+    assert capsys.readouterr().err.splitlines() == [
+        "sic: warning: in/readme.txt: left out: not a picture in a format that Pillow reads",
+        "sic: 3 done, 1 left out",
+    ]
     assert files(folder / "out") == ["a.sic", "c.sic", "x/y/b.sic"]
     assert run("decompress", "out", "back/") == 0
     assert files(folder / "back") == ["a.png", "c.png", "x/y/b.png"]
@@ -323,6 +327,61 @@ def test_a_collision_costs_a_file_and_not_the_run(
     assert run("compress", "one/b.png", "one/b.png") == 1
     assert "one/b.sic is made of one/b.png already" in capsys.readouterr().err
     assert files(folder / "one") == ["a.png", "b.png", "b.sic"]
+
+
+def test_files_of_a_folder_that_are_no_pictures_are_named(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = {"pillow_heif": None, "pillow_jxl": object()}
+    monkeypatch.setattr(importlib.util, "find_spec", there.get)
+    put("in/a.png")
+    Path("in/b.jfif").write_bytes(Path("in/a.png").read_bytes())  # Its contents decide.
+    Path("in/notes.txt").write_text("text")
+    Path("in/c.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(100))
+    Path("in/d").write_bytes(b"\xff\x0a" + bytes(100))
+    Path("in/.hidden").write_text("text")
+    put_sic("in/old.sic")
+    assert run("compress", "in", "out") == 1
+    out, err = capsys.readouterr()
+    assert [line.split(" -> ")[0] for line in out.splitlines()] == ["in/a.png", "in/b.jfif"]
+    assert err.splitlines() == [
+        "sic: warning: in/c.heic: left out: a HEIC picture needs the package pillow-heif (pip "
+        "install pillow-heif)",
+        "sic: warning: in/d: left out: a JPEG XL picture that is damaged",
+        "sic: warning: in/notes.txt: left out: not a picture in a format that Pillow reads",
+        "sic: 2 done, 3 left out",
+    ]
+    assert files(folder / "out") == ["a.sic", "b.sic"]
+    assert run("compress", "in", "again", "--ignore-unreadable") == 0
+    assert capsys.readouterr().err.splitlines()[-1] == "sic: 2 done, 3 left out"
+    # A folder without any: nothing is done, and that is told.
+    Path("only").mkdir()
+    put_sic("only/x.sic")
+    assert run("compress", "only") == 2
+    Path("only/notes.txt").write_text("text")
+    assert run("compress", "only") == 1
+    assert capsys.readouterr().err.splitlines()[-1] == "sic: 1 left out"
+
+
+def test_skip_existing(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    put("in/a.png")
+    put("in/b.png")
+    assert run("compress", "in/a.png") == 0
+    before = Path("in/a.sic").stat().st_mtime_ns
+    capsys.readouterr()
+    assert run("compress", "in", "--skip-existing") == 0
+    out, err = capsys.readouterr()
+    assert [line.split(" -> ")[0] for line in out.splitlines()] == ["in/b.png"]
+    assert err == "sic: 1 done, 1 skipped\n"
+    assert Path("in/a.sic").stat().st_mtime_ns == before
+    assert run("compress", "in", "--skip-existing") == 0
+    assert capsys.readouterr() == ("", "sic: 2 skipped\n")
+    # With samples, all of them must be there.
+    assert run("decompress", "in/a.sic", "--samples", "2") == 0
+    Path("in/a_1.png").unlink()
+    assert run("decompress", "in/a.sic", "--samples", "2", "--skip-existing") == 1
+    assert "in/a_0.png is already there" in capsys.readouterr().err
+    assert run("compress", "in", "--skip-existing", "--force") == 2
 
 
 def test_derived_names_do_not_overwrite(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

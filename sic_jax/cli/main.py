@@ -19,7 +19,7 @@ import sic_jax
 from sic_jax.cli.bundles import add_bundle_commands
 from sic_jax.cli.info import describe_file
 from sic_jax.cli.option_flags import add_flags, options_of
-from sic_jax.cli.paths import SIC, STD, Job, UsageError, check_targets, plan
+from sic_jax.cli.paths import SIC, STD, Job, Plan, UsageError, check_targets, plan
 from sic_jax.codec import container, library
 from sic_jax.codec.options import DecodeOptions, EncodeOptions
 from sic_jax.files import write_atomic
@@ -108,6 +108,11 @@ def _make_parsers() -> tuple[_Parser, dict[str, _Parser]]:
         help="trained model, by name or folder (default: default)",
     )
     compress.add_argument(
+        "--ignore-unreadable",
+        action="store_true",
+        help="files in folders that are no pictures are only named, exit code 0",
+    )
+    compress.add_argument(
         "--background", metavar="COLOR", help="colour under transparent pixels, as white or #a0b0c0"
     )
 
@@ -139,8 +144,12 @@ def _make_parsers() -> tuple[_Parser, dict[str, _Parser]]:
             choices=("tfc", "native"),
             help="range coder (default: native; tfc can hang on forged files)",
         )
-        command.add_argument(
+        existing = command.add_mutually_exclusive_group()
+        existing.add_argument(
             "--force", action="store_true", help="overwrite files that were not named as OUT"
+        )
+        existing.add_argument(
+            "--skip-existing", action="store_true", help="pass over IN whose output is there"
         )
 
     truncate = commands.add_parser(
@@ -200,17 +209,18 @@ def _compress(args: argparse.Namespace) -> int:
         _write(job, job.targets[0], data)
         return _summary(data)
 
-    jobs = plan(args.paths, PICTURES, SIC, ".sic")
-    return _run_jobs(jobs, work, lambda: load(args.bundle), force=args.force)
+    planned = plan(args.paths, PICTURES, SIC, ".sic", why_not=image_io.why_unreadable)
+    return _run_jobs(planned, work, lambda: load(args.bundle), args)
 
 
 def _decompress(args: argparse.Namespace) -> int:
     options = _options(args, DecodeOptions)
     if args.samples is not None and args.samples < 1:
         raise UsageError(f"--samples must be at least 1, got {args.samples}")
-    jobs = plan(args.paths, SIC, PICTURES, ".png", num_samples=args.samples)
+    planned = plan(args.paths, SIC, PICTURES, ".png", num_samples=args.samples)
+    targets = [target for job in planned.jobs for target in job.targets]
     try:
-        formats = {target: image_io.output_format(target) for job in jobs for target in job.targets}
+        formats = {target: image_io.output_format(target) for target in targets}
     except ValueError as error:
         raise UsageError(str(error)) from error
 
@@ -238,7 +248,7 @@ def _decompress(args: argparse.Namespace) -> int:
             _write(job, target, encoded)
         return f"{images[0].shape[1]} x {images[0].shape[0]} pixels"
 
-    return _run_jobs(jobs, work, load_given, force=args.force)
+    return _run_jobs(planned, work, load_given, args)
 
 
 def _truncate(args: argparse.Namespace) -> int:
@@ -288,25 +298,32 @@ def _import_official(args: argparse.Namespace) -> int:
 
 
 def _run_jobs(
-    jobs: list[Job], work: Callable[[Job, str], str], prepare: Callable[[], object], *, force: bool
+    planned: Plan,
+    work: Callable[[Job, str], str],
+    prepare: Callable[[], object],
+    args: argparse.Namespace,
 ) -> int:
-    """Runs every job, whatever becomes of the others; 1 when one failed.
+    """Runs every job, whatever becomes of the others; 1 when one failed or files were left out.
 
     `work` gets the line of progress too, to add to it; it returns what to report of the job.
     `prepare` is called before the first job that can be done; what it raises ends the command.
     """
+    jobs, left = planned
     prepared = False
-    failed = False
+    failed = skipped = 0
     for number, job in enumerate(jobs, 1):
+        if args.skip_existing and job.derived and all(map(os.path.exists, job.targets)):
+            skipped += 1
+            continue
         shown = job.source
         if len(jobs) > 1:
             shown = f"[{number}/{len(jobs)}] {job.source}"
             Progress().show(shown)
         try:
-            _check_files(job, force=force)
+            _check_files(job, force=args.force)
         except OSError as error:
             _fail(error, job.source)
-            failed = True
+            failed += 1
             continue
         if not prepared:  # Not inside a try: without a model no file can succeed.
             prepare()
@@ -319,10 +336,17 @@ def _run_jobs(
             raise
         except Exception as error:
             _fail(error, job.source)
-            failed = True
+            failed += 1
         else:
             _report(job, line)
-    return int(failed)
+    for file, reason in left:
+        _show_warning(f"left out: {reason}", source=file)
+    if skipped or left:
+        done = len(jobs) - failed - skipped
+        counts = {"done": done, "skipped": skipped, "failed": failed, "left out": len(left)}
+        told = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+        sys.stderr.write(f"sic: {told}\n")
+    return int(failed > 0 or (bool(left) and not args.ignore_unreadable))
 
 
 def _loader(coder: str | None) -> Callable[[str], Codec]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from sic_jax.images.io import PICTURES
 
@@ -36,6 +37,14 @@ class Job:
     problem: str = ""
 
 
+class Plan(NamedTuple):
+    """What a command line makes of which file."""
+
+    jobs: list[Job]
+    left: list[tuple[str, str]]
+    """Files in folders that no job takes, and why."""
+
+
 def plan(
     paths: list[str],
     inputs_like: frozenset[str],
@@ -43,7 +52,8 @@ def plan(
     output_suffix: str,
     *,
     num_samples: int | None = None,
-) -> list[Job]:
+    why_not: Callable[[str], str] | None = None,
+) -> Plan:
     """Decides which file is made of which.
 
     The last of several paths is OUT, unless it is a file that is there and not named like an
@@ -57,6 +67,8 @@ def plan(
         outputs_like: Suffixes that outputs have.
         output_suffix: Suffix of derived names.
         num_samples: Number each target 0 to num_samples - 1; None for a single one.
+        why_not: Says of a file with another suffix, in a folder, why it is no input; nothing if it
+            is one. None: such files are passed over.
 
     Raises:
         UsageError: The paths contradict each other, or the file that OUT names would be lost.
@@ -77,18 +89,36 @@ def plan(
         if output_suffix_given in inputs_like:
             raise UsageError(f"OUT is named like an input: {output}")
         jobs = [Job(inputs[0], _sample_names(output, num_samples), derived=False)]
+        left: list[tuple[str, str]] = []
     else:
         is_file = os.path.isfile(output) or output_suffix_given in PICTURES | SIC
         if is_file and not to_folder:
             raise UsageError(f"OUT must be a folder for several inputs, got {output}")
-        found = [pair for path in inputs for pair in _walk(path, inputs_like)]
+        left = []
+
+        def takes(file: str) -> bool:
+            suffix = Path(file).suffix.lower()
+            if suffix in inputs_like or suffix in outputs_like or why_not is None:
+                return suffix in inputs_like
+            reason = why_not(file)
+            if reason:
+                left.append((file, reason))
+            return not reason
+
+        found: list[tuple[str, str]] = []
+        for path in inputs:
+            before = len(found) + len(left)
+            found += _walk(path, takes)
+            if len(found) + len(left) == before:
+                known = " ".join(sorted(inputs_like))
+                raise UsageError(f"{path}: the folder holds no {known} file")
         places = [Path(output, relative) if output else Path(file) for file, relative in found]
         names = _derived_names(places, output_suffix)
         jobs = [
             Job(file, _sample_names(name, num_samples), derived=True)
             for (file, _), name in zip(found, names, strict=True)
         ]
-    return check_targets(jobs)
+    return Plan(check_targets(jobs), left)
 
 
 def _derived_names(places: list[Path], suffix: str) -> list[str]:
@@ -136,21 +166,17 @@ def check_targets(jobs: list[Job]) -> list[Job]:
     return checked
 
 
-def _walk(path: str, suffixes: frozenset[str]) -> Iterator[tuple[str, str]]:
-    """A file, or the files below a folder with these suffixes, each with its relative path."""
+def _walk(path: str, takes: Callable[[str], bool]) -> Iterator[tuple[str, str]]:
+    """A file, or those below a folder that `takes` says yes to, each with its relative path."""
     if not os.path.isdir(path):
         yield path, os.path.basename(path)
         return
-    found = False
     for folder, subfolders, files in os.walk(path):
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         for name in sorted(files):
-            if Path(name).suffix.lower() in suffixes and not name.startswith("."):
-                found = True
-                file = os.path.join(folder, name)
+            file = os.path.join(folder, name)
+            if not name.startswith(".") and takes(file):
                 yield file, os.path.relpath(file, path)
-    if not found:
-        raise UsageError(f"{path}: the folder holds no {' '.join(sorted(suffixes))} file")
 
 
 def _sample_names(target: str, num_samples: int | None) -> tuple[str, ...]:

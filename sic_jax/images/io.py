@@ -7,6 +7,8 @@ start at once.
 from __future__ import annotations
 
 import contextlib
+import importlib
+import importlib.util
 import io
 import os
 import re
@@ -135,6 +137,48 @@ def read_image(
     return Picture(pixels, profile, exif)
 
 
+def why_unreadable(path: str | os.PathLike[str]) -> str:
+    """Why a file is no picture that can be read here; empty if its first bytes say that it is one.
+
+    Raises:
+        OSError: The file cannot be opened.
+    """
+    from PIL import Image
+
+    with open(path, "rb") as file:
+        head = file.read(32)
+        _add_formats()
+        try:
+            with _pillow_limit(), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                Image.open(file)
+        except Exception:  # Pillow's readers raise many kinds on files that are something else.
+            return _no_picture(head)
+    return ""
+
+
+def _add_formats() -> None:
+    """HEIC and JPEG XL, where the packages that read them are installed."""
+    with contextlib.suppress(ImportError):
+        importlib.import_module("pillow_heif").register_heif_opener()
+    with contextlib.suppress(ImportError):
+        importlib.import_module("pillow_jxl")
+
+
+def _no_picture(head: bytes) -> str:
+    """What to say of a file that Pillow does not know, by its first bytes."""
+    brands = (b"heic", b"heix", b"heim", b"heis", b"mif1", b"msf1")
+    if head[4:8] == b"ftyp" and head[8:12] in brands:
+        kind, module, package = "HEIC", "pillow_heif", "pillow-heif"
+    elif head.startswith(b"\xff\x0a") or head[4:8] == b"JXL ":
+        kind, module, package = "JPEG XL", "pillow_jxl", "pillow-jxl-plugin"
+    else:
+        return "not a picture in a format that Pillow reads"
+    if importlib.util.find_spec(module) is None:
+        return f"a {kind} picture needs the package {package} (pip install {package})"
+    return f"a {kind} picture that is damaged"
+
+
 def write_image(
     path: str | os.PathLike[str],
     pixels: NDArray[np.uint8],
@@ -235,6 +279,7 @@ def _decode(name: str, data: bytes) -> Image.Image:
 
     if not data:
         raise ValueError(f"{name}: the file is empty")
+    _add_formats()
     try:
         with _pillow_limit():
             image: Image.Image = Image.open(io.BytesIO(data))
@@ -247,7 +292,7 @@ def _decode(name: str, data: bytes) -> Image.Image:
                 return image
             num_frames = getattr(image, "n_frames", 2)
     except UnidentifiedImageError as error:
-        raise ValueError(f"{name}: not a picture in a format that Pillow reads") from error
+        raise ValueError(f"{name}: {_no_picture(data[:32])}") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ValueError(
             f"{name}: more than the {MAX_PIXELS // 10**6} megapixels that are allowed"
