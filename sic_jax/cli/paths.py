@@ -123,11 +123,11 @@ def plan(
 
 def _derived_names(places: list[Path], suffix: str) -> list[str]:
     """Names of outputs for inputs at some places; those that would be the same keep more."""
-    wanted: dict[Path, set[Path]] = {}
-    for place in places:
-        wanted.setdefault(place.with_suffix(suffix), set()).add(place)
-    shared = {name for name, of in wanted.items() if len(of) > 1}
     short = [place.with_suffix(suffix) for place in places]
+    wanted: dict[Path, set[Path]] = {}
+    for place, name in zip(places, short, strict=True):
+        wanted.setdefault(name, set()).add(place)
+    shared = {name for name, of in wanted.items() if len(of) > 1}
     return [
         str(place.with_name(place.name + suffix) if name in shared else name)
         for place, name in zip(places, short, strict=True)

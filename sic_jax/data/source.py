@@ -9,10 +9,9 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
-from sic_jax.images.colour import flatten, split_alpha, to_gray_or_rgb
-from sic_jax.images.png import colours_of, to_srgb, with_exact_transparency
+from sic_jax.images.colour import in_8_bits, load_upright
 
 _log = logging.getLogger(__name__)
 
@@ -41,19 +40,8 @@ def decode_rgb(name: str, data: bytes) -> NDArray[np.uint8]:
         UnreadableImageError: If the data cannot be decoded; the message begins with `name`.
     """
     try:
-        image: Image.Image = Image.open(io.BytesIO(data))
-        if image.format == "PNG":
-            image = with_exact_transparency(image, data)
-        image.load()
-        ImageOps.exif_transpose(image, in_place=True)
-        profile = image.info.get("icc_profile")
-        image, alpha = split_alpha(image)
-        image, _ = to_gray_or_rgb(name, image, profile)
-        colours = colours_of(name, data)
-        if colours is not None:
-            image = to_srgb(image, colours)
-        if alpha is not None and alpha.getextrema() != (255, 255):
-            image = flatten(name, image, alpha, "white")
+        image = load_upright(Image.open(io.BytesIO(data)), data)
+        image, _ = in_8_bits(name, image, data, "white")
         return np.array(image.convert("RGB"))
     except MemoryError:
         raise

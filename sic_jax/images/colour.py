@@ -9,10 +9,49 @@ import io
 import warnings
 from typing import TYPE_CHECKING
 
+from sic_jax.images.png import colours_of, to_srgb, with_exact_transparency
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
     from PIL import Image
+
+
+def load_upright(image: Image.Image, data: bytes) -> Image.Image:
+    """Decodes a picture and applies its EXIF orientation.
+
+    Args:
+        image: Of `PIL.Image.open`.
+        data: Bytes of the file.
+    """
+    from PIL import ImageOps
+
+    image = with_exact_transparency(image, data)
+    image.load()
+    ImageOps.exif_transpose(image, in_place=True)
+    return image
+
+
+def in_8_bits(
+    name: str, image: Image.Image, data: bytes, background: str | None
+) -> tuple[Image.Image, bytes | None]:
+    """The picture in mode L or RGB, without transparency, and the ICC profile that it still needs.
+
+    Args:
+        name: File, for messages.
+        image: Of `load_upright`.
+        data: Bytes of the file.
+        background: Colour under transparent pixels.
+    """
+    profile = image.info.get("icc_profile")
+    image, alpha = split_alpha(image)
+    image, profile = to_gray_or_rgb(name, image, profile)
+    colours = colours_of(name, data)
+    if colours is not None:
+        image, profile = to_srgb(image, colours), None
+    if alpha is not None and alpha.getextrema() != (255, 255):
+        image = flatten(name, image, alpha, background)
+    return image, profile
 
 
 def split_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
@@ -72,7 +111,7 @@ def to_gray_or_rgb(
                 raise ValueError(f"{name}: cannot convert Lab to RGB ({error})") from error
             warnings.warn(
                 f"{name}: the CMYK profile is damaged, so the colours are approximate ({error})",
-                stacklevel=3,
+                stacklevel=4,
             )
         else:
             return converted or image, None

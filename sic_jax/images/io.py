@@ -7,6 +7,7 @@ start at once.
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import importlib.util
 import io
@@ -20,8 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sic_jax.files import write_atomic
-from sic_jax.images.colour import flatten, is_srgb, match_profile, split_alpha, to_gray_or_rgb
-from sic_jax.images.png import colours_of, to_srgb, with_exact_transparency
+from sic_jax.images.colour import in_8_bits, is_srgb, load_upright, match_profile
 
 if TYPE_CHECKING:
     import numpy as np
@@ -122,15 +122,8 @@ def read_image(
     else:
         name, data = os.fspath(path_or_bytes), Path(path_or_bytes).read_bytes()
     image = _decode(name, data)
-    profile = image.info.get("icc_profile")
     exif = _exif_bytes(name, image)
-    image, alpha = split_alpha(image)
-    image, profile = to_gray_or_rgb(name, image, profile)
-    colours = colours_of(name, data)
-    if colours is not None:
-        image, profile = to_srgb(image, colours), None
-    if alpha is not None and alpha.getextrema() != (255, 255):
-        image = flatten(name, image, alpha, background)
+    image, profile = in_8_bits(name, image, data, background)
     pixels, profile = match_profile(np.array(image, dtype=np.uint8), profile)
     if profile is not None and pixels.ndim == 3 and is_srgb(profile):
         profile = None
@@ -157,6 +150,7 @@ def why_unreadable(path: str | os.PathLike[str]) -> str:
     return ""
 
 
+@functools.cache
 def _add_formats() -> None:
     """HEIC and JPEG XL, where the packages that read them are installed."""
     with contextlib.suppress(ImportError):
@@ -275,7 +269,7 @@ def _pillow_limit() -> Iterator[None]:
 
 def _decode(name: str, data: bytes) -> Image.Image:
     """Decodes the only frame and turns it upright."""
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import Image, UnidentifiedImageError
 
     if not data:
         raise ValueError(f"{name}: the file is empty")
@@ -285,11 +279,7 @@ def _decode(name: str, data: bytes) -> Image.Image:
             image: Image.Image = Image.open(io.BytesIO(data))
             animated = getattr(image, "is_animated", False)
             if not animated or image.format in _STACKS_WITH_MAIN_PICTURE:
-                if image.format == "PNG":
-                    image = with_exact_transparency(image, data)
-                image.load()
-                ImageOps.exif_transpose(image, in_place=True)
-                return image
+                return load_upright(image, data)
             num_frames = getattr(image, "n_frames", 2)
     except UnidentifiedImageError as error:
         raise ValueError(f"{name}: {_no_picture(data[:32])}") from error

@@ -49,7 +49,9 @@ class Colours(NamedTuple):
 
 
 def with_exact_transparency(image: Image.Image, data: bytes) -> Image.Image:
-    """A PNG picture, not loaded yet, whose transparent colour Pillow will find where it is.
+    """A picture, not loaded yet, whose transparent colour Pillow will find where it is.
+
+    Of other formats than PNG, the picture as it is.
 
     Args:
         image: Of `PIL.Image.open`.
@@ -58,6 +60,8 @@ def with_exact_transparency(image: Image.Image, data: bytes) -> Image.Image:
     Returns:
         The picture, with an alpha channel where its samples have 16 bits and three colours.
     """
+    if image.format != "PNG":
+        return image
     key, samples = image.info.get("transparency"), _sample_format(image)
     if isinstance(key, int) and samples == "1":
         # Pillow takes any number but 0 for white.
@@ -116,7 +120,7 @@ def colours_of(name: str, data: bytes) -> Colours | None:
     if len(chunks.get(b"cHRM", b"")) == 32:
         primaries = tuple(v / 100_000 for v in struct.unpack(">8I", chunks[b"cHRM"]))
         if not _are_primaries(primaries):
-            warnings.warn(f"{name}: the chunk cHRM makes no sense and was left out", stacklevel=3)
+            warnings.warn(f"{name}: the chunk cHRM makes no sense and was left out", stacklevel=4)
             primaries = _SRGB
     same_gamma = abs(gamma * 2.2 - 1) < _SAME_GAMMA
     near = all(abs(a - b) < 0.002 for a, b in zip(primaries, _SRGB, strict=True))

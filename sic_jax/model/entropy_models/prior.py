@@ -11,13 +11,10 @@ import numpy as np
 
 from sic_jax.entropy.cdf_tables import CdfTables, tables_from_pmfs
 from sic_jax.entropy.distributions import FactorisedParams, deep_factorised_logits, ste_round
+from sic_jax.model.noise import unit_noise
 
 _Z_REACH = 256
 _Z_TAIL_MASS = 2.0**-12
-
-
-def _centred_uniform(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    return jax.random.uniform(key, shape, minval=-0.5, maxval=0.5)
 
 
 class FactorisedPrior(nn.Module):
@@ -40,7 +37,7 @@ class FactorisedPrior(nn.Module):
             shape = (self.channels, d_out, 1)
             const = nn.initializers.constant(value)
             matrices.append(self.param(f"matrix_{k}", const, (self.channels, d_out, d_in)))
-            biases.append(self.param(f"bias_{k}", _centred_uniform, shape))
+            biases.append(self.param(f"bias_{k}", unit_noise, shape))
             if k < len(self.filters):
                 factors.append(self.param(f"factor_{k}", nn.initializers.zeros, shape))
         params: FactorisedParams = {"matrices": matrices, "biases": biases, "factors": factors}
