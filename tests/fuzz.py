@@ -28,9 +28,10 @@ import numpy as np
 
 from sic_jax.codec import codec as codec_module
 from sic_jax.codec.codec import Codec
-from sic_jax.codec.container import Header, Metadata, Segment, pack, unpack
+from sic_jax.codec.container import Header, Segment, pack, unpack
 from sic_jax.codec.wire import crc16
 from sic_jax.errors import BitstreamError
+from sic_jax.metadata import Metadata
 
 BUNDLE = Path(__file__).parent / "golden" / "v2" / "bundle"
 MAX_SECONDS = 2.0
@@ -50,7 +51,8 @@ def seeds_of_corpus(codec: Codec) -> list[bytes]:
         )
         x = np.clip(smooth, 0, 255).astype(np.uint8)
         out.append(codec.compress(x, level=1 + k % 3, seed=k))
-        out.append(codec.compress(x[..., 0], icc_profile=b"profile" * k or None, exif=b"exif"))
+        metadata = Metadata(icc_profile=b"profile" * k or None, exif=b"exif", dpi=(300, k + 1))
+        out.append(codec.compress(x[..., 0], metadata=metadata))
     return out
 
 
@@ -138,7 +140,8 @@ def forged_metadata(rng: random.Random) -> Metadata | None:
     """Metadata of any content, or none."""
     if rng.random() < 0.7:
         return None
-    return Metadata(exif=rng.randbytes(rng.choice((1, 40))) * rng.choice((1, 1000)))
+    field = rng.choice(("exif", "xmp"))
+    return Metadata(**{field: rng.randbytes(rng.choice((1, 40))) * rng.choice((1, 1000))})
 
 
 def peak_memory() -> int:

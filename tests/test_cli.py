@@ -13,12 +13,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
+import sic_jax
 from sic_jax.cli import main as cli
 from sic_jax.codec import container
 from sic_jax.codec.options import DecodeOptions, EncodeOptions, with_changes
 from sic_jax.images import io as image_io
+from sic_jax.metadata import Metadata
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL_ID = b"fake42"
@@ -32,8 +34,7 @@ class FakeCodec:
         image: np.ndarray,
         options: EncodeOptions = EncodeOptions(),
         *,
-        icc_profile: bytes | None = None,
-        exif: bytes | None = None,
+        metadata: Metadata | None = None,
         on_step: Callable[[int, int], None] | None = None,
         **changes: Any,
     ) -> bytes:
@@ -56,7 +57,6 @@ class FakeCodec:
             grain=int((options.grain or 0) * 16),
         )
         payloads = [zlib.compress(image.tobytes()), *(bytes(10 * i) for i in range(1, level + 1))]
-        metadata = container.Metadata(icc_profile=icc_profile, exif=exif)
         return container.pack(header, [container.Segment(p, 0) for p in payloads], metadata)
 
     def decompress(self, data: bytes, options: DecodeOptions = DecodeOptions()) -> np.ndarray:
@@ -228,6 +228,34 @@ def test_metadata_travels(folder: Path) -> None:
         assert image.info["icc_profile"] == profile
         assert dict(image.getexif()) == {0x010F: "maker"}
     np.testing.assert_array_equal(get("b.png"), np.rot90(pixels(5, 4), -1))
+
+
+def test_dropped_metadata_are_named_and_strip_keeps_none(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    info = PngImagePlugin.PngInfo()
+    info.add_itxt("XML:com.adobe.xmp", "<x:xmpmeta/>")
+    info.add_text("Author", "me")
+    profile = bytes(16) + b"RGB " + bytes(108) + b"profile"
+    picture = Image.fromarray(pixels())
+    picture.save("a.png", pnginfo=info, icc_profile=profile, dpi=(300, 300))
+    picture.save("b.mpo", save_all=True, append_images=[picture], comment=b"by hand")
+    assert run("compress", "a.png", "b.mpo", "out/") == 0
+    assert capsys.readouterr().err == (
+        "sic: warning: a.png: not kept: PNG text (Author)\n"
+        "sic: warning: b.mpo: not kept: comment, 1 further picture\n"
+    )
+    kept = Metadata(icc_profile=profile, xmp=b"<x:xmpmeta/>", dpi=(300, 300))
+    assert sic_jax.read_metadata(Path("out/a.sic").read_bytes()) == kept
+    assert run("decompress", "out/a.sic", "a.ppm") == 0
+    assert capsys.readouterr().err == (
+        "sic: warning: out/a.sic: PPM has no place for: ICC profile, XMP, resolution\n"
+    )
+    assert run("compress", "a.png", "b.mpo", "out/", "--strip", "--force") == 0
+    assert capsys.readouterr().err == ""
+    assert Path("out/a.sic").read_bytes() == FakeCodec().compress(pixels())
+    assert run("info", "out/a.sic") == 0
+    assert "metadata  none\n" in capsys.readouterr().out
 
 
 def test_background(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -514,11 +542,11 @@ def test_a_cut_file_warns_or_is_an_error(folder: Path, capsys: pytest.CaptureFix
 
 
 def test_damaged_metadata_warns(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    data = put_sic("a.sic", exif=b"II*\0" + bytes(range(100)))
+    data = put_sic("a.sic", metadata=Metadata(exif=b"II*\0" + bytes(range(100))))
     Path("a.sic").write_bytes(data[:-1])
     assert run("decompress", "a.sic") == 0
     assert capsys.readouterr().err == "sic: warning: a.sic: the metadata are damaged\n"
-    assert image_io.read_image("a.png").exif is None
+    assert image_io.read_image("a.png").metadata.exif is None
 
 
 def test_pixel_limit(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -545,7 +573,8 @@ def test_truncate(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_info(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    data = put_sic("a.sic", level=2, seed=9, grain=1.5, exif=b"II*\0data")
+    metadata = Metadata(exif=b"II*\0data", xmp=b"<x:xmpmeta/>", dpi=(300, 72.01))
+    data = put_sic("a.sic", level=2, seed=9, grain=1.5, metadata=metadata)
     assert run("info", "a.sic", "--json") == 0
     facts = json.loads(capsys.readouterr().out)
     levels = facts.pop("levels")
@@ -565,6 +594,9 @@ def test_info(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "level": 2,
         "icc_profile_bytes": 0,
         "exif_bytes": 8,
+        "xmp_bytes": 12,
+        "dpi": [300, 72.01],
+        "metadata_bytes": (4 + 16) + (4 + 20) + (4 + 5),
         "metadata_damaged": False,
         "z_bytes": len(zlib.compress(pixels().tobytes())),
     }
@@ -579,6 +611,8 @@ def test_info(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert f"a.sic: {len(data)} bytes, {8 * len(data) / 20:.4f} bpp\n" in out
     assert "picture   4 x 5 rgb\n" in out
     assert "grain     1.5 of 255\n" in out
+    told = "EXIF 8 bytes, XMP 12 bytes, resolution 300 x 72.01 dpi; 53 bytes of the file"
+    assert f"metadata  {told}\n" in out
     assert [line.split() for line in out.splitlines()[-2:]] == [
         ["level", str(i), str(10 * i), str(size), f"{8 * size / 20:.4f}"]
         for i, size in enumerate(sizes, 1)

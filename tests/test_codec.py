@@ -15,13 +15,22 @@ import pytest
 from sic_jax import BitstreamError
 from sic_jax.codec.bundle import export_bundle
 from sic_jax.codec.codec import Codec
-from sic_jax.codec.container import Header, Segment, pack, read_header, truncate, unpack
+from sic_jax.codec.container import (
+    Header,
+    Segment,
+    pack,
+    read_header,
+    read_metadata,
+    truncate,
+    unpack,
+)
 from sic_jax.codec.grain import add_grain, measure_grain
 from sic_jax.codec.options import DecodeOptions, EncodeOptions
 from sic_jax.entropy import range_coder
 from sic_jax.entropy.cdf_tables import CdfTables
 from sic_jax.entropy.distributions import NO_REACH, logistic_bits, normal_bits
 from sic_jax.entropy.range_coder import RangeDecoder, RangeEncoder, available_backends
+from sic_jax.metadata import Metadata
 from sic_jax.model.entropy_models.checkerboard.group_coding import refinement_table_indices
 from sic_jax.model.entropy_models.coding_pass import Request, code_levels
 from sic_jax.model.entropy_models.raster.raster import RasterEntropy
@@ -294,9 +303,9 @@ def test_gray_comes_back_gray(codec: Codec) -> None:
 
 
 def test_metadata_are_kept(codec: Codec) -> None:
-    data = codec.compress(picture(16, 16), icc_profile=b"profile", exif=b"II*\0exif")
-    metadata = unpack(data).metadata
-    assert (metadata.icc_profile, metadata.exif) == (b"profile", b"II*\0exif")
+    metadata = Metadata(icc_profile=b"profile", exif=b"II*\0exif", xmp=b"<x/>", dpi=(300, 72.01))
+    data = codec.compress(picture(16, 16), metadata=metadata)
+    assert read_metadata(data) == metadata
     assert codec.decompress(data).shape == (16, 16, 3)
 
 

@@ -11,18 +11,18 @@ from hypothesis import strategies as st
 
 from sic_jax.codec.container import (
     MAX_LEVELS,
-    MAX_METADATA_BYTES,
     Container,
     Header,
-    Metadata,
     Segment,
     pack,
     read_header,
+    read_metadata,
     symbols_checksum,
     truncate,
     unpack,
 )
 from sic_jax.codec.wire import Reader, crc16, varint
+from sic_jax.metadata import MAX_DPI, MAX_METADATA_BYTES, Metadata
 
 DATA = Path(__file__).resolve().parent / "data"
 GOLDEN = DATA / "container"
@@ -52,6 +52,7 @@ LARGEST = Header(
     float_entropy=True,
 )
 METADATA = Metadata(icc_profile=b"a colour profile", exif=b"Exif\x00\x00II*\x00")
+XMP = Metadata(xmp=b"<x:xmpmeta/>", dpi=(300.0, 72.01))
 
 
 def golden(name: str) -> bytes:
@@ -85,7 +86,14 @@ segment_lists = st.lists(
     st.builds(Segment, st.binary(max_size=300), st.integers(0, 65535)), min_size=2, max_size=8
 ).map(tuple)
 optional_bytes = st.none() | st.binary(min_size=1, max_size=200)
-metadatas = st.builds(Metadata, icc_profile=optional_bytes, exif=optional_bytes)
+resolutions = st.integers(1, 2**32 - 1).map(lambda hundredths: hundredths / 100)
+metadatas = st.builds(
+    Metadata,
+    icc_profile=optional_bytes,
+    exif=optional_bytes,
+    xmp=optional_bytes,
+    dpi=st.none() | st.tuples(resolutions, resolutions),
+)
 
 
 @FAST
@@ -165,6 +173,28 @@ def test_golden_metadata() -> None:
     assert pack(RGB, SEGMENTS, METADATA)[:end] == data[:end]
 
 
+def test_golden_xmp_and_resolution() -> None:
+    data = golden("minimal_xmp")
+    assert unpack(data, strict=True) == Container(MINIMAL, SHORT, XMP)
+    assert read_metadata(data) == XMP
+    end = segment_ends(MINIMAL, SHORT)[-1]
+    packed = pack(MINIMAL, SHORT, XMP)
+    assert packed[:end] == data[:end]
+    resolution = bytes.fromhex("04 05") + data[-7:]
+    assert packed.endswith(resolution)
+    assert data.endswith(resolution)
+
+
+def test_resolutions_are_kept_in_steps_of_a_hundredth() -> None:
+    for dpi, kept in (((1 / 3, 299.9994), (0.33, 300.0)), ((0.01, MAX_DPI), (0.01, MAX_DPI))):
+        assert read_metadata(pack(MINIMAL, SHORT, Metadata(dpi=dpi))).dpi == kept
+    for per_metre in (1, 2835, 11811, 2**30):
+        dpi = (per_metre * 0.0254,) * 2
+        again = read_metadata(pack(MINIMAL, SHORT, Metadata(dpi=dpi))).dpi
+        assert again is not None
+        assert round(again[0] / 0.0254) == per_metre
+
+
 def test_golden_files_are_what_the_generator_writes() -> None:
     spec = importlib.util.spec_from_file_location("golden", DATA / "make_container_golden.py")
     assert spec is not None
@@ -173,7 +203,7 @@ def test_golden_files_are_what_the_generator_writes() -> None:
     spec.loader.exec_module(module)
     files = module.golden_files()
     assert {path.name: path.read_bytes() for path in GOLDEN.glob("*.sic")} == files
-    assert len(files) == 6
+    assert len(files) == 7
 
 
 def test_format_document_shows_the_golden_file() -> None:
@@ -297,6 +327,13 @@ def test_other_field_errors() -> None:
         Metadata(icc_profile=bytes(MAX_METADATA_BYTES + 1))
     with pytest.raises(TypeError, match="icc_profile must be bytes, got str"):
         Metadata(icc_profile="sRGB")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="xmp must have 1 to 16777216 bytes, got 0"):
+        Metadata(xmp=b"")
+    for dpi in ((0.009, 72.0), (72.0, 42949673.0), (float("nan"), 72.0)):
+        with pytest.raises(ValueError, match=r"dpi must be in 0\.01 to 42949672\.95, got \("):
+            Metadata(dpi=dpi)
+    with pytest.raises(TypeError, match="dpi must be a tuple of two numbers, got 300"):
+        Metadata(dpi=300)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="num_levels = 3 needs 4 segments, got 3"):
         pack(RGB, SEGMENTS[:3])
 

@@ -8,15 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sic_jax.codec.container import (
-    MAX_METADATA_BYTES,
     Container,
-    Metadata,
     read_header,
     truncate,
     unpack,
 )
 from sic_jax.codec.wire import crc16, varint
 from sic_jax.errors import BitstreamError
+from sic_jax.metadata import MAX_METADATA_BYTES, Metadata
 
 GOLDEN = Path(__file__).resolve().parent / "data" / "container"
 FAST = settings(max_examples=60, deadline=None, derandomize=True)
@@ -272,6 +271,12 @@ EXIF_CHUNK = chunk(2, zlib.compress(b"exif"))
         (b"\x01\x00\x00\x00" + EXIF_CHUNK, None, "the chunk of kind 1 is corrupted"),
         (EXIF_CHUNK + chunk(1, b"no zlib"), b"exif", "a chunk does not decompress"),
         (EXIF_CHUNK + chunk(1, zlib.compress(b"")), b"exif", "not exactly one non-empty zlib"),
+        (EXIF_CHUNK + chunk(3, b"no zlib"), b"exif", "a chunk does not decompress"),
+        (EXIF_CHUNK + chunk(4, b""), b"exif", "a resolution is cut off"),
+        (EXIF_CHUNK + chunk(4, b"\x01"), b"exif", "a resolution is cut off"),
+        (EXIF_CHUNK + chunk(4, b"\x01\x00"), b"exif", "not two positive numbers"),
+        (EXIF_CHUNK + chunk(4, b"\x01\x01\x01"), b"exif", "not two positive numbers"),
+        (EXIF_CHUNK + chunk(4, b"\x01" + b"\xff" * 5), b"exif", "a resolution exceeds the limit"),
         (chunk(2, zlib.compress(b"x") + b"y"), None, "not exactly one non-empty zlib stream"),
         (chunk(2, zlib.compress(b"x")[:-1]), None, "not exactly one non-empty zlib stream"),
     ],
@@ -286,11 +291,12 @@ def test_damaged_metadata(chunks: bytes, exif: bytes | None, message: str) -> No
 
 
 @pytest.mark.parametrize("excess", [0, 1, 2**26])
-def test_decompression_is_bounded(excess: int) -> None:
+@pytest.mark.parametrize(("kind", "name"), [(1, "icc_profile"), (3, "xmp")])
+def test_decompression_is_bounded(kind: int, name: str, excess: int) -> None:
     compressor = zlib.compressobj()
     bomb = compressor.compress(bytes(MAX_METADATA_BYTES + excess)) + compressor.flush()
     start = golden("three_levels_metadata")[: ENDS[-1]]
-    data = start + chunk(1, bomb)
+    data = start + chunk(kind, bomb)
     tracemalloc.start()
     try:
         found = unpack(data)
@@ -298,7 +304,7 @@ def test_decompression_is_bounded(excess: int) -> None:
     finally:
         tracemalloc.stop()
     assert found.metadata_damaged == (excess > 0)
-    assert found.metadata.icc_profile == (None if excess else bytes(MAX_METADATA_BYTES))
+    assert getattr(found.metadata, name) == (None if excess else bytes(MAX_METADATA_BYTES))
     if excess:
         with pytest.raises(BitstreamError, match="decompresses to more than 16777216 bytes"):
             unpack(data, strict=True)

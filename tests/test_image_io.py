@@ -13,6 +13,7 @@ from PIL import Image, ImageCms
 
 from sic_jax.images import io as image_io
 from sic_jax.images.io import read_image, write_image
+from sic_jax.metadata import Metadata
 
 GPS_IFD = 0x8825
 EXIF_IFD = 0x8769
@@ -112,7 +113,7 @@ def test_round_trip_is_exact(tmp_path: Path, shape: tuple[int, ...], suffix: str
     np.testing.assert_array_equal(picture.pixels, pixels)
     assert picture.pixels.dtype == np.uint8
     assert picture.pixels.flags.c_contiguous
-    assert (picture.icc_profile, picture.exif) == (None, None)
+    assert picture.metadata == Metadata()
 
 
 def test_jpeg_is_close_and_has_full_chroma(tmp_path: Path) -> None:
@@ -178,7 +179,7 @@ def test_cmyk_without_profile_is_converted_plainly(tmp_path: Path) -> None:
     path = save(tmp_path / "a.jpg", image, quality=100)
     picture = read_image(path)
     assert np.abs(picture.pixels.astype(int) - (0, 255, 255)).max() <= 2
-    assert picture.icc_profile is None
+    assert picture.metadata.icc_profile is None
 
 
 def test_cmyk_goes_through_its_profile(tmp_path: Path) -> None:
@@ -194,7 +195,7 @@ def test_cmyk_goes_through_its_profile(tmp_path: Path) -> None:
         path = save(tmp_path / "a.jpg", image, quality=100, icc_profile=profile)
         picture = read_image(path)
         assert np.abs(picture.pixels.astype(int) - colour).max() <= 3, ink
-        assert picture.icc_profile is None
+        assert picture.metadata.icc_profile is None
     assert np.abs(np.array(expected) - (0, 255, 255)).max() > 50
 
 
@@ -251,9 +252,9 @@ def test_orientation_is_applied_and_removed(tmp_path: Path, orientation: int, su
     picture = read_image(path)
     np.testing.assert_array_equal(picture.pixels, UPRIGHT[orientation](stored))
     kept = Image.Exif()
-    kept.load(picture.exif or b"")
+    kept.load(picture.metadata.exif or b"")
     assert dict(kept) == {0x010F: "maker"}
-    write_image(tmp_path / "again.png", picture.pixels, exif=picture.exif)
+    write_image(tmp_path / "again.png", picture.pixels, picture.metadata)
     np.testing.assert_array_equal(read_image(tmp_path / "again.png").pixels, picture.pixels)
 
 
@@ -265,10 +266,10 @@ def test_exif_of_a_photograph_survives(tmp_path: Path) -> None:
     path = save(tmp_path / "a.jpg", Image.new("RGB", (8, 4)), exif=exif)
     picture = read_image(path)
     assert picture.pixels.shape == (8, 4, 3)
-    assert picture.exif is not None
-    assert picture.exif[:2] in (b"II", b"MM")
+    assert picture.metadata.exif is not None
+    assert picture.metadata.exif[:2] in (b"II", b"MM")
     for name in ("b.png", "b.jpg", "b.tif"):
-        write_image(tmp_path / name, picture.pixels, exif=picture.exif)
+        write_image(tmp_path / name, picture.pixels, picture.metadata)
         with Image.open(tmp_path / name) as written:
             again = written.getexif()
             assert ORIENTATION not in again or again[ORIENTATION] == 1
@@ -280,7 +281,7 @@ def test_exif_with_nothing_but_orientation_is_none(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[ORIENTATION] = 3
     path = save(tmp_path / "a.jpg", Image.new("L", (8, 4)), exif=exif)
-    assert read_image(path).exif is None
+    assert read_image(path).metadata.exif is None
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA"])
@@ -344,7 +345,7 @@ def test_profiles_are_kept_only_where_they_say_something(tmp_path: Path) -> None
         (rgb.convert("P"), wide, wide),
     ):
         save(path, image, icc_profile=profile)
-        assert read_image(path).icc_profile == expected
+        assert read_image(path).metadata.icc_profile == expected
 
 
 def test_16_bit_gray_with_opaque_alpha_and_gray_profile_is_gray() -> None:
@@ -353,14 +354,15 @@ def test_16_bit_gray_with_opaque_alpha_and_gray_profile_is_gray() -> None:
     packed = b"icc\0\0" + zlib.compress(gray_profile())
     picture = read_image(png_bytes(samples, 4, (b"iCCP", packed)))
     np.testing.assert_array_equal(picture.pixels, np.arange(6).reshape(2, 3))
-    assert picture.icc_profile == gray_profile()
+    assert picture.metadata.icc_profile == gray_profile()
 
 
 @pytest.mark.parametrize("name", ["b.png", "b.jpg", "b.tif"])
 def test_written_profile_must_fit(tmp_path: Path, name: str) -> None:
-    write_image(tmp_path / name, random_pixels(8, 8, 3), icc_profile=wide_gamut_profile())
+    metadata = Metadata(icc_profile=wide_gamut_profile())
+    write_image(tmp_path / name, random_pixels(8, 8, 3), metadata)
     assert load(tmp_path / name).info["icc_profile"] == wide_gamut_profile()
-    write_image(tmp_path / name, random_pixels(8, 8), icc_profile=wide_gamut_profile())
+    write_image(tmp_path / name, random_pixels(8, 8), metadata)
     assert "icc_profile" not in load(tmp_path / name).info
 
 
@@ -434,7 +436,7 @@ def test_wrong_pixels(tmp_path: Path) -> None:
 
 def test_what_a_format_cannot_hold_is_one_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="cannot write this picture as JPEG: EXIF"):
-        write_image(tmp_path / "a.jpg", random_pixels(2, 2), exif=b"II" + bytes(70000))
+        write_image(tmp_path / "a.jpg", random_pixels(2, 2), Metadata(exif=b"II" + bytes(70000)))
     assert list(tmp_path.iterdir()) == []
 
 

@@ -59,7 +59,7 @@ def test_linear_gray_becomes_srgb() -> None:
     # 47 / 255 of the light is 119 / 255 in sRGB.
     assert got.pixels.tolist() == [[0, 13, 119, 188, 255, 255]]
     assert got.pixels[0].tolist() == to_srgb(np.array(values) / 255).tolist()
-    assert got.icc_profile is None
+    assert got.metadata.icc_profile is None
     assert (
         decode_rgb("x", gray8(values, gAMA=u32(100_000)))[0, :, 1].tolist()
         == got.pixels[0].tolist()
@@ -113,7 +113,7 @@ def test_wide_colours_become_srgb(chunks: dict[str, bytes], exponent: float | No
         warnings.simplefilter("ignore", UserWarning)
         got = read_image(rgb8(PIXELS, **chunks))
     assert np.abs(got.pixels[0].astype(int) - expected).max() <= 1
-    assert got.icc_profile is None
+    assert got.metadata.icc_profile is None
     # Gray stays gray.
     assert np.ptp(got.pixels[0, 3]) == 0
 

@@ -3,9 +3,10 @@
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from sic_jax.cli import demo, evaluate, main, train
 from sic_jax.data import pack
@@ -26,8 +27,15 @@ def test_is_short() -> None:
 
 
 def test_python_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    exif[0x010F] = "maker"
+    xmp = PngImagePlugin.PngInfo()
+    xmp.add_itxt("XML:com.adobe.xmp", '<x:xmpmeta tiff:Orientation="6"/>')
     with Image.open(demo.SAMPLE) as image:
-        image.crop((320, 160, 368, 200)).save(tmp_path / "photo.png")
+        image = image.crop((320, 160, 368, 200))
+    image.putalpha(255)
+    image.save(tmp_path / "photo.png", exif=exif, pnginfo=xmp, dpi=(300, 150))
     monkeypatch.chdir(tmp_path)
     programs = blocks("python")
     assert programs
@@ -35,7 +43,19 @@ def test_python_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         lines = program.splitlines()
         assert len(lines) <= 25
         assert lines[-1].startswith("assert ")
-        exec(compile(program, "README.md", "exec"), {})
+        names: dict[str, Any] = {}
+        exec(compile(program, "README.md", "exec"), names)
+        if "data" in names:
+            Path("python.sic").write_bytes(names["data"])
+    by_python = [Path(name).read_bytes() for name in ("python.sic", "decoded.png")]
+    assert main.main(["compress", "photo.png", "--level", "8"]) == 0
+    assert main.main(["decompress", "photo.sic", "decoded.png"]) == 0
+    assert [Path(name).read_bytes() for name in ("photo.sic", "decoded.png")] == by_python
+    with Image.open("decoded.png") as image:
+        assert image.size == (40, 48)
+        assert dict(image.getexif()) == {0x010F: "maker"}
+        assert image.info["xmp"] == b"<x:xmpmeta />"
+        assert image.info["dpi"] == pytest.approx((150, 300), abs=0.013)
 
 
 def test_has_a_line_of_every_command() -> None:

@@ -18,7 +18,13 @@ def describe_file(path: str, data: bytes) -> tuple[dict[str, object], str]:
     sizes = [len(container.truncate(data, 1))]
     for payload in payloads[2:]:
         sizes.append(sizes[-1] + len(varint(payload)) + 4 + payload)
-    icc_bytes, exif_bytes = (len(m or b"") for m in (metadata.icc_profile, metadata.exif))
+    blocks = {"ICC profile": metadata.icc_profile, "EXIF": metadata.exif, "XMP": metadata.xmp}
+    told = [f"{name} {len(block)} bytes" for name, block in blocks.items() if block is not None]
+    if metadata.dpi is not None:
+        told.append("resolution {:g} x {:g} dpi".format(*metadata.dpi))
+    if file.metadata_damaged:
+        told.append("damaged")
+    stored = 0 if file.truncated else len(data) - len(container.pack(header, file.segments))
     facts: dict[str, object] = {
         "file": path,
         "bytes": len(data),
@@ -33,8 +39,11 @@ def describe_file(path: str, data: bytes) -> tuple[dict[str, object], str]:
         "float_entropy": header.float_entropy,
         "num_levels": header.num_levels,
         "level": file.level,
-        "icc_profile_bytes": icc_bytes,
-        "exif_bytes": exif_bytes,
+        "icc_profile_bytes": len(metadata.icc_profile or b""),
+        "exif_bytes": len(metadata.exif or b""),
+        "xmp_bytes": len(metadata.xmp or b""),
+        "dpi": metadata.dpi,
+        "metadata_bytes": stored,
         "metadata_damaged": file.metadata_damaged,
         "z_bytes": payloads[0],
         "levels": [
@@ -54,8 +63,8 @@ def describe_file(path: str, data: bytes) -> tuple[dict[str, object], str]:
         f"levels    {file.level}" + (f", cut off of {header.num_levels}" if file.truncated else ""),
         f"seed      {header.seed}",
         f"grain     {header.grain / container.GRAIN_UNITS:g} of 255",
-        f"metadata  ICC profile {icc_bytes} bytes, EXIF {exif_bytes} bytes"
-        + (", damaged" if file.metadata_damaged else ""),
+        f"metadata  {', '.join(told) or 'none'}"
+        + (f"; {stored} bytes of the file" if stored else ""),
         "",
         "segment       bytes   file bytes up to here      bpp",
         f"{'z':8}{payloads[0]:11}",

@@ -115,6 +115,11 @@ def _make_parsers() -> tuple[_Parser, dict[str, _Parser]]:
     compress.add_argument(
         "--background", metavar="COLOR", help="colour under transparent pixels, as white or #a0b0c0"
     )
+    compress.add_argument(
+        "--strip",
+        action="store_true",
+        help="keep no EXIF, XMP, resolution and ICC profile; the colours then count as sRGB",
+    )
 
     decompress = commands.add_parser(
         "decompress",
@@ -199,11 +204,12 @@ def _compress(args: argparse.Namespace) -> int:
     def work(job: Job, shown: str) -> str:
         source = _read(job.source) if job.source == STD else job.source
         picture = image_io.read_image(source, background=args.background)
+        if picture.dropped and not args.strip:
+            warnings.warn(f"not kept: {', '.join(picture.dropped)}", stacklevel=1)
         data = load(args.bundle).compress(
             picture.pixels,
             options,
-            icc_profile=picture.icc_profile,
-            exif=picture.exif,
+            metadata=None if args.strip else picture.metadata,
             on_step=functools.partial(_show_optimisation, shown),
         )
         _write(job, job.targets[0], data)
@@ -237,14 +243,9 @@ def _decompress(args: argparse.Namespace) -> int:
             images = [codec.decompress(data, options)]
         else:
             images = list(codec.decompress_samples(data, options, num_samples=args.samples))
-        metadata = container.unpack(data, max_pixels=None).metadata
+        metadata = container.read_metadata(data)
         for target, pixels in zip(job.targets, images, strict=True):
-            encoded = image_io.encode_image(
-                pixels,
-                image_format=formats[target],
-                icc_profile=metadata.icc_profile,
-                exif=metadata.exif,
-            )
+            encoded = image_io.encode_image(pixels, metadata, image_format=formats[target])
             _write(job, target, encoded)
         return f"{images[0].shape[1]} x {images[0].shape[0]} pixels"
 

@@ -17,7 +17,6 @@ from sic_jax.codec.container import (
     MAX_SEED,
     Container,
     Header,
-    Metadata,
     Segment,
     pack,
     read_header,
@@ -38,6 +37,7 @@ from sic_jax.entropy.range_coder import (
 )
 from sic_jax.errors import BitstreamError
 from sic_jax.fields import Kinds
+from sic_jax.metadata import Metadata
 from sic_jax.model.entropy_models.coding_pass import Ints, Request, code_levels, temperature_units
 from sic_jax.model.entropy_models.prior import medians
 from sic_jax.model.families import FAMILIES
@@ -170,8 +170,7 @@ class Codec:
         image: NDArray[np.uint8],
         options: EncodeOptions = EncodeOptions(),
         *,
-        icc_profile: bytes | None = None,
-        exif: bytes | None = None,
+        metadata: Metadata | None = None,
         on_step: Callable[[int, int], None] | None = None,
         **changes: Any,
     ) -> bytes:
@@ -180,8 +179,7 @@ class Codec:
         Args:
             image: uint8 [H, W, 3] (sRGB) or [H, W] (gray), any size from 1x1.
             options: How; its fields say their ranges and defaults.
-            icc_profile: Colour profile to keep.
-            exif: EXIF block to keep.
+            metadata: To keep beside the picture; `read_metadata` gives it back.
             on_step: Called after each step of latent optimisation, in every window of a large
                 picture, with the number of those that are done and of all.
             **changes: Fields of the options by name, as in `compress(image, level=8)`.
@@ -217,7 +215,7 @@ class Codec:
         _, symbols = code_levels(self._pass.run(hyper, level), encode)
         for k, encoder in encoders.items():
             segments.append(Segment(encoder.finish(), symbols_checksum(symbols[k])))
-        return pack(header, segments, Metadata(icc_profile=icc_profile, exif=exif))
+        return pack(header, segments, metadata)
 
     def encode_latents(
         self,

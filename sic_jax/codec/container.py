@@ -8,7 +8,7 @@ import dataclasses
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from sic_jax.codec.wire import (
     MAX_VARINT,
@@ -25,6 +25,7 @@ from sic_jax.codec.wire import (
     varint,
 )
 from sic_jax.errors import BitstreamError
+from sic_jax.metadata import DPI_UNITS, MAX_METADATA_BYTES, Metadata
 
 MAGIC = b"\x93SIC"
 VERSION = 2
@@ -32,7 +33,6 @@ MODEL_ID_BYTES = 6
 MAX_LEVELS = 64
 MAX_SIDE = 2**24 - 1
 MAX_SEED = 2**32 - 1
-MAX_METADATA_BYTES = 16 * 2**20
 MAX_GRAIN = 255
 GRAIN_UNITS = 16
 """Grain counts in 1/16 of a step of 8-bit samples."""
@@ -43,8 +43,9 @@ _FLAG_FLOAT_ENTROPY = 2
 _FLAG_METADATA = 4
 _FLAG_GRAIN = 8
 _KNOWN_FLAGS = _FLAG_GRAY | _FLAG_FLOAT_ENTROPY | _FLAG_METADATA | _FLAG_GRAIN
-_KIND_ICC = 1
-_KIND_EXIF = 2
+_BLOCKS = {1: "icc_profile", 2: "exif", 3: "xmp"}
+"""Kinds of compressed chunks, and the fields of `Metadata` that they hold."""
+_KIND_RESOLUTION = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,26 +110,6 @@ class Segment:
         check_int("symbols_crc", self.symbols_crc, 0, 0xFFFF)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Metadata:
-    """What travels with the image unchanged; checked when it is made.
-
-    Attributes:
-        icc_profile: ICC profile, 1 byte to 16 MiB, or None.
-        exif: EXIF block, 1 byte to 16 MiB, or None.
-    """
-
-    icc_profile: bytes | None = None
-    exif: bytes | None = None
-
-    def __post_init__(self) -> None:
-        """Raises TypeError or ValueError for a field of wrong type or length."""
-        if self.icc_profile is not None:
-            check_bytes("icc_profile", self.icc_profile, 1, MAX_METADATA_BYTES)
-        if self.exif is not None:
-            check_bytes("exif", self.exif, 1, MAX_METADATA_BYTES)
-
-
 @dataclass(frozen=True)
 class Container:
     """A parsed file.
@@ -179,7 +160,7 @@ def pack(header: Header, segments: Sequence[Segment], metadata: Metadata | None 
     Args:
         header: Its num_levels must be one less than the number of segments.
         segments: z, level 1, level 2, ...
-        metadata: Stored zlib-compressed after the segments; None for none.
+        metadata: Stored after the segments; None for none.
 
     Returns:
         The bytes of the file.
@@ -194,9 +175,12 @@ def pack(header: Header, segments: Sequence[Segment], metadata: Metadata | None 
         )
     chunks = []
     if metadata is not None:
-        for kind, value in ((_KIND_ICC, metadata.icc_profile), (_KIND_EXIF, metadata.exif)):
+        for kind, name in _BLOCKS.items():
+            value = getattr(metadata, name)
             if value is not None:
                 chunks.append(_chunk(kind, zlib.compress(value, 9)))
+        if metadata.dpi is not None:
+            chunks.append(_chunk(_KIND_RESOLUTION, _resolution_payload(metadata.dpi)))
     return _join(header, segments, chunks)
 
 
@@ -239,6 +223,16 @@ def read_header(data: BytesLike) -> Header:
         TypeError: The data are not bytes-like.
     """
     return _parse_header(Reader(data))[0]
+
+
+def read_metadata(data: BytesLike) -> Metadata:
+    """Reads the metadata of a file, as far as they are there and whole.
+
+    Raises:
+        BitstreamError: The data are not a valid file, as in `unpack`.
+        TypeError: The data are not bytes-like.
+    """
+    return unpack(data, max_pixels=None).metadata
 
 
 def truncate(data: BytesLike, level: int) -> bytes:
@@ -361,7 +355,8 @@ def _parse_metadata(reader: Reader) -> tuple[Metadata, list[bytes], str]:
     Returns:
         The metadata, the intact chunks as they are written, and what was wrong ("" for nothing).
     """
-    values: dict[int, bytes] = {}
+    values: dict[str, Any] = {}
+    kinds: set[int] = set()
     chunks: list[bytes] = []
     damage = "" if reader.remaining() else "the file ends before them"
     try:
@@ -371,17 +366,35 @@ def _parse_metadata(reader: Reader) -> tuple[Metadata, list[bytes], str]:
             expected = reader.number(2)
             payload = reader.take(length)
             check_crc(f"the chunk of kind {kind}", record_crc(kind, payload), expected)
-            if kind == 0 or kind in values:
+            if kind == 0 or kind in kinds:
                 raise BitstreamError(f"a chunk has the reserved or repeated kind {kind}")
-            values[kind] = (
-                inflate(payload, MAX_METADATA_BYTES) if kind in (_KIND_ICC, _KIND_EXIF) else b""
-            )
+            kinds.add(kind)
+            if kind in _BLOCKS:
+                values[_BLOCKS[kind]] = inflate(payload, MAX_METADATA_BYTES)
+            elif kind == _KIND_RESOLUTION:
+                values["dpi"] = _parse_resolution(payload)
             chunks.append(_chunk(kind, payload))
     except DataEndError:
         damage = "the file ends inside a chunk"
     except BitstreamError as error:
         damage = str(error)
-    return Metadata(icc_profile=values.get(_KIND_ICC), exif=values.get(_KIND_EXIF)), chunks, damage
+    return Metadata(**values), chunks, damage
+
+
+def _resolution_payload(dpi: tuple[float, float]) -> bytes:
+    return b"".join(varint(round(DPI_UNITS * v)) for v in dpi)
+
+
+def _parse_resolution(payload: bytes) -> tuple[float, float]:
+    """Pixels per inch, horizontally and vertically; BitstreamError if they are not that."""
+    reader = Reader(payload)
+    try:
+        dpi = tuple(reader.varint("a resolution") / DPI_UNITS for _ in range(2))
+    except DataEndError:
+        raise BitstreamError("a resolution is cut off") from None
+    if reader.remaining() or not all(dpi):
+        raise BitstreamError("a resolution is not two positive numbers")
+    return dpi[0], dpi[1]
 
 
 def _join(header: Header, segments: Sequence[Segment], chunks: Sequence[bytes]) -> bytes:

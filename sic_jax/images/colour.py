@@ -9,6 +9,7 @@ import io
 import warnings
 from typing import TYPE_CHECKING
 
+from sic_jax.images.embedded import turn_upright
 from sic_jax.images.png import colours_of, to_srgb, with_exact_transparency
 
 if TYPE_CHECKING:
@@ -24,11 +25,8 @@ def load_upright(image: Image.Image, data: bytes) -> Image.Image:
         image: Of `PIL.Image.open`.
         data: Bytes of the file.
     """
-    from PIL import ImageOps
-
     image = with_exact_transparency(image, data)
-    image.load()
-    ImageOps.exif_transpose(image, in_place=True)
+    turn_upright(image)
     return image
 
 
@@ -113,6 +111,7 @@ def to_gray_or_rgb(
                 f"{name}: the CMYK profile is damaged, so the colours are approximate ({error})",
                 stacklevel=4,
             )
+            profile = None
         else:
             return converted or image, None
     return image.convert("RGB"), profile

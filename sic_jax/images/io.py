@@ -1,4 +1,4 @@
-"""Pictures in and out: 8-bit arrays with their colour profile and EXIF, read and written by Pillow.
+"""Pictures in and out: 8-bit arrays with their metadata, read and written by Pillow.
 
 NumPy and Pillow are imported when a picture is read or encoded, so that programs that need none
 start at once.
@@ -7,6 +7,7 @@ start at once.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import importlib
 import importlib.util
@@ -22,6 +23,8 @@ from typing import TYPE_CHECKING
 
 from sic_jax.files import write_atomic
 from sic_jax.images.colour import in_8_bits, is_srgb, load_upright, match_profile
+from sic_jax.images.embedded import embedded, save_options
+from sic_jax.metadata import Metadata
 
 if TYPE_CHECKING:
     import numpy as np
@@ -62,15 +65,10 @@ _FORMATS = {
     ".pgm": "PPM",
 }
 _SAVE_OPTIONS: dict[str, dict[str, object]] = {
+    "BMP": {"dpi": (0, 0)},  # None; Pillow would write 96.
     "JPEG": {"quality": 95, "subsampling": "4:4:4"},
     "PNG": {"compress_level": 2},  # On photographs as small as the default and 3 times as fast.
 }
-_EXIF_PREFIX = b"Exif\x00\x00"
-_ORIENTATION = 0x0112
-# Of a TIFF file's tags, those that describe the picture and not how this file stores it.
-_TIFF_TAGS_KEPT = frozenset(
-    (270, 271, 272, 282, 283, 296, 305, 306, 315, 316, 33432, 34665, 34853, 36867)
-)
 _STACKS_WITH_MAIN_PICTURE = ("MPO", "PSD")
 _pillow_limit_lock = threading.Lock()
 
@@ -81,15 +79,15 @@ class Picture:
 
     Attributes:
         pixels: uint8 [height, width, 3] (RGB) or [height, width] (gray).
-        icc_profile: Colour profile of these pixels; None means sRGB (or its gray), also where the
-            file had a profile that says the same.
-        exif: EXIF as a TIFF structure (without the "Exif" prefix of JPEG files) and without
-            orientation and thumbnail; None where there is none.
+        metadata: What a sic file keeps. Its ICC profile is that of these pixels; none means sRGB
+            (or its gray), also where the file had a profile that says the same. Its EXIF has no
+            orientation and no thumbnail. `dpi` is that of the upright picture.
+        dropped: Names of what else the file has, as ("IPTC", "1 further picture").
     """
 
     pixels: NDArray[np.uint8]
-    icc_profile: bytes | None = None
-    exif: bytes | None = None
+    metadata: Metadata = Metadata()
+    dropped: tuple[str, ...] = ()
 
 
 def read_image(
@@ -122,12 +120,14 @@ def read_image(
     else:
         name, data = os.fspath(path_or_bytes), Path(path_or_bytes).read_bytes()
     image = _decode(name, data)
-    exif = _exif_bytes(name, image)
-    image, profile = in_8_bits(name, image, data, background)
-    pixels, profile = match_profile(np.array(image, dtype=np.uint8), profile)
-    if profile is not None and pixels.ndim == 3 and is_srgb(profile):
-        profile = None
-    return Picture(pixels, profile, exif)
+    upright = image
+    image, stated = in_8_bits(name, image, data, background)
+    pixels, profile = match_profile(np.array(image, dtype=np.uint8), stated)
+    says_something = stated is not None and not is_srgb(stated)
+    metadata, dropped = embedded(upright, profile if says_something else None)
+    if says_something and profile is None:
+        dropped += ("ICC profile, which does not fit the picture",)
+    return Picture(pixels, metadata, dropped)
 
 
 def why_unreadable(path: str | os.PathLike[str]) -> str:
@@ -176,25 +176,21 @@ def _no_picture(head: bytes) -> str:
 def write_image(
     path: str | os.PathLike[str],
     pixels: NDArray[np.uint8],
-    *,
-    icc_profile: bytes | None = None,
-    exif: bytes | None = None,
+    metadata: Metadata = Metadata(),
 ) -> None:
     """Writes a picture in the format that the extension names (PNG without one), atomically.
 
     Args:
         path: File to write: .png, .jpg, .jpeg (quality 95), .tif, .tiff, .bmp, .ppm or .pgm.
         pixels: uint8 [height, width, 3] or [height, width].
-        icc_profile: Colour profile; left out when it is not one for these pixels.
-        exif: EXIF as a TIFF structure.
+        metadata: As in `encode_image`.
 
     Raises:
         OSError: The file cannot be written; nothing is left behind.
         ValueError: Unknown extension, or the format cannot hold the picture.
     """
     image_format = output_format(path)
-    data = encode_image(pixels, image_format=image_format, icc_profile=icc_profile, exif=exif)
-    write_atomic(path, data)
+    write_atomic(path, encode_image(pixels, metadata, image_format=image_format))
 
 
 def output_format(path: str | os.PathLike[str]) -> str:
@@ -215,18 +211,17 @@ def output_format(path: str | os.PathLike[str]) -> str:
 
 def encode_image(
     pixels: NDArray[np.uint8],
+    metadata: Metadata = Metadata(),
     *,
     image_format: str = "PNG",
-    icc_profile: bytes | None = None,
-    exif: bytes | None = None,
 ) -> bytes:
     """Bytes of a picture file.
 
     Args:
         pixels: uint8 [height, width, 3] or [height, width].
+        metadata: To write too. A profile that is not one for these pixels is left out, and what
+            the format has no place for, with a warning.
         image_format: What `output_format` returns.
-        icc_profile: Colour profile; left out when it is not one for these pixels.
-        exif: EXIF as a TIFF structure.
 
     Raises:
         TypeError: pixels are not uint8.
@@ -238,14 +233,11 @@ def encode_image(
         raise TypeError(f"pixels must be uint8, got {pixels.dtype.name}")
     if pixels.ndim not in (2, 3) or pixels.shape[2:] not in ((), (3,)) or 0 in pixels.shape:
         raise ValueError(f"pixels must be [height, width(, 3)], got shape {pixels.shape}")
-    options = dict(_SAVE_OPTIONS.get(image_format, {}))
-    pixels, icc_profile = match_profile(pixels, icc_profile)
-    if icc_profile is not None:
-        options["icc_profile"] = icc_profile
-    if exif is not None:
-        options["exif"] = _EXIF_PREFIX + exif.removeprefix(_EXIF_PREFIX)
+    pixels, icc_profile = match_profile(pixels, metadata.icc_profile)
+    metadata = dataclasses.replace(metadata, icc_profile=icc_profile)
     buffer = io.BytesIO()
     try:
+        options = _SAVE_OPTIONS.get(image_format, {}) | save_options(metadata, image_format)
         Image.fromarray(pixels).save(buffer, image_format, **options)
     except Exception as error:
         raise ValueError(f"cannot write this picture as {image_format}: {error}") from error
@@ -296,16 +288,3 @@ def _decode(name: str, data: bytes) -> Image.Image:
         f"{name}: holds {num_frames} frames; only single pictures can be compressed, "
         "so extract one frame first"
     )
-
-
-def _exif_bytes(name: str, image: Image.Image) -> bytes | None:
-    """EXIF without orientation (already applied) and thumbnail."""
-    try:
-        exif = image.getexif()
-        for tag in list(exif):
-            if tag == _ORIENTATION or (image.format == "TIFF" and tag not in _TIFF_TAGS_KEPT):
-                del exif[tag]
-        return exif.tobytes().removeprefix(_EXIF_PREFIX) if len(exif) else None
-    except Exception as error:  # Damaged EXIF must not cost the picture.
-        warnings.warn(f"{name}: EXIF left out, it is damaged ({error})", stacklevel=3)
-        return None

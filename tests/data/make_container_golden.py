@@ -69,9 +69,13 @@ def golden_files() -> dict[str, bytes]:
         2, b"\xff" * 6, b"\xff\xff\xff\x07\xff\xff\xff\x07", 1, b"\xff\xff\xff\xff\x0f"
     )
     grainy = header(9, bytes(6), b"\x01\x01", 1, b"\x00\x15")
+    minimal_with_metadata = header(5, bytes(6), b"\x01\x01", 1, b"\x00")
+    # 300 and 72.01 pixels per inch.
+    xmp = [chunk(3, stored_zlib(b"<x:xmpmeta/>")), chunk(4, b"\xb0\xea\x01\xa1\x38")]
     short = [segment(0, b"\x01", [7], b"\x80"), segment(1, b"\x02", [-7], b"\x12\x34")]
     return {
         "minimal_gray.sic": minimal + b"".join(short),
+        "minimal_xmp.sic": minimal_with_metadata + b"".join(short) + b"".join(xmp),
         "grain.sic": grainy + b"".join(short),
         "largest_fields.sic": largest + b"".join(short),
         "three_levels.sic": rgb + b"".join(levels),
