@@ -35,6 +35,12 @@ def png_text(**texts: str) -> PngImagePlugin.PngInfo:
     return info
 
 
+def with_chunk(kind: bytes) -> PngImagePlugin.PngInfo:
+    info = PngImagePlugin.PngInfo()
+    info.add(kind, b"data")
+    return info
+
+
 def jpeg_with(*segments: tuple[int, bytes]) -> bytes:
     """A JPEG file with segments of given markers after its start."""
     data = saved("JPEG")
@@ -150,12 +156,34 @@ NO_FIT = "ICC profile, which does not fit the picture"
 IPTC = b"8BIM\x04\x04\0\0" + struct.pack(">I", 8) + b"\x1c\x02\x05\0\3abc"
 
 
+def psd(*resources: int) -> bytes:
+    """A flat Photoshop file with image resources of given numbers."""
+    blocks = b"".join(b"8BIM" + struct.pack(">HHI4s", n, 0, 4, b"data") for n in resources)
+    height, width, channels = PIXELS.shape
+    head = b"8BPS" + struct.pack(">H6xHIIHHI", 1, channels, height, width, 8, 3, 0)
+    return (
+        head
+        + struct.pack(">I", len(blocks))
+        + blocks
+        + struct.pack(">IH", 0, 0)
+        + PIXELS.transpose(2, 0, 1).tobytes()
+    )
+
+
+def test_a_flat_photoshop_file() -> None:
+    picture = read_image(psd(0x0404, 0x03F3, 0x0424))
+    np.testing.assert_array_equal(picture.pixels, PIXELS)
+    assert picture.dropped == ("IPTC", "XMP")
+
+
 @pytest.mark.parametrize(
     ("data", "dropped"),
     [
         (jpeg_with((0xED, b"Photoshop 3.0\0" + IPTC)), ("IPTC",)),
         (jpeg_with((0xED, b"Photoshop 3.0\0" + IPTC.replace(b"\4\4", b"\4\5"))), ()),
         (jpeg_with((0xE1, b"http://ns.adobe.com/xmp/extension/\0" + bytes(40))), ("extended XMP",)),
+        (jpeg_with((0xEB, b"JP" + bytes(10) + b"jumb" + bytes(40))), ("content credentials",)),
+        (saved("PNG", pnginfo=with_chunk(b"caBX")), ("content credentials",)),
         (jpeg_with((0xFE, b"made by hand")), ("comment",)),
         (jpeg_with((0xE1, b"Exif\0\0garbage!!")), None),
         (saved("TIFF", tiffinfo={33723: b"\x1c\x02\x05\0\3abc"}), ("IPTC",)),

@@ -147,11 +147,15 @@ def _not_kept(image: Image.Image) -> Iterator[str]:
     """Names of the metadata that `Metadata` has no place for."""
     has: Any = image  # Readers of some formats have attributes of their own.
     text = dict(has.text) if image.format == "PNG" else {}
+    if image.format == "PNG" and any(chunk[0] == b"caBX" for chunk in has.private_chunks):
+        yield "content credentials"
     resources = [r[0] for r in has.resources] if image.format == "PSD" else []
     if image.format in ("JPEG", "MPO"):
         resources = list(image.info.get("photoshop", ()))
         if any(segment.startswith(_EXTENDED_XMP) for _, segment in has.applist):
             yield "extended XMP"
+        if any(app == "APP11" and segment[12:16] == b"jumb" for app, segment in has.applist):
+            yield "content credentials"
     yield from (name for number, name in _RESOURCES.items() if number in resources)
     if image.format == "TIFF":
         yield from (name for tag, name in _TIFF_TAGS_NAMED.items() if tag in has.tag_v2)
