@@ -85,9 +85,15 @@ def to_dict(config: Any) -> dict[str, Any]:
     """A config as JSON-ready dicts, tuples and scalars."""
     values: dict[str, Any] = {"kind": config.kind} if isinstance(config, Family) else {}
     for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        values[field.name] = to_dict(value) if dataclasses.is_dataclass(value) else value
+        values[field.name] = plain(getattr(config, field.name))
     return values
+
+
+def plain(value: Any) -> Any:
+    """The value of a field, the configs in it as `to_dict` makes them."""
+    if dataclasses.is_dataclass(value):
+        return to_dict(value)
+    return tuple(map(plain, value)) if isinstance(value, tuple) else value
 
 
 def from_dict(cls: type[T], data: Mapping[str, Any], kinds: Kinds | None = None) -> T:

@@ -41,7 +41,7 @@ def main() -> None:
         runner = make_runner(cfg, {})
         state, losses = runner.place(create_train_state(cfg, params)), []
         for _ in range(STEPS):
-            state, metrics = runner.step(state, batch[local_rows(BATCH)])
+            state, metrics = runner.step(state, [batch[local_rows(BATCH)]])
             losses.append(float(mean_terms(metrics.terms)["loss"]))
         results[words] = losses
         whole = runner.whole(state)

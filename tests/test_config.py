@@ -16,7 +16,7 @@ from sic_jax.model.transforms.pyramid import PyramidTransforms
 from sic_jax.model.transforms.swin import SwinTransforms
 from sic_jax.training.losses import LossConfig
 from sic_jax.training.presets import PRESETS, paper_loss, paper_model, preset
-from sic_jax.training.train_config import TrainConfig
+from sic_jax.training.train_config import Stage, TrainConfig
 
 
 @st.composite
@@ -145,7 +145,7 @@ def test_default_model_is_sixteen_levels() -> None:
 
 
 def test_unknown_preset() -> None:
-    with pytest.raises(ValueError, match="no preset 'best'; there are lpips, perceptual"):
+    with pytest.raises(ValueError, match="no preset 'best'; there are default, paper_warmup"):
         preset("best")
 
 
@@ -155,7 +155,8 @@ def test_level_weights() -> None:
         (2**5.625, 128, 2**4.875)
     )
     assert (paper.lmbda_rate[15], paper.lmbda_dist[15], paper.lmbda_perc[15]) == (1, 2048, 8)
-    first, second = preset("lpips").loss, preset("perceptual").loss
+    cfg = preset("default")
+    first, second = cfg.stages[0].loss, cfg.loss
     assert (first.lmbda_rate[0], first.lmbda_rate[15]) == pytest.approx((8, 1.25))
     assert (first.lmbda_dist[0], first.lmbda_dist[15]) == pytest.approx((8 * 40, 1.25 * 1100))
     ratios = [b / a for a, b in zip(first.lmbda_dist, first.lmbda_dist[1:], strict=False)]
@@ -355,9 +356,19 @@ def test_loss_validation(changes: dict[str, object], message: str) -> None:
         ({"learning_rate": 0.0}, r"TrainConfig\.learning_rate is 0\.0; it must be positive"),
         ({"compute_dtype": "half"}, r"compute_dtype is 'half'; it must be float32 or bfloat16"),
         (
-            {"loss": preset("lpips").loss},
+            {"loss": preset("default").loss},
             "loss is 'weights for 16 levels'; it must be for 3 levels",
         ),
+        (
+            {"stages": preset("default").stages},
+            "loss is 'weights for 16 levels'; it must be for 3 levels",
+        ),
+        (
+            {"stages": (Stage(loss=preset("smoke").loss, share=0.5),) * 2},
+            "stages is 'shares of 1 together'; it must be less than 1 together",
+        ),
+        ({"steps_per_dispatch": 3}, r"log_every is 5; it must be a multiple of steps_per_dispatch"),
+        ({"minutes": -1.0}, r"TrainConfig\.minutes is -1\.0; it must be at least 0"),
     ],
 )
 def test_train_validation(changes: dict[str, object], message: str) -> None:

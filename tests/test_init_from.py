@@ -6,13 +6,12 @@ from sic_jax.cli.train import _weights
 from sic_jax.training.presets import preset
 
 
-def test_the_default_bundle_starts_the_presets_of_its_architecture() -> None:
-    for name in ("lpips", "perceptual"):
-        assert "g_s" in _weights("default", preset(name))
+def test_the_default_bundle_starts_its_preset() -> None:
+    assert "g_s" in _weights("default", preset("default"))
 
 
 def test_fields_that_parameters_do_not_depend_on_may_differ() -> None:
-    cfg = preset("perceptual")
+    cfg = preset("default")
     levels = dataclasses.replace(cfg.model.levels, deadzone=0.2)
     pyramid = dataclasses.replace(cfg.model.transforms, start_step=0.5)
     model = dataclasses.replace(cfg.model, levels=levels, temperature=1.0, transforms=pyramid)

@@ -22,7 +22,7 @@ from sic_jax.codec.bundle import load_bundle
 from sic_jax.fields import from_dict
 from sic_jax.model.families import FAMILIES
 from sic_jax.model.tree import num_params
-from sic_jax.training import loop
+from sic_jax.training import loop, stages
 from sic_jax.training.checkpoints import load_run_params, open_checkpoints, restore
 from sic_jax.training.parallel import JitRunner, make_runner
 from sic_jax.training.presets import preset
@@ -58,7 +58,7 @@ def runner(tiny_run: TrainConfig) -> JitRunner:
 
 def patch_loop(patch: pytest.MonkeyPatch, runner: JitRunner, untrained: Arrays) -> None:
     """Let `train` reuse the compiled step and the parameters that exist already."""
-    patch.setattr(loop, "make_runner", lambda cfg, weights: runner)
+    patch.setattr(stages, "make_runner", lambda cfg, weights: runner)
     patch.setattr(loop, "init_params", lambda cfg, *, seed: untrained)
 
 
@@ -84,7 +84,7 @@ def finished(
     workdir = tmp_path_factory.mktemp("finished")
     with pytest.MonkeyPatch.context() as patch, quick_compilation():
         patch_loop(patch, runner, untrained)
-        return workdir, loop.train(tiny_run, workdir, source)
+        return workdir, loop.train(tiny_run, workdir, source)[0]
 
 
 def act_before(patch: pytest.MonkeyPatch, step: int, act: Callable[[], None]) -> None:
@@ -129,7 +129,7 @@ def test_thirty_steps_on_one_batch_lower_the_loss(
     params = loop.initial_params(tiny_run, source)
     state, losses = runner.place(create_train_state(tiny_run, params)), []
     for k in range(30):
-        state, metrics = runner.step(state, batch)
+        state, metrics = runner.step(state, [batch])
         losses.append(float(metrics.terms["loss"][0]) / 2)
         if k == 0:
             # Adam's first moment is a tenth of the clipped gradient: every part learns.
@@ -162,13 +162,13 @@ def test_resumed_run_equals_an_uninterrupted_one(
     # Killed while it wrote a record.
     with (tmp_path / "metrics.jsonl").open("a") as f:
         f.write('{"step": 2')
-    state = loop.train(cfg, tmp_path, source)
+    state, _ = loop.train(cfg, tmp_path, source)
     assert int(state.step) == 20
     assert_equal(state._asdict(), finished[1]._asdict())
     assert records(tmp_path) == records(finished[0])
     assert steps(tmp_path) == [5, 10, 15, 20]
     # Nothing is left to do a third time.
-    assert_equal(loop.train(cfg, tmp_path, source).params, state.params)
+    assert_equal(loop.train(cfg, tmp_path, source)[0].params, state.params)
 
 
 @pytest.mark.parametrize("save_every", [10, 13])
@@ -184,12 +184,12 @@ def test_termination_saves_at_the_very_step(
     cfg = dataclasses.replace(tiny_run, save_every=save_every)
     with training.context() as patch:
         act_before(patch, 12, lambda: os.kill(os.getpid(), signal.SIGTERM))
-        state = loop.train(cfg, tmp_path, source)
+        state, _ = loop.train(cfg, tmp_path, source)
     assert int(state.step) == 13
     assert signal.getsignal(signal.SIGTERM) is before
     with open_checkpoints(tmp_path) as manager:
         assert manager.latest_step() == 13
-    state = loop.train(tiny_run, tmp_path, source)
+    state, _ = loop.train(tiny_run, tmp_path, source)
     assert_equal(state._asdict(), finished[1]._asdict())
     assert records(tmp_path) == records(finished[0])
 
@@ -216,7 +216,7 @@ def test_damaged_checkpoint(
     assert newest.is_dir()
     shutil.rmtree(tmp_path / "best")
     with caplog.at_level("WARNING"):
-        state = loop.train(tiny_run, tmp_path, source)
+        state, _ = loop.train(tiny_run, tmp_path, source)
     assert_equal(state._asdict(), finished[1]._asdict())
     assert records(tmp_path) == records(finished[0])
     assert "checkpoint 16 cannot be read" in caplog.text
@@ -282,7 +282,7 @@ def test_a_run_can_be_prolonged_and_cut_otherwise(
     short = dataclasses.replace(tiny_run, steps=10)
     loop.train(short, tmp_path, source)
     longer = dataclasses.replace(tiny_run, steps=12, log_every=3, accumulate=2, keep_last=5)
-    assert int(loop.train(longer, tmp_path, source).step) == 12
+    assert int(loop.train(longer, tmp_path, source)[0].step) == 12
     assert steps(tmp_path) == [5, 10, 12]
     with pytest.raises(ValueError, match="holds a run with another steps"):
         loop.train(short, tmp_path, source)

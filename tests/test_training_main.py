@@ -13,7 +13,7 @@ from sic_jax.cli.train import main, parse
 from sic_jax.fields import to_dict
 from sic_jax.model.transforms.swin import SwinTransforms
 from sic_jax.training.presets import PRESETS, preset
-from sic_jax.training.train_config import TrainConfig, used_kinds
+from sic_jax.training.train_config import Stage, TrainConfig, used_kinds
 
 
 def flags(config: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, list[str]]]:
@@ -36,7 +36,7 @@ def test_every_field_is_a_flag(tiny_run: TrainConfig) -> None:
     assert len({flag for flag, _ in every}) == len(every) > 60
     argv = [word for flag, values in every for word in (flag, *values)]
     # The values of `smoke`, all of them on the command line of another preset.
-    cfg, args = parse(["lpips", *RUN, *argv])
+    cfg, args = parse(["default", *RUN, *argv])
     assert cfg == tiny_run
     assert (args.data, args.workdir, args.init_from, args.export) == ("images", "run", None, None)
 
@@ -66,7 +66,7 @@ def test_help_explains_every_flag(argv: list[str], capsys: pytest.CaptureFixture
         main(argv)
     assert info.value.code == 0
     shown = " ".join(capsys.readouterr().out.split())
-    cfg = preset("lpips" if len(argv) == 1 else argv[0])
+    cfg = preset("default" if len(argv) == 1 else argv[0])
     for group in flag_groups(cfg, argv, used_kinds(cfg)):
         for flag in group.flags:
             assert flag.help, f"{flag.field} has no docstring"
@@ -86,14 +86,17 @@ def test_fields_that_may_change_when_a_run_is_resumed(tiny_run: TrainConfig) -> 
 
     assert " ".join(sorted(names(tiny_run))) == (
         "accumulate data.prefetch data.workers fsdp keep_last log_every non_finite parallel remat "
-        "save_every validation_every validation_images validation_levels"
+        "save_every steps_per_dispatch validation_every validation_images validation_levels"
     )
 
 
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--workdir", "smoke", "lpips"], "smoke is a preset's name too: give the preset lpips be"),
+        (
+            ["--workdir", "smoke", "default"],
+            "smoke is a preset's name too: give the preset d",
+        ),
         (["--steps", "3"], "the following arguments are required: preset"),
         (["smoke", *RUN, "--model.widht-8", "3"], "unrecognized arguments: --model.widht-8 3"),
         (["smoke", *RUN, "--step", "3"], "unrecognized arguments: --step 3"),
@@ -116,6 +119,22 @@ def test_wrong_values_are_one_line(tmp_path: Path) -> None:
         main(["smoke", *RUN, "--model.transforms.widths", "1"])
     with pytest.raises(SystemExit, match=r"^train.py: error: data folder '.*none' does not exist"):
         main(["smoke", "--data", str(tmp_path / "none"), "--workdir", str(tmp_path)])
+
+
+def test_stages_are_json(tiny_run: TrainConfig) -> None:
+    stage = Stage(loss=dataclasses.replace(tiny_run.loss, temperature=0.5), share=0.25)
+    words = ["smoke", *RUN, "--stages", json.dumps(to_dict(stage))]
+    assert parse(words)[0] == dataclasses.replace(tiny_run, stages=(stage,))
+    assert parse([*words, "--init-from", "default"])[0] == tiny_run
+    assert parse(["default", *RUN, "--stages"])[0].stages == ()
+    with pytest.raises(ValueError, match=r"Stage has no field 'lenght'"):
+        parse([*words[:-1], '{"lenght": 1}'])
+
+
+def test_stages_that_are_no_json(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse(["smoke", *RUN, "--stages", "{half"])
+    assert "argument --stages: '{half' is no JSON" in capsys.readouterr().err
 
 
 def test_switches(tiny_run: TrainConfig) -> None:

@@ -2,12 +2,13 @@
 
 import argparse
 import dataclasses
+import json
 import typing
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from sic_jax.cli.field_docs import field_docs
-from sic_jax.fields import Family, Kinds, from_dict
+from sic_jax.fields import Family, Kinds, from_dict, plain
 
 T = TypeVar("T")
 _DEST = "config."
@@ -69,7 +70,7 @@ def flag_groups(
         if dataclasses.is_dataclass(value):
             inner.append((value, name))
         else:
-            flags.append(Flag(name, option, hint, value, about))
+            flags.append(Flag(name, option, hint, plain(value), about))
     about = (type(config).__doc__ or "").split("\n\n")[0]
     yield FlagGroup(f"config {prefix}".rstrip(" ."), " ".join(about.split()), tuple(flags))
     for value, name in inner:
@@ -125,10 +126,19 @@ def _how_to_parse(flag: Flag) -> dict[str, Any]:
         return {"choices": flag.kinds}
     if typing.get_origin(flag.hint) is tuple:
         kind = typing.get_args(flag.hint)[0]
+        if dataclasses.is_dataclass(kind):
+            return {"type": _json, "nargs": "*", "metavar": "JSON"}
         return {"type": kind, "nargs": "*", "metavar": kind.__name__.upper()}
     if flag.hint is bool:
         return {"type": _boolean, "nargs": "?", "const": True, "metavar": "true|false"}
     return {"type": flag.hint, "metavar": flag.hint.__name__.upper()}
+
+
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as e:
+        raise argparse.ArgumentTypeError(f"{text!r} is no JSON: {e}") from e
 
 
 def _boolean(text: str) -> bool:
@@ -143,4 +153,6 @@ def _typed(value: Any) -> str:
         return " ".join(_typed(v) for v in value) or "none"
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, dict):
+        return json.dumps(value)
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,10 +1,12 @@
 """Command line of train.py: a preset, overridden field by field."""
 
 import argparse
+import dataclasses
 import json
 import logging
 import os
 import sys
+import time
 import typing
 from collections.abc import Sequence
 from pathlib import Path
@@ -62,10 +64,12 @@ def parse(
         "--init-from",
         metavar="FOLDER",
         help="workdir of another run (its EMA weights, the best where it has been validated) or "
-        "bundle: start from its weights",
+        "bundle: start from its weights, with the loss of the last stage alone",
     )
     parser.add_argument(
-        "--export", metavar="FOLDER", help="write the result as a bundle into this folder"
+        "--export",
+        metavar="FOLDER",
+        help="write the result (the best where it has been validated) as a bundle",
     )
     parser.add_argument("--tensorboard", action="store_true", help="records for TensorBoard too")
     parser.add_argument(
@@ -97,7 +101,10 @@ def parse(
         for needed in ("data", "workdir"):
             if getattr(args, needed) is None:
                 parser.error(f"the following arguments are required: --{needed}")
-    return config_of(TrainConfig, args, kinds), args
+    cfg = config_of(TrainConfig, args, kinds)
+    if args.init_from is not None:
+        cfg = dataclasses.replace(cfg, stages=())
+    return cfg, args
 
 
 def main(argv: Sequence[str] | None = None, kinds: Kinds = FAMILIES) -> None:
@@ -120,6 +127,7 @@ def main(argv: Sequence[str] | None = None, kinds: Kinds = FAMILIES) -> None:
 
 
 def _run(cfg: TrainConfig, args: argparse.Namespace) -> None:
+    began = time.monotonic()
     from sic_jax.training.parallel import initialise_distributed
 
     several = args.distributed or args.coordinator or "JAX_COORDINATOR_ADDRESS" in os.environ
@@ -127,20 +135,28 @@ def _run(cfg: TrainConfig, args: argparse.Namespace) -> None:
         initialise_distributed(args.coordinator, args.num_processes, args.process_id)
     import jax
 
+    from sic_jax.compilation_cache import enable_compilation_cache
     from sic_jax.data.open_source import open_source
     from sic_jax.model.tree import num_params
+    from sic_jax.training.checkpoints import NEWEST, load_run_params
     from sic_jax.training.loop import train
+    from sic_jax.training.stages import Programs
     from sic_jax.training.validation_images import ValidationImages
 
+    enable_compilation_cache()
     first = jax.process_index() == 0
     if not first:
         logging.getLogger().setLevel(logging.WARNING)
+    programs = Programs(cfg)
+    if not (Path(args.workdir) / NEWEST).exists():
+        # While the images are read. A run that goes on may be in another stage.
+        programs.begin(0)
     source = open_source(args.data, crop_size=cfg.crop_size)
     logging.info("%d images, %d devices", len(source), jax.device_count())
     params = None if args.init_from is None else _weights(args.init_from, cfg)
     spec = args.validation_data
     validation = None if spec is None else ValidationImages(cfg, spec)
-    state = train(
+    state, complete = train(
         cfg,
         args.workdir,
         source,
@@ -148,8 +164,10 @@ def _run(cfg: TrainConfig, args: argparse.Namespace) -> None:
         validation=validation,
         tensorboard=args.tensorboard,
         profile_steps=None if args.profile_steps is None else tuple(args.profile_steps),
+        programs=programs,
+        began=began,
     )
-    if int(state.step) < cfg.steps:
+    if not complete:
         return
     logging.info("%d parameters, %d steps done", num_params(state.params), int(state.step))
     if args.export:
@@ -157,8 +175,11 @@ def _run(cfg: TrainConfig, args: argparse.Namespace) -> None:
 
         from sic_jax.codec.bundle import export_bundle
 
-        # With `fsdp` no process has all of them.
-        ema = process_allgather(state.ema, tiled=True)
+        if validation is None:
+            # With `fsdp` no process has all of them.
+            ema = process_allgather(state.ema, tiled=True)
+        else:
+            ema = load_run_params(args.workdir, cfg)
         if first:
             export_bundle(args.export, cfg.model, ema)
             logging.info("bundle written to %s", args.export)

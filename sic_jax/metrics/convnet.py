@@ -59,17 +59,21 @@ def check_same_shape(x: Array, x_hat: Array) -> None:
 def conv_relu(
     h: jax.Array, weights: Weights, layer: int, *, padding: int, stride: int = 1
 ) -> jax.Array:
-    """Convolution with ``conv{layer}_kernel`` (HWIO) and ``conv{layer}_bias``, then ReLU."""
+    """Convolution with ``conv{layer}_kernel`` (HWIO) and ``conv{layer}_bias``, then ReLU.
+
+    It computes in the kernel's type: float32 exactly, bfloat16 on the tensor cores.
+    """
+    kernel = jnp.asarray(weights[f"conv{layer}_kernel"])
     h = lax.conv_general_dilated(
-        h,
-        jnp.asarray(weights[f"conv{layer}_kernel"]),
+        h.astype(kernel.dtype),
+        kernel,
         window_strides=(stride, stride),
         padding=((padding, padding), (padding, padding)),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         # The default on GPUs and TPUs rounds the operands, which moves the distances visibly.
         precision=lax.Precision.HIGHEST,
     )
-    activations: jax.Array = jax.nn.relu(h + weights[f"conv{layer}_bias"])
+    activations: jax.Array = jax.nn.relu(h + jnp.asarray(weights[f"conv{layer}_bias"], h.dtype))
     return activations
 
 

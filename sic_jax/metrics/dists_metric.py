@@ -143,7 +143,7 @@ def _stage_sizes(size: Size) -> tuple[Size, ...]:
 
 def _l2_pool(h: jax.Array) -> jax.Array:
     """Root of the blurred squares at every second sample; zeros outside, odd sides round up."""
-    h = jnp.pad(jnp.square(h), ((0, 0), (1, 1), (1, 1), (0, 0)))
+    h = jnp.pad(jnp.square(h.astype(jnp.float32)), ((0, 0), (1, 1), (1, 1), (0, 0)))
     rows, columns = (n - 2 for n in h.shape[1:3])
     h = functools.reduce(
         operator.add, [g * h[:, i : i + rows : 2] for i, g in enumerate(_POOL_WINDOW)]

@@ -191,7 +191,7 @@ def _alexnet_layers(x: Array, *, weights: Weights, size: Size) -> Features:
     h3 = conv(pool(h2, 3), 3, padding=1)
     h4 = conv(h3, 4, padding=1)
     h5 = conv(h4, 5, padding=1)
-    return h1, h2, h3, h4, h5
+    return tuple(h.astype(jnp.float32) for h in (h1, h2, h3, h4, h5))
 
 
 def _max_pool(h: jax.Array) -> jax.Array:

@@ -120,7 +120,7 @@ def vgg16_stages(
         for _ in range(count):
             layer += 1
             h = zero_outside(conv_relu(h, weights, layer, padding=1), size)
-        stages.append(h)
+        stages.append(h.astype(jnp.float32))
     return tuple(stages)
 
 

@@ -10,8 +10,8 @@ import numpy as np
 from sic_jax.fields import to_dict
 from sic_jax.model.macs import count_macs
 from sic_jax.training.gradients import make_gradients, make_loss
-from sic_jax.training.loop import state_shapes
 from sic_jax.training.losses import load_perceptual_weights
+from sic_jax.training.state import state_shapes
 from sic_jax.training.train_config import TrainConfig
 
 
@@ -31,7 +31,7 @@ def describe_run(cfg: TrainConfig) -> dict[str, Any]:
         networks["discriminator"] = _scalars(state.discriminator.params)
     devices = jax.device_count()
     images = cfg.batch_size // (devices * cfg.accumulate)
-    weights = jax.eval_shape(lambda: load_perceptual_weights(cfg.loss))
+    weights = jax.eval_shape(lambda: load_perceptual_weights(cfg.loss, cfg.compute_dtype))
     crops = jax.ShapeDtypeStruct((max(images, 1), cfg.crop_size, cfg.crop_size, 3), jnp.uint8)
     rows = jax.ShapeDtypeStruct(crops.shape[:1], jnp.int32)
     gradients = make_gradients(cfg)

@@ -61,7 +61,7 @@ def make_gradients(cfg: TrainConfig, model: type[SicModel] = SicModel) -> Callab
             state.params, state, batch, rows, perceptual
         )
         d = state.discriminator
-        if d is None:
+        if d is None or not cfg.loss.adversarial_weight:
             return Gradients(grads, None, terms)
         decoded = jax.lax.stop_gradient(decoded)
         loss, d_grads = jax.value_and_grad(_discriminator_loss)(d.params, cfg, d, decoded)
@@ -144,7 +144,7 @@ def make_loss(
             offset = jax.random.randint(jax.random.fold_in(key, 2), (), 0, every)
             dists = dists_terms(x, seen, perceptual["dists"], offset, every)
             compared = compared._replace(dists=dists)
-        if state.discriminator is not None:
+        if state.discriminator is not None and loss_cfg.adversarial_weight:
             logits = _judge(cfg, state.discriminator, _flat(seen), _flat(y_hat), plan)
             compared = compared._replace(adv=generator_loss(logits).reshape(plan.level.shape))
         if loss_cfg.lmbda_balance:

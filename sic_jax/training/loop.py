@@ -14,6 +14,7 @@ import json
 import logging
 import math
 import signal
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
@@ -40,11 +41,11 @@ from sic_jax.training.checkpoints import (
     save,
     wait,
 )
-from sic_jax.training.losses import load_perceptual_weights
 from sic_jax.training.meters import Clock, Pending
 from sic_jax.training.metrics_log import Reporter
-from sic_jax.training.parallel import check_same_everywhere, local_rows, make_runner
-from sic_jax.training.state import TrainState, create_train_state
+from sic_jax.training.parallel import check_same_everywhere, local_rows
+from sic_jax.training.stages import Budget, Programs
+from sic_jax.training.state import TrainState, create_train_state, state_shapes
 from sic_jax.training.step import Metrics
 from sic_jax.training.train_config import TrainConfig, load_config
 
@@ -84,8 +85,10 @@ def train(
     validation: Validation | None = None,
     tensorboard: bool = False,
     profile_steps: tuple[int, int] | None = None,
-) -> TrainState:
-    """Train to `cfg.steps`; continue where `workdir` has a checkpoint.
+    programs: Programs | None = None,
+    began: float | None = None,
+) -> tuple[TrainState, bool]:
+    """Train to `cfg.steps`, or for `cfg.minutes`; continue where `workdir` has a checkpoint.
 
     Args:
         cfg: The run.
@@ -95,24 +98,30 @@ def train(
         validation: Done every `cfg.validation_every` steps and at the end.
         tensorboard: Write records for TensorBoard too.
         profile_steps: First and last step of which a trace is written into WORKDIR/profile.
+        programs: Of `cfg`, where they are being compiled already.
+        began: `time.monotonic()` from which `cfg.minutes` count; default: now.
 
     Returns:
-        The state, of global arrays; its `step` is less than `cfg.steps` after a SIGTERM, which
-        saves and ends the loop.
+        The state, of global arrays, and whether the run is complete: it is not after a SIGTERM,
+        which saves and ends the loop.
 
     Raises:
         ValueError: If `cfg.train_only` names no parameter, `workdir` holds a run of another config,
-            no checkpoint can be read, or processes do not see the same number of images.
+            no checkpoint can be read, processes do not see the same number of images, or the
+            minutes are over before the first step.
         OSError: If the work directory or a checkpoint cannot be written.
         FloatingPointError: If a loss or gradient is not finite (`cfg.non_finite` = "stop").
     """
     workdir = Path(workdir)
+    began = time.monotonic() if began is None else began
     shapes = state_shapes(cfg)
     _claim(workdir, cfg)
     check_same_everywhere(len(source), "training images")
-    runner = make_runner(cfg, load_perceptual_weights(cfg.loss))
+    programs = Programs(cfg) if programs is None else programs
+    runner = programs.layout
     with (
-        contextlib.closing(Reporter(workdir, cfg.steps, tensorboard=tensorboard)) as reporter,
+        contextlib.closing(programs),
+        contextlib.closing(Reporter(workdir, cfg, tensorboard=tensorboard)) as reporter,
         open_checkpoints(workdir, keep=cfg.keep_last) as manager,
         open_checkpoints(workdir, keep=1, name=BEST) as best_manager,
         _termination() as terminated,
@@ -123,12 +132,18 @@ def train(
             start = initial_params(cfg, source) if params is None else params
             # Those of process 0: every process computed or read its own.
             state = create_train_state(cfg, multihost_utils.broadcast_one_to_all(start))
+            budget = Budget(cfg, began)
         else:
             state, step = found.state, int(found.state.step)
             pending = Pending.from_json(found.info["pending"])
             # Losses on other images or at other levels are not comparable.
             if validation is not None and found.info.get("best_on") == validation.identity:
                 best = found.info["best"]
+            info = found.info
+            # A prolonged run is less far.
+            share = info["config"].get("minutes", 0.0) / (cfg.minutes or 1.0)
+            progress = info.get("progress", 0.0) * share
+            budget = Budget(cfg, began, used=info.get("used", 0.0), progress=progress)
             _log.info("resumed at step %d", step)
         reporter.drop_after(step)
         state = runner.place(state)
@@ -138,6 +153,8 @@ def train(
         def checkpoint() -> Checkpoint:
             info = {"version": sic_jax.__version__, "config": to_dict(cfg), "best": best}
             info |= {"best_on": None if validation is None else validation.identity}
+            if cfg.minutes:
+                info |= {"used": budget.used(), "progress": budget.progress(step)}
             return Checkpoint(runner.whole(state), info | {"pending": pending.to_json()})
 
         stream = batches(
@@ -150,18 +167,40 @@ def train(
             rows=local_rows(cfg.batch_size),
         )
         with contextlib.closing(stream), _Profile(workdir, profile_steps) as profile:
-            first = step
-            while step < cfg.steps:
-                profile.before(step + 1)
-                state, metrics = runner.step(state, next(stream))
+            first, stage, several = step, -1, cfg.steps_per_dispatch
+            running: Metrics | None = None
+            last = budget.over(step)
+            while not last:
+                progress = budget.progress(step)
+                due = cfg.stage_at(progress)
+                # By the clock, no time is lost with waiting for a program.
+                waits = stage < 0 or not cfg.minutes
+                if due > stage and (waits or programs.ready(due)):
+                    stage = due
+                    runner = programs.runner(stage)
+                    programs.begin(stage + 1)
+                full = cfg.minutes or (step % several == 0 and step + several <= cfg.steps)
+                count = several if full else 1
+                profile.before(step + 1, step + count)
+                state, metrics = runner.step(
+                    state,
+                    [next(stream) for _ in range(count)],
+                    progress if cfg.minutes else None,
+                )
                 pending.add(metrics)
-                step += 1
-                clock.tick()
-                profile.after(step, metrics)
-                if step == first + 1:
+                if step == first:
                     jax.block_until_ready(metrics)
                     clock.start()
-                last = step == cfg.steps
+                    budget.start()
+                else:
+                    clock.tick(count)
+                step += count
+                profile.after(step, metrics)
+                if cfg.minutes:
+                    # The host is ahead by one dispatch, no more: what it began, it waits for.
+                    jax.block_until_ready(running)
+                    running = metrics
+                last = budget.over(step)
                 saves = last or step % cfg.save_every == 0
                 validates = last or (cfg.validation_every > 0 and step % cfg.validation_every == 0)
                 validates &= validation is not None
@@ -169,7 +208,10 @@ def train(
                     values = pending.flush(stop=stop) | clock.lap(runner.flops)
                     if validation is not None and validates:
                         ema = runner.whole(state).ema
+                        jax.block_until_ready(ema)
+                        asked = time.monotonic()
                         found_values = validation.measure(ema)
+                        budget.keep(time.monotonic() - asked)
                         values |= {f"validation/{k}": v for k, v in found_values.items()}
                         if tensorboard:
                             reporter.images(step, validation.pictures(ema))
@@ -177,6 +219,8 @@ def train(
                             best = found_values["loss"]
                             if step not in best_manager.all_steps():
                                 save(best_manager, step, checkpoint())
+                    if cfg.minutes:
+                        values |= {"progress": progress}
                     reporter.record(step, values)
                     clock.start()
                 elif saves:
@@ -189,17 +233,11 @@ def train(
                 if ends and not last:
                     _log.info("terminated: saved at step %d; the same command goes on", step)
                     break
+        if step == 0:
+            raise ValueError(f"the {cfg.minutes:g} minutes were over before the first step")
         wait(manager)
         wait(best_manager)
-        return runner.whole(state)
-
-
-def state_shapes(cfg: TrainConfig) -> TrainState:
-    """Shapes and types of a run's state, without making it."""
-    shapes: TrainState = jax.eval_shape(
-        lambda: create_train_state(cfg, init_params(cfg.model, seed=0))
-    )
-    return shapes
+        return runner.whole(state), last
 
 
 class _Profile:
@@ -217,8 +255,8 @@ class _Profile:
         if self._running:
             jax.profiler.stop_trace()
 
-    def before(self, step: int) -> None:
-        if step == self._steps[0]:
+    def before(self, first: int, last: int) -> None:
+        if first <= self._steps[0] <= last:
             jax.profiler.start_trace(self._folder)
             self._running = True
 
@@ -261,8 +299,10 @@ def _claim(workdir: Path, cfg: TrainConfig) -> None:
     if path.exists():
         theirs = load_config(path, like=cfg)
         differing = sorted(changed(cfg, theirs, on="resume"))
-        if differing == ["steps"] and cfg.steps > theirs.steps:
-            _log.info("prolonged from %d to %d steps", theirs.steps, cfg.steps)
+        longer = {"steps": cfg.steps > theirs.steps, "minutes": 0 < theirs.minutes < cfg.minutes}
+        if len(differing) == 1 and longer.get(differing[0]):
+            of = differing[0]
+            _log.info("prolonged from %g to %g %s", getattr(theirs, of), getattr(cfg, of), of)
         elif differing:
             raise ValueError(
                 f"{str(workdir)!r} holds a run with another {', '.join(differing)}; "

@@ -40,9 +40,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from sic_jax.fields import require
-from sic_jax.metrics.convnet import Features, Weights
+from sic_jax.metrics.convnet import Array, Features, Weights
 from sic_jax.metrics.dists_metric import dists_features, dists_from_features, load_dists_weights
 from sic_jax.metrics.lpips_metric import load_alexnet_weights, lpips_features, lpips_from_features
 from sic_jax.model.levels import LevelConfig, level_mask
@@ -224,14 +225,23 @@ def consistency_terms(
     return mean(known), mean(~known)
 
 
-def load_perceptual_weights(cfg: LossConfig) -> PerceptualWeights:
-    """What the step of a run with this loss needs."""
+def load_perceptual_weights(cfg: LossConfig, compute_dtype: str = "float32") -> PerceptualWeights:
+    """What the step of a run with this loss needs.
+
+    In `bfloat16` the convolutions compute in it, all but the first: that would round the pictures
+    to less than their 8 bits. Distances are taken of float32 features in any case.
+    """
     if not any(cfg.lmbda_perc):
         return {}
     weights: PerceptualWeights = {"lpips": load_alexnet_weights()}
     if cfg.dists_weight:
         weights["dists"] = load_dists_weights()
-    return weights
+
+    def cast(name: str, array: Array) -> Array:
+        rounds = name.endswith("_kernel") and name != "conv1_kernel"
+        return np.asarray(array, compute_dtype) if rounds else array
+
+    return {of: {k: cast(k, a) for k, a in arrays.items()} for of, arrays in weights.items()}
 
 
 def lpips_terms(x: jax.Array, x_hat: jax.Array, weights: Weights) -> jax.Array:

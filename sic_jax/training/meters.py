@@ -106,9 +106,9 @@ class Clock:
         self.start()
         return values
 
-    def tick(self) -> None:
-        """Count a step."""
-        self._steps += 1
+    def tick(self, steps: int) -> None:
+        """Count some steps."""
+        self._steps += steps
 
 
 def peak_share(flops_per_second: float, devices: list[jax.Device]) -> float | None:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sic_jax.progress import Progress
+from sic_jax.training.train_config import TrainConfig
 
 _log = logging.getLogger(__name__)
 
@@ -19,14 +20,14 @@ _log = logging.getLogger(__name__)
 class Reporter:
     """Writes the records of a run; on processes other than the first it writes nothing."""
 
-    def __init__(self, workdir: Path, steps: int, *, tensorboard: bool = False) -> None:
-        """Open the run's files.
+    def __init__(self, workdir: Path, cfg: TrainConfig, *, tensorboard: bool = False) -> None:
+        """Open the files of the run `cfg`.
 
         Raises:
             ValueError: If TensorBoard is asked for and tensorboardX is not installed.
         """
         self._path = workdir / "metrics.jsonl"
-        self._steps = steps
+        self._last = "" if cfg.minutes else f"/{cfg.steps}"
         self._first = jax.process_index() == 0
         self._progress = Progress()
         self._board: Any = None
@@ -55,7 +56,7 @@ class Reporter:
             for name, value in values.items():
                 self._board.add_scalar(name, value, step)
             self._board.flush()
-        parts = [f"step {step}/{self._steps}"] + [f"{k} {v:.4g}" for k, v in values.items()]
+        parts = [f"step {step}{self._last}"] + [f"{k} {v:.4g}" for k, v in values.items()]
         text = "  ".join(parts)
         if self._progress.live:
             width = shutil.get_terminal_size().columns - 1

@@ -6,10 +6,12 @@ same model, up to the order of float sums.
 """
 
 import os
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -17,7 +19,7 @@ from numpy.typing import NDArray
 
 from sic_jax.training.losses import PerceptualWeights
 from sic_jax.training.state import TrainState
-from sic_jax.training.step import Metrics, make_train_step
+from sic_jax.training.step import Metrics, make_train_steps
 from sic_jax.training.train_config import TrainConfig
 
 AXIS = "data"
@@ -102,9 +104,9 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
     return jax.tree.map(partial(_put, sharding=NamedSharding(mesh, PartitionSpec())), tree)
 
 
-def shard_rows(rows: Any, mesh: Mesh) -> jax.Array:
-    """This process's rows [b, ...] of a global batch, spread over the devices."""
-    sharding = NamedSharding(mesh, PartitionSpec(AXIS))
+def shard_rows(rows: Any, mesh: Mesh, axis: int = 0) -> jax.Array:
+    """This process's rows of a global batch, spread over the devices; `axis` counts rows."""
+    sharding = NamedSharding(mesh, PartitionSpec(*(None,) * axis, AXIS))
     if jax.process_count() == 1:
         placed: jax.Array = jax.device_put(rows, sharding)
     else:
@@ -142,8 +144,19 @@ class Runner(Protocol):
     def whole(self, state: Any) -> TrainState:
         """The inverse of `place`: global arrays, to save or to evaluate."""
 
-    def step(self, state: Any, batch: Any) -> tuple[Any, Metrics]:
-        """A step with this process's rows uint8 [b, P, P, 3]; donates the state."""
+    def compile(self, like: TrainState, count: int) -> None:
+        """Make the program of `count` steps now, from shapes of a state, if that is possible."""
+
+    def step(
+        self, state: Any, batches: Sequence[Any], progress: float | None = None
+    ) -> tuple[Any, Metrics]:
+        """A step with each of some batches; donates the state.
+
+        Args:
+            state: Of `place`.
+            batches: This process's rows of each, uint8 [b, P, P, 3].
+            progress: Part of the run that is over, where the clock decides (`TrainConfig.minutes`).
+        """
 
 
 def make_runner(cfg: TrainConfig, perceptual: PerceptualWeights) -> Runner:
@@ -168,7 +181,7 @@ class JitRunner:
         self._weights = replicate(perceptual, self.mesh)
         rows = local_rows(cfg.batch_size)
         self._rows = shard_rows(np.arange(rows.start, rows.stop, dtype=np.int32), self.mesh)
-        self._step: Any = None
+        self._programs: dict[int, Any] = {}
 
     def shapes(self, like: TrainState) -> TrainState:
         """See `Runner`."""
@@ -184,24 +197,36 @@ class JitRunner:
         """See `Runner`."""
         return state
 
-    def step(self, state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
+    def step(
+        self, state: TrainState, batches: Sequence[Any], progress: float | None = None
+    ) -> tuple[TrainState, Metrics]:
         """See `Runner`."""
-        args = (state, shard_rows(batch, self.mesh), self._rows, self._weights)
-        if self._step is None:
-            self._compile(*args)
-        result: tuple[TrainState, Metrics] = self._step(*args)
+        if len(batches) not in self._programs:
+            self.compile(state, len(batches))
+        batch = shard_rows(_stack(batches), self.mesh, axis=1)
+        at = None if progress is None else replicate(np.float32(progress), self.mesh)
+        program = self._programs[len(batches)]
+        result: tuple[TrainState, Metrics] = program(state, batch, self._rows, self._weights, at)
         return result
 
-    def _compile(self, state: TrainState, *args: Any) -> None:
-        shardings = state_shardings(state, self.mesh, fsdp=self._cfg.fsdp)
+    def compile(self, like: TrainState, count: int) -> None:
+        """See `Runner`."""
+        cfg = self._cfg
+        shardings = state_shardings(like, self.mesh, fsdp=cfg.fsdp)
         everywhere = NamedSharding(self.mesh, PartitionSpec())
-        step = jax.jit(
-            make_train_step(self._cfg), donate_argnums=0, out_shardings=(shardings, everywhere)
+        shape = (count, cfg.batch_size, cfg.crop_size, cfg.crop_size, 3)
+        spread = NamedSharding(self.mesh, PartitionSpec(None, AXIS))
+        batch = jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=spread)
+        at = jax.ShapeDtypeStruct((), jnp.float32, sharding=everywhere) if cfg.minutes else None
+        steps = jax.jit(
+            make_train_steps(cfg), donate_argnums=0, out_shardings=(shardings, everywhere)
         )
-        self._step = step.lower(state, *args).compile()
-        cost = self._step.cost_analysis()
+        state = _with_shardings(like, shardings)
+        program = steps.lower(state, batch, self._rows, self._weights, at).compile()
+        self._programs[count] = program
+        cost = program.cost_analysis()
         cost = cost[0] if isinstance(cost, list) else cost
-        # XLA counts what one device does, and the loop over parts once.
+        # XLA counts what one device does, and loops over steps and parts once.
         parts = self.mesh.devices.size * self._cfg.accumulate
         flops = float((cost or {}).get("flops", 0.0)) * parts
         self.flops = flops or None
@@ -219,7 +244,7 @@ class PmapRunner:
         self._weights = self._stack(perceptual)
         rows = local_rows(cfg.batch_size)
         self._rows = self._split(np.arange(rows.start, rows.stop, dtype=np.int32))
-        step = make_train_step(cfg, axis_name=AXIS)
+        step = make_train_steps(cfg, axis_name=AXIS)
         self._step = jax.pmap(step, axis_name=AXIS, out_axes=(0, None), donate_argnums=0)
 
     def shapes(self, like: TrainState) -> TrainState:
@@ -237,14 +262,20 @@ class PmapRunner:
         result: TrainState = replicate(first, self.mesh)
         return result
 
-    def step(self, state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
+    def compile(self, like: TrainState, count: int) -> None:
+        """Nothing: `pmap` compiles at the first step."""
+
+    def step(
+        self, state: TrainState, batches: Sequence[Any], progress: float | None = None
+    ) -> tuple[TrainState, Metrics]:
         """See `Runner`."""
-        result: tuple[TrainState, Metrics] = self._step(
-            state, self._split(batch), self._rows, self._weights
-        )
+        parts = np.stack([self._split(batch) for batch in batches], axis=1)
+        at = None if progress is None else np.full(len(self._devices), progress, np.float32)
+        result: tuple[TrainState, Metrics] = self._step(state, parts, self._rows, self._weights, at)
         return result
 
     def _split(self, rows: Any) -> Any:
+        """Rows [b, ...] of this process as [devices, b / devices, ...]."""
         return np.asarray(rows).reshape(len(self._devices), -1, *rows.shape[1:])
 
     def _stack(self, tree: Any) -> Any:
@@ -254,6 +285,12 @@ class PmapRunner:
             return stacked
 
         return jax.tree.map(stack, tree)
+
+
+def _stack(batches: Sequence[Any]) -> Any:
+    """[K, b, P, P, 3]; batches that lie on a device stay there."""
+    stack: Any = jnp.stack if isinstance(batches[0], jax.Array) else np.stack
+    return stack(batches)
 
 
 def _with_shardings(like: TrainState, shardings: Any) -> TrainState:

@@ -6,9 +6,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from sic_jax.model.params import init_params
 from sic_jax.model.tree import Params, flatten_params, unflatten_params
 from sic_jax.training.discriminator import Discriminator, example_inputs
 from sic_jax.training.train_config import TrainConfig
+
+_LAST = 0.01
+"""Rate at the end of a cosine, of the peak."""
 
 
 class DiscriminatorState(NamedTuple):
@@ -53,21 +57,54 @@ def is_trained(params: Params, cfg: TrainConfig) -> Params:
     )
 
 
-def make_optimiser(cfg: TrainConfig) -> optax.GradientTransformation:
+def learning_rate(
+    cfg: TrainConfig, step: jax.Array, progress: jax.Array | None = None
+) -> jax.Array:
+    """The rate of a step.
+
+    Args:
+        cfg: Of the run.
+        step: int scalar, from 0.
+        progress: Part of the run that is over, 0 to 1, by the clock; None: the step decides.
+    """
+    peak, warmup = cfg.learning_rate, cfg.warmup_steps
+    if cfg.decay == "constant":
+        rate = optax.linear_schedule(0.0 if warmup else peak, peak, warmup)(step)
+    elif progress is None:
+        rate = optax.warmup_cosine_decay_schedule(0.0, peak, warmup, cfg.steps, _LAST * peak)(step)
+    else:
+        decayed = _LAST + (1 - _LAST) * (1 + jnp.cos(jnp.pi * progress)) / 2
+        rate = peak * decayed * jnp.minimum(1.0, step / max(warmup, 1))
+    return jnp.asarray(rate)
+
+
+def _scale_by_learning_rate(cfg: TrainConfig) -> optax.GradientTransformationExtraArgs:
+    def init(params: Params) -> optax.ScaleByScheduleState:
+        return optax.ScaleByScheduleState(jnp.zeros((), jnp.int32))
+
+    def update(
+        updates: Params,
+        state: optax.ScaleByScheduleState,
+        params: Params | None = None,
+        *,
+        progress: jax.Array | None = None,
+        **_: Any,
+    ) -> tuple[Params, optax.ScaleByScheduleState]:
+        factor = -learning_rate(cfg, state.count, progress)
+        scaled = jax.tree.map(lambda u: factor.astype(u.dtype) * u, updates)
+        return scaled, optax.ScaleByScheduleState(state.count + 1)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def make_optimiser(cfg: TrainConfig) -> optax.GradientTransformationExtraArgs:
     """AdamW with clipping, warm-up and decay of the rate.
 
     The transforms may scale the rate of a parameter. The entropy model's auxiliary parameters have
     an optimiser of their own at a constant rate, as their loss has nothing to do with the others.
-    What does not learn (`is_trained`) has no moments.
+    What does not learn (`is_trained`) has no moments. With `cfg.minutes`, `update` takes
+    `progress`, the part of the run that is over.
     """
-    if cfg.decay == "cosine":
-        schedule = optax.warmup_cosine_decay_schedule(
-            0.0, cfg.learning_rate, cfg.warmup_steps, cfg.steps, 0.01 * cfg.learning_rate
-        )
-    else:
-        schedule = optax.linear_schedule(
-            0.0 if cfg.warmup_steps else cfg.learning_rate, cfg.learning_rate, cfg.warmup_steps
-        )
 
     def scaled(updates: Params, _: Params | None = None) -> Params:
         def scale(path: tuple[Any, ...], update: jax.Array) -> jax.Array:
@@ -89,10 +126,10 @@ def make_optimiser(cfg: TrainConfig) -> optax.GradientTransformation:
 
     networks = optax.chain(
         optax.clip_by_global_norm(cfg.clip_norm),
-        optax.scale_by_adam(),
+        optax.scale_by_adam(b2=cfg.beta2),
         optax.add_decayed_weights(cfg.weight_decay) if cfg.weight_decay else optax.identity(),
         optax.stateless(scaled),
-        optax.scale_by_learning_rate(schedule),
+        _scale_by_learning_rate(cfg),
     )
     auxiliary = optax.adamw(cfg.auxiliary_learning_rate, weight_decay=cfg.weight_decay)
     transforms = {"networks": networks, "auxiliary": auxiliary}
@@ -112,9 +149,18 @@ def create_train_state(cfg: TrainConfig, params: Params) -> TrainState:
     # A copy, because the loop donates the state: the caller's arrays must stay usable.
     params = jax.tree.map(jnp.array, params)
     copy = jax.tree.map(jnp.copy, params)
-    discriminator = _new_discriminator(cfg) if cfg.loss.adversarial_weight else None
+    adversarial = any(c.loss.adversarial_weight for c in cfg.stage_configs())
+    discriminator = _new_discriminator(cfg) if adversarial else None
     zero = jnp.zeros((), jnp.int32)
     return TrainState(zero, params, copy, make_optimiser(cfg).init(params), discriminator)
+
+
+def state_shapes(cfg: TrainConfig) -> TrainState:
+    """Shapes and types of a run's state, without making it."""
+    shapes: TrainState = jax.eval_shape(
+        lambda: create_train_state(cfg, init_params(cfg.model, seed=0))
+    )
+    return shapes
 
 
 def _new_discriminator(cfg: TrainConfig) -> DiscriminatorState:

@@ -1,7 +1,7 @@
 """The train step: a pure function (state, batch, rows, perceptual weights) -> (state, metrics)."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -32,9 +32,18 @@ class Metrics(NamedTuple):
     """First step whose loss or gradient was not finite, or `NEVER`: int32."""
 
 
-TrainStep = Callable[
-    [TrainState, jax.Array, jax.Array, PerceptualWeights], tuple[TrainState, Metrics]
-]
+class TrainStep(Protocol):
+    """A step, or several."""
+
+    def __call__(
+        self,
+        state: TrainState,
+        batch: jax.Array,
+        rows: jax.Array,
+        perceptual: PerceptualWeights,
+        progress: jax.Array | None = None,
+    ) -> tuple[TrainState, Metrics]:
+        """The next state and what was measured."""
 
 
 def make_train_step(
@@ -46,13 +55,18 @@ def make_train_step(
     int32 [B], and the weights of `load_perceptual_weights` ({} where every lambda_p is 0). Its
     randomness depends on the seed, the step and an image's place, so the numbers do not depend on
     how the batch is cut: over devices by the partitioner, over `axis_name` of a `pmap`, or in
-    `accumulate` parts. `model` may be a class of one's own that changes a part of `SicModel`.
+    `accumulate` parts. With `cfg.minutes` it takes `progress`, as `learning_rate` does. `model` may
+    be a class of one's own that changes a part of `SicModel`.
     """
     optimiser = make_optimiser(cfg)
     gradients = make_gradients(cfg, model)
 
     def train_step(
-        state: TrainState, batch: jax.Array, rows: jax.Array, perceptual: PerceptualWeights
+        state: TrainState,
+        batch: jax.Array,
+        rows: jax.Array,
+        perceptual: PerceptualWeights,
+        progress: jax.Array | None = None,
     ) -> tuple[TrainState, Metrics]:
         grads = _accumulate(
             lambda images, at: gradients(state, images, at, perceptual),
@@ -63,14 +77,16 @@ def make_train_step(
         if axis_name is not None:
             params, discriminator = jax.lax.pmean((grads.params, grads.discriminator), axis_name)
             grads = Gradients(params, discriminator, jax.lax.psum(grads.terms, axis_name))
-        updates, opt_state = optimiser.update(grads.params, state.opt_state, state.params)
+        updates, opt_state = optimiser.update(
+            grads.params, state.opt_state, state.params, progress=progress
+        )
         params = optax.apply_updates(state.params, updates)
         # A short memory at first, so that the average forgets the start.
         # Not optax.incremental_update, which rounds otherwise: runs would give other numbers.
         decay = jnp.minimum(cfg.ema_decay, (1.0 + state.step) / (10.0 + state.step))
         ema = jax.tree.map(lambda e, p: e + (1 - decay) * (p - e), state.ema, params)
         discriminator = state.discriminator
-        if discriminator is not None:
+        if grads.discriminator is not None and discriminator is not None:
             discriminator = _update_discriminator(cfg, discriminator, grads.discriminator)
         norms = {
             "grad_norm": optax.tree.norm(grads.params),
@@ -91,6 +107,32 @@ def make_train_step(
         return new._replace(step=state.step + 1), Metrics(measured, first_bad)
 
     return train_step
+
+
+def make_train_steps(cfg: TrainConfig, *, axis_name: str | None = None) -> TrainStep:
+    """As `make_train_step`, for several steps after one another, with batches [K, B, P, P, 3].
+
+    What they measured is added up.
+    """
+    step = make_train_step(cfg, axis_name=axis_name)
+
+    def train_steps(
+        state: TrainState,
+        batch: jax.Array,
+        rows: jax.Array,
+        perceptual: PerceptualWeights,
+        progress: jax.Array | None = None,
+    ) -> tuple[TrainState, Metrics]:
+        # Not a loop of one: compiled for CPUs, the body of a loop is slow.
+        if len(batch) == 1:
+            return step(state, batch[0], rows, perceptual, progress)
+        state, metrics = jax.lax.scan(
+            lambda state, batch: step(state, batch, rows, perceptual, progress), state, batch
+        )
+        terms = jax.tree.map(lambda a: a.sum(0), metrics.terms)
+        return state, Metrics(terms, metrics.first_bad.min(0))
+
+    return train_steps
 
 
 def add_metrics(a: Metrics, b: Metrics) -> Metrics:

@@ -1,6 +1,7 @@
 """Configuration of a training run, and how that of an earlier one is read."""
 
 import dataclasses
+import itertools
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,6 +17,19 @@ from sic_jax.training.losses import LossConfig
 
 
 @dataclass(frozen=True, kw_only=True)
+class Stage:
+    """A part of a run that has a loss of its own."""
+
+    loss: LossConfig
+    share: float
+    """Of the run's length, more than 0 and less than 1."""
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        require(0 < self.share < 1, self, "share", self.share, "more than 0 and less than 1")
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """One training run.
 
@@ -24,10 +38,21 @@ class TrainConfig:
 
     model: ModelConfig
     loss: LossConfig
+    stages: tuple[Stage, ...] = ()
+    """Parts of the run that come first, in order; `loss` is that of the rest. ``--init-from``
+    leaves them out."""
     discriminator: DiscriminatorConfig = DiscriminatorConfig()
     data: DataConfig = DataConfig()
     steps: int = 10_000
     """Length of the run; more of them prolong it."""
+    minutes: float = 0.0
+    """Length of the run by the clock instead, from the start of the process until the result is
+    written: stages and decay follow the time, whatever the speed. Resumed runs count what they
+    used. 0: `steps` counts."""
+    steps_per_dispatch: int = may_change(1, on="resume")
+    """Steps that the devices do without the host: fast ones do not wait for it. Divides
+    `log_every`, `save_every` and `validation_every`. Compiled CPU programs are slow with more than
+    1."""
     batch_size: int = 8
     """Images a step, over all devices of all hosts."""
     crop_size: int = 128
@@ -37,9 +62,11 @@ class TrainConfig:
     learning_rate: float = 5e-4
     """Peak, after a linear warm-up."""
     decay: str = "cosine"
-    """`cosine`: down to a hundredth at the last step; `constant`: none."""
+    """`cosine`: down to a hundredth at the end; `constant`: none."""
     warmup_steps: int = 100
     """Steps in which the learning rate rises from 0."""
+    beta2: float = 0.999
+    """Decay of Adam's second moments."""
     weight_decay: float = 0.0
     """Of AdamW, on all parameters."""
     auxiliary_learning_rate: float = 1e-3
@@ -80,15 +107,21 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Check the fields."""
-        for name in ("steps", "batch_size", "log_every", "save_every", "keep_last", "accumulate"):
+        for name in ("steps", "batch_size", "log_every", "save_every", "keep_last", "accumulate",
+                     "steps_per_dispatch"):  # fmt: skip
             require(getattr(self, name) > 0, self, name, getattr(self, name), "positive")
         stride = self.model.stride
         ok = self.crop_size > 0 and self.crop_size % stride == 0
         require(ok, self, "crop_size", self.crop_size, f"a positive multiple of {stride}")
-        require(0 <= self.ema_decay < 1, self, "ema_decay", self.ema_decay, "in [0, 1)")
+        for name in ("ema_decay", "beta2"):
+            require(0 <= getattr(self, name) < 1, self, name, getattr(self, name), "in [0, 1)")
+        for name in ("log_every", "save_every", "validation_every"):
+            value, several = getattr(self, name), self.steps_per_dispatch
+            allowed = f"a multiple of steps_per_dispatch = {several}"
+            require(value % several == 0, self, name, value, allowed)
         for name in ("learning_rate", "clip_norm", "auxiliary_learning_rate", "validation_images"):
             require(getattr(self, name) > 0, self, name, getattr(self, name), "positive")
-        for name in ("seed", "weight_decay", "validation_every"):
+        for name in ("seed", "weight_decay", "validation_every", "minutes"):
             require(getattr(self, name) >= 0, self, name, getattr(self, name), "at least 0")
         allowed = f"0 to steps - 1 = {self.steps - 1}"
         ok = 0 <= self.warmup_steps < self.steps
@@ -109,8 +142,22 @@ class TrainConfig:
         ok = all(1 <= v <= self.model.num_levels for v in self.validation_levels)
         allowed = f"levels 1 to {self.model.num_levels}"
         require(ok, self, "validation_levels", self.validation_levels, allowed)
-        n, levels = len(self.loss.lmbda_rate), self.model.num_levels
-        require(n == levels, self, "loss", f"weights for {n} levels", f"for {levels} levels")
+        for loss in (*(stage.loss for stage in self.stages), self.loss):
+            n, levels = len(loss.lmbda_rate), self.model.num_levels
+            require(n == levels, self, "loss", f"weights for {n} levels", f"for {levels} levels")
+        total = sum(stage.share for stage in self.stages)
+        require(total < 1, self, "stages", f"shares of {total:g} together", "less than 1 together")
+
+    def stage_at(self, progress: float) -> int:
+        """Number of the stage, from 0, when this much of the run, 0 to 1, is over."""
+        # Rounded, because a sum of shares may lie just beside the step that it means.
+        ends = itertools.accumulate(stage.share for stage in self.stages)
+        return sum(progress > end - 1e-9 for end in ends)
+
+    def stage_configs(self) -> tuple["TrainConfig", ...]:
+        """The run's config in each stage: with its loss and no other stage."""
+        losses = (*(stage.loss for stage in self.stages), self.loss)
+        return tuple(dataclasses.replace(self, loss=loss, stages=()) for loss in losses)
 
 
 def used_kinds(config: Any) -> Kinds:

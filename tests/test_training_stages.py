@@ -1,0 +1,221 @@
+"""Stages, several steps a dispatch, and runs by the clock."""
+
+import dataclasses
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import assert_equal, quick_compilation
+
+from sic_jax.data.batches import batches
+from sic_jax.training import loop, stages
+from sic_jax.training.checkpoints import open_checkpoints, restore
+from sic_jax.training.parallel import make_runner
+from sic_jax.training.stages import Budget, Programs
+from sic_jax.training.state import create_train_state, learning_rate, state_shapes
+from sic_jax.training.train_config import Stage, TrainConfig
+
+Images = list[np.ndarray]
+
+
+class FakeTime:
+    """A clock that goes on by `tick` seconds whenever it is read."""
+
+    def __init__(self, tick: float) -> None:
+        self.now, self.tick = 100.0, tick
+
+    def monotonic(self) -> float:
+        self.now += self.tick
+        return self.now
+
+
+@pytest.fixture
+def by_clock(tiny_run: TrainConfig) -> TrainConfig:
+    return dataclasses.replace(tiny_run, minutes=1.0, steps=1000, warmup_steps=4)
+
+
+def test_stage_at(tiny_run: TrainConfig) -> None:
+    other = dataclasses.replace(tiny_run.loss, temperature=0.5)
+    cfg = dataclasses.replace(
+        tiny_run, stages=tuple(Stage(loss=other, share=s) for s in (0.1, 0.2))
+    )
+    # 0.1 + 0.2 is a little more than 0.3.
+    found = [cfg.stage_at(step / 10) for step in range(11)]
+    assert found == [0, 1, 1, 2, 2, 2, 2, 2, 2, 2, 2]
+    first, second, third = cfg.stage_configs()
+    assert first == second == dataclasses.replace(tiny_run, loss=other)
+    assert third == tiny_run
+
+
+def test_learning_rate_by_the_clock(by_clock: TrainConfig) -> None:
+    cfg = dataclasses.replace(by_clock, learning_rate=0.1)
+
+    def rate(step: int, progress: float) -> float:
+        return float(learning_rate(cfg, jnp.int32(step), jnp.float32(progress)))
+
+    assert rate(4, 0.0) == pytest.approx(0.1)
+    assert rate(1, 0.0) == pytest.approx(0.025)
+    assert rate(500, 0.5) == pytest.approx(0.1 * (0.01 + 0.99 / 2))
+    assert rate(500, 1.0) == pytest.approx(0.001)
+    # By steps: as before, the decay begins after the warm-up.
+    steps = dataclasses.replace(cfg, minutes=0.0, steps=104)
+    assert float(learning_rate(steps, jnp.int32(54))) == pytest.approx(0.1 * (0.01 + 0.99 / 2))
+
+
+def test_budget(by_clock: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = FakeTime(0.0)
+    monkeypatch.setattr(stages, "time", clock)
+    budget = Budget(by_clock, began=90.0, used=4.0, progress=0.2)
+    # Ten seconds were needed until the first step; a tenth of the minute is for the end.
+    budget.start()
+    assert budget.progress(0) == pytest.approx(0.2)
+    assert budget.used() == pytest.approx(14)
+    end = 90 + 60 - 4 - 6
+    clock.now = (100 + end) / 2
+    assert budget.progress(0) == pytest.approx(0.6)
+    clock.now = end - 0.01
+    assert not budget.over(0)
+    clock.now = end
+    assert budget.over(0)
+    # A validation of 5 s comes after the last step.
+    clock.now = 100.0
+    budget.keep(5.0)
+    clock.now = 90 + 60 - 4 - 25
+    assert budget.over(0)
+
+
+def test_several_steps_a_dispatch(
+    tiny_run: TrainConfig, untrained: dict[str, Any], source: Images, quick: None
+) -> None:
+    first = batches(
+        source, crop_size=64, batch_size=2, seed=0, data=tiny_run.data, first_step=0,
+        rows=slice(0, 2),
+    )  # fmt: skip
+    four = [next(first) for _ in range(4)]
+    runner = make_runner(tiny_run, {})
+    one = runner.place(create_train_state(tiny_run, untrained))
+    total = 0.0
+    for batch in four:
+        one, metrics = runner.step(one, [batch])
+        total += float(metrics.terms["loss"][0])
+    runner.compile(runner.shapes(state_shapes(tiny_run)), 4)
+    start = runner.place(create_train_state(tiny_run, untrained))
+    together, metrics = runner.step(start, four)
+    assert int(together.step) == 4
+    assert float(metrics.terms["loss"][0]) == pytest.approx(total, rel=1e-5)
+    assert float(metrics.terms["loss"][1]) == 8
+    for a, b in zip(jax.tree.leaves(one.params), jax.tree.leaves(together.params), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-5)
+
+
+def test_stages_follow_one_another(
+    tiny_run: TrainConfig, untrained: dict[str, Any], source: Images, tmp_path: Path, quick: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(loop, "init_params", lambda cfg, *, seed: untrained)
+    monkeypatch.setattr(loop, "sample_patches", lambda *_, **__: np.zeros((10, 768), np.float32))
+    heavy = dataclasses.replace(tiny_run.loss, lmbda_dist=(1e4,) * 3)
+    cfg = dataclasses.replace(
+        tiny_run, stages=(Stage(loss=heavy, share=0.5),), steps=4, warmup_steps=1, log_every=2,
+        save_every=4,
+    )  # fmt: skip
+    start = loop.initial_params(cfg, source)
+    state, complete = loop.train(cfg, tmp_path / "run", source, params=start)
+    assert complete
+    # The same by hand: two steps with each loss.
+    stream = batches(
+        source, crop_size=64, batch_size=2, seed=0, data=cfg.data, first_step=0, rows=slice(0, 2)
+    )
+    by_hand: Any = create_train_state(cfg, start)
+    for part in cfg.stage_configs():
+        runner = make_runner(part, {})
+        by_hand = runner.place(by_hand)
+        for _ in range(2):
+            by_hand, _ = runner.step(by_hand, [next(stream)])
+    assert_equal(state._asdict(), by_hand._asdict())
+    losses = [
+        json.loads(s)["loss"] for s in (tmp_path / "run/metrics.jsonl").read_text().splitlines()
+    ]
+    assert losses[0] > 3 * losses[1]
+
+
+def test_a_run_by_the_clock(
+    by_clock: TrainConfig, untrained: dict[str, Any], source: Images, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    cfg = dataclasses.replace(by_clock, save_every=5)
+    with quick_compilation():
+        runner = make_runner(cfg, {})
+        monkeypatch.setattr(stages, "make_runner", lambda cfg, weights: runner)
+        clock = FakeTime(0.5)
+        monkeypatch.setattr(stages, "time", clock)
+        fake = SimpleNamespace(monotonic=lambda: clock.now)
+        monkeypatch.setattr(loop, "time", fake)
+        state, complete = loop.train(cfg, tmp_path, source, params=untrained)
+        steps = int(state.step)
+        assert complete
+        # The clock is read twice a step, and a few times more for records and checkpoints.
+        assert 30 < steps < 60
+        assert 50 < clock.now - 100 < 60
+        records = [json.loads(s) for s in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+        progress = [r["progress"] for r in records]
+        assert progress == sorted(progress)
+        assert progress[-1] > 0.9
+        with open_checkpoints(tmp_path) as manager:
+            found = restore(manager, runner.shapes(state_shapes(cfg)))
+        assert found is not None
+        assert found.info["progress"] == 1
+        assert found.info["used"] == pytest.approx(clock.now - 100, abs=2)
+        # Nothing is left to do; a longer run goes on with what is left of its time.
+        again, complete = loop.train(cfg, tmp_path, source)
+        assert complete
+        assert int(again.step) == steps
+        longer = dataclasses.replace(cfg, minutes=2.0)
+        before = clock.now
+        state, complete = loop.train(longer, tmp_path, source)
+        assert complete
+        assert int(state.step) > steps + 30
+        assert clock.now - before < 60
+
+
+def test_minutes_that_do_not_suffice(
+    by_clock: TrainConfig, untrained: dict[str, Any], source: Images, tmp_path: Path
+) -> None:
+    cfg = dataclasses.replace(by_clock, minutes=1e-6)
+    with pytest.raises(ValueError, match="the 1e-06 minutes were over before the first step"):
+        loop.train(cfg, tmp_path, source, params=untrained)
+
+
+def test_programs_are_compiled_ahead(
+    tiny_run: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled = []
+
+    class Fake:
+        def __init__(self, cfg: TrainConfig) -> None:
+            self.cfg = cfg
+
+        def shapes(self, like: Any) -> Any:
+            return like
+
+        def compile(self, like: Any, count: int) -> None:
+            compiled.append((self.cfg.loss.temperature, count))
+
+    monkeypatch.setattr(stages, "make_runner", lambda cfg, weights: Fake(cfg))
+    other = dataclasses.replace(tiny_run.loss, temperature=0.5)
+    cfg = dataclasses.replace(
+        tiny_run, stages=(Stage(loss=other, share=0.5),), steps_per_dispatch=5
+    )
+    programs = Programs(cfg)
+    assert not programs.ready(1)
+    programs.begin(1)
+    programs.begin(2)  # There is none.
+    assert programs.runner(1).cfg == dataclasses.replace(cfg, stages=())  # type: ignore[attr-defined]
+    assert programs.ready(1)
+    assert compiled == [(0.0, 5)]
+    programs.close()
