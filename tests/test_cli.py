@@ -561,6 +561,7 @@ def test_info(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "seed": 9,
         "grain": 1.5,
         "float_entropy": False,
+        "exact": False,
         "num_levels": 2,
         "level": 2,
         "icc_profile_bytes": 0,
@@ -583,6 +584,17 @@ def test_info(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         ["level", str(i), str(10 * i), str(size), f"{8 * size / 20:.4f}"]
         for i, size in enumerate(sizes, 1)
     ]
+
+
+def test_info_on_an_exact_picture(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    header = container.Header(model_id=MODEL_ID, height=1, width=2, num_levels=5, exact=True)
+    data = container.pack(header, [container.Segment(b"payload", 0)])
+    Path("a.sic").write_bytes(data)
+    assert run("info", "a.sic", "--json") == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["exact"], facts["level"], facts["levels"], facts["z_bytes"]) == (True, 5, [], 0)
+    assert run("info", "a.sic") == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "pixels    exact, 7 bytes"
 
 
 def test_info_on_a_bundle(

@@ -5,12 +5,14 @@ import os
 import subprocess
 import sys
 import warnings
+import zlib
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image, ImageDraw, ImageFont
 
 from sic_jax import BitstreamError
 from sic_jax.codec.bundle import export_bundle
@@ -72,7 +74,7 @@ def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
     ).astype(np.uint8)
 
 
-@pytest.mark.parametrize("size", [(1, 1), (17, 33), (64, 48), (37, 200)])
+@pytest.mark.parametrize("size", [(1, 90), (17, 33), (64, 48), (37, 200)])
 def test_round_trip_of_symbols_at_any_size(codec: Codec, size: tuple[int, int]) -> None:
     x = picture(*size)
     data = codec.compress(x)
@@ -293,6 +295,79 @@ def test_gray_comes_back_gray(codec: Codec) -> None:
     assert codec.decompress_samples(data, num_samples=2).shape == (2, 40, 24)
 
 
+@pytest.mark.parametrize("size", [(1, 1), (6, 6), (16, 16), (40, 25), (64, 64)])
+def test_small_flat_pictures_come_back_exactly(codec: Codec, size: tuple[int, int]) -> None:
+    for number, colour in enumerate(np.random.default_rng(0).integers(0, 256, (6, 3), np.uint8)):
+        x = np.broadcast_to(colour, (*size, 3))
+        level = 1 + number % LEVELS
+        data = codec.compress(x, level=level)
+        header = read_header(data)
+        assert (header.exact, header.num_levels, header.grain) == (True, level, 0)
+        assert len(data) <= 64
+        np.testing.assert_array_equal(codec.decompress(data), x)
+        assert truncate(codec.compress(x), level) == data
+        np.testing.assert_array_equal(codec.decompress(codec.compress(x[..., 0])), x[..., 0])
+
+
+def graphic(side: int) -> np.ndarray:
+    """A disc and letters in front of a square: four colours, with smooth edges."""
+    sheet = Image.new("RGB", (4 * side, 4 * side), (30, 60, 200))
+    draw = ImageDraw.Draw(sheet)
+    draw.rectangle((side, side, 3 * side, 3 * side), fill=(250, 240, 20))
+    draw.ellipse((side // 2, side // 2, 2 * side, 2 * side), fill=(200, 0, 40))
+    draw.text((side, side), "Ab", fill="white", font=ImageFont.load_default(size=1.5 * side))
+    return np.asarray(sheet.resize((side, side), Image.Resampling.BOX))
+
+
+def test_small_graphics_are_stored_exactly_and_photographs_and_large_ones_not(
+    codec: Codec,
+) -> None:
+    for side in (16, 32, 64):
+        x = graphic(side)
+        data = codec.compress(x, level=1, exif=b"exif")
+        assert read_header(data).exact
+        assert len(data) < 22 * side + 60
+        np.testing.assert_array_equal(codec.decompress_samples(data, num_samples=2), [x, x])
+        assert unpack(data).metadata.exif == b"exif"
+        assert not read_header(codec.compress(picture(side, side), level=1)).exact
+    assert not read_header(codec.compress(np.zeros((65, 64, 3), np.uint8), level=1)).exact
+    # Grain that is asked for is drawn; the picture's own is there already.
+    x = np.full((64, 64, 3), 128, np.uint8)
+    data = codec.compress(x, grain=4.0)
+    drawn = codec.decompress(data)
+    np.testing.assert_array_equal(drawn, add_grain(x, 64, 0))
+    assert 2 < (drawn.astype(float) - 128).std() < 6
+    np.testing.assert_array_equal(codec.decompress(data, grain=False), x)
+
+
+def test_damaged_exact_pictures(codec: Codec) -> None:
+    x = graphic(16)
+    data = codec.compress(x, level=2)
+    container = unpack(data)
+    (segment,) = container.segments
+    samples = x.tobytes()
+    for content, message in (
+        (samples[:-1], "the picture has 767 samples where 768 are needed"),
+        (samples + b"x", "the picture decompresses to more than 768 bytes"),
+        (samples[::-1], "the picture does not have its checksum"),
+    ):
+        forged = Segment(zlib.compress(content), segment.symbols_crc)
+        with pytest.raises(BitstreamError, match=message):
+            codec.decompress(pack(container.header, [forged]))
+    for forged in (Segment(b"", 0), Segment(segment.payload[:-1], segment.symbols_crc)):
+        with pytest.raises(BitstreamError, match="the picture is not exactly one non-empty zlib"):
+            codec.decompress(pack(container.header, [forged]))
+    with pytest.raises(BitstreamError, match="ends inside its picture"):
+        codec.decompress(data[:-1])
+    with pytest.raises(ValueError, match="level must be 1 to 2, got 3"):
+        codec.decompress(data, level=3)
+    with pytest.raises(ValueError, match="holds the picture exactly, and no latents"):
+        codec.decode_latents(container)
+    header = dataclasses.replace(container.header, model_id=bytes(6))
+    with pytest.raises(BitstreamError, match="the file was made with bundle 000000000000"):
+        codec.decompress(pack(header, [segment]))
+
+
 def test_metadata_are_kept(codec: Codec) -> None:
     data = codec.compress(picture(16, 16), icc_profile=b"profile", exif=b"II*\0exif")
     metadata = unpack(data).metadata
@@ -303,8 +378,11 @@ def test_metadata_are_kept(codec: Codec) -> None:
 @pytest.mark.parametrize(
     ("image", "error", "match"),
     [
-        (np.zeros((8, 8, 3), np.float32), TypeError, "uint8 array, got float32"),
-        ([[0]], TypeError, "uint8 array, got list"),
+        (np.zeros((8, 8, 3), np.float32), TypeError, "uint8 array or a Pillow image, got float32"),
+        ([[0]], TypeError, "uint8 array or a Pillow image, got list"),
+        (jnp.zeros((8, 8, 3)), TypeError, "uint8 array or a Pillow image, got float32"),
+        (Image.new("P", (8, 8)), ValueError, r"mode 'P': pass image.convert\(\"RGB\"\)"),
+        (Image.new("RGBA", (8, 8)), ValueError, "alpha channel"),
         (np.zeros((8, 8, 4), np.uint8), ValueError, "alpha channel"),
         (np.zeros((0, 8, 3), np.uint8), ValueError, r"got shape \(0, 8, 3\)"),
         (np.zeros((8, 8, 2), np.uint8), ValueError, r"got shape \(8, 8, 2\)"),
@@ -314,6 +392,19 @@ def test_metadata_are_kept(codec: Codec) -> None:
 def test_bad_images(codec: Codec, image: np.ndarray, error: type[Exception], match: str) -> None:
     with pytest.raises(error, match=match):
         codec.compress(image)
+
+
+def test_arrays_of_jax_and_pillow_images_are_pictures_too(codec: Codec) -> None:
+    x = picture(32, 48)
+    expected = codec.compress(x)
+    assert codec.compress(jnp.asarray(x)) == expected
+    assert codec.compress(Image.fromarray(x)) == expected
+    gray = codec.compress(x[..., 0])
+    assert codec.compress(jnp.asarray(x[..., 0])) == gray
+    assert codec.compress(Image.fromarray(x[..., 0])) == gray
+    assert codec.estimate_bits(jnp.asarray(x)).z == codec.estimate_bits(x).z
+    latents = codec.encode_latents(Image.fromarray(x))
+    np.testing.assert_array_equal(latents.y_s, codec.encode_latents(x).y_s)
 
 
 def test_bad_arguments(codec: Codec) -> None:

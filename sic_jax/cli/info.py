@@ -15,7 +15,8 @@ def describe_file(path: str, data: bytes) -> tuple[dict[str, object], str]:
     header, metadata = file.header, file.metadata
     side = (header.height, header.width)
     payloads = [len(segment.payload) for segment in file.segments]
-    sizes = [len(container.truncate(data, 1))]
+    # An exact picture has one segment and no levels of its own.
+    sizes = [] if header.exact else [len(container.truncate(data, 1))]
     for payload in payloads[2:]:
         sizes.append(sizes[-1] + len(varint(payload)) + 4 + payload)
     icc_bytes, exif_bytes = (len(m or b"") for m in (metadata.icc_profile, metadata.exif))
@@ -31,12 +32,13 @@ def describe_file(path: str, data: bytes) -> tuple[dict[str, object], str]:
         "seed": header.seed,
         "grain": header.grain / container.GRAIN_UNITS,
         "float_entropy": header.float_entropy,
+        "exact": header.exact,
         "num_levels": header.num_levels,
         "level": file.level,
         "icc_profile_bytes": icc_bytes,
         "exif_bytes": exif_bytes,
         "metadata_damaged": file.metadata_damaged,
-        "z_bytes": payloads[0],
+        "z_bytes": 0 if header.exact else payloads[0],
         "levels": [
             {
                 "level": level,
@@ -56,6 +58,11 @@ def describe_file(path: str, data: bytes) -> tuple[dict[str, object], str]:
         f"grain     {header.grain / container.GRAIN_UNITS:g} of 255",
         f"metadata  ICC profile {icc_bytes} bytes, EXIF {exif_bytes} bytes"
         + (", damaged" if file.metadata_damaged else ""),
+    ]
+    if header.exact:
+        lines.append(f"pixels    exact, {payloads[0]} bytes")
+        return facts, "\n".join(lines) + "\n"
+    lines += [
         "",
         "segment       bytes   file bytes up to here      bpp",
         f"{'z':8}{payloads[0]:11}",

@@ -1,5 +1,6 @@
 """The codec: pictures to files and back."""
 
+import dataclasses
 import warnings
 from collections.abc import Callable
 from functools import cached_property, partial
@@ -26,7 +27,16 @@ from sic_jax.codec.container import (
 )
 from sic_jax.codec.grain import add_grain, grain_units, measure_grain
 from sic_jax.codec.options import DecodeOptions, EncodeOptions, with_changes
-from sic_jax.codec.pixels import Pixels, check_image, pad, to_gray
+from sic_jax.codec.pixels import (
+    PictureLike,
+    Pixels,
+    as_array,
+    check_image,
+    exact_pixels,
+    exact_segment,
+    pad,
+    to_gray,
+)
 from sic_jax.codec.windows import in_windows
 from sic_jax.entropy.range_coder import (
     VALUE_LIMIT,
@@ -167,7 +177,7 @@ class Codec:
 
     def compress(
         self,
-        image: NDArray[np.uint8],
+        image: PictureLike,
         options: EncodeOptions = EncodeOptions(),
         *,
         icc_profile: bytes | None = None,
@@ -177,8 +187,11 @@ class Codec:
     ) -> bytes:
         """Compress a picture into the bytes of a file.
 
+        Small graphics are stored exactly, whatever the level (`sic_jax.codec.pixels`).
+
         Args:
-            image: uint8 [H, W, 3] (sRGB) or [H, W] (gray), any size from 1x1.
+            image: uint8 [H, W, 3] (sRGB) or [H, W] (gray), any size from 1x1: an array of NumPy or
+                JAX, or a Pillow image.
             options: How; its fields say their ranges and defaults.
             icc_profile: Colour profile to keep.
             exif: EXIF block to keep.
@@ -192,6 +205,7 @@ class Codec:
         """
         options = with_changes(options, changes)
         level = self._level_to_encode(options)
+        image = as_array(image)
         pixels = check_image(image)
         height, width = pixels.shape[:2]
         header = Header(
@@ -204,6 +218,12 @@ class Codec:
             grain=measure_grain(pixels) if options.grain is None else grain_units(options.grain),
             float_entropy=not self.bundle.cfg.entropy.exact,
         )
+        metadata = Metadata(icc_profile=icc_profile, exif=exif)
+        exact = exact_segment(image)
+        if exact is not None:
+            grain = 0 if options.grain is None else header.grain  # Its own is there already.
+            header = dataclasses.replace(header, exact=True, grain=grain)
+            return pack(header, [exact], metadata)
         y, z, _ = self.encode_latents(pixels, options, on_step=on_step)
         segments = [self._encode_z(z)]
         hyper = self._pass.hyper(z, (y.shape[0], y.shape[1]))
@@ -217,11 +237,11 @@ class Codec:
         _, symbols = code_levels(self._pass.run(hyper, level), encode)
         for k, encoder in encoders.items():
             segments.append(Segment(encoder.finish(), symbols_checksum(symbols[k])))
-        return pack(header, segments, Metadata(icc_profile=icc_profile, exif=exif))
+        return pack(header, segments, metadata)
 
     def encode_latents(
         self,
-        image: NDArray[np.uint8],
+        image: PictureLike,
         options: EncodeOptions = EncodeOptions(),
         *,
         on_step: Callable[[int, int], None] | None = None,
@@ -314,16 +334,22 @@ class Codec:
         container = unpack(data, strict=options.strict, max_pixels=options.max_pixels)
         header = container.header
         seed = header.seed if options.seed is None else options.seed
-        latents, hyper = self._decode(container, options.level)
-        shape = latents.y_s.shape
-        levels = np.array([latents.level], np.int32)
+        level = self._check(container, options.level)
+        if header.exact:
+            exact = exact_pixels(container)
+        else:
+            latents, hyper = self._decode(container, level)
+        levels = np.array([level], np.int32)
         out = []
         for member in range(num_samples):
             member_seed = (seed + member) % (MAX_SEED + 1)
-            noise = self._pass.noise(member_seed, shape)
-            y_hat = self._pass.complete(latents.y_s, hyper, latents.level, noise, units)
-            x_hat = self._reconstruct(np.asarray(y_hat[0]), levels)
-            x_hat = x_hat[: header.height, : header.width]
+            if header.exact:
+                x_hat = exact
+            else:
+                noise = self._pass.noise(member_seed, latents.y_s.shape)
+                y_hat = self._pass.complete(latents.y_s, hyper, level, noise, units)
+                x_hat = self._reconstruct(np.asarray(y_hat[0]), levels)
+                x_hat = x_hat[: header.height, : header.width]
             out.append(add_grain(x_hat, header.grain, member_seed) if options.grain else x_hat)
         pictures = np.stack(out)
         return pictures if header.mode == "rgb" else to_gray(pictures)
@@ -348,13 +374,15 @@ class Codec:
 
         Raises:
             BitstreamError: If the file is not of this bundle, or its symbols do not check.
-            ValueError: If `level` is not in the file.
+            ValueError: If `level` is not in the file, or the file holds the picture exactly.
         """
-        latents, _ = self._decode(container, level)
+        if container.header.exact:
+            raise ValueError("the file holds the picture exactly, and no latents")
+        latents, _ = self._decode(container, self._check(container, level))
         return latents
 
-    def _decode(self, container: Container, level: int | None) -> tuple[Latents, jax.Array]:
-        """The integers of a file, and the h_s features that came with them."""
+    def _check(self, container: Container, level: int | None) -> int:
+        """The level to decode of a file that is of this bundle; warns of what is missing."""
         cfg, header = self.bundle.cfg, container.header
         if header.model_id != self.bundle.model_id:
             raise BitstreamError(
@@ -379,6 +407,11 @@ class Codec:
             warnings.warn("the file's metadata are damaged and were dropped", stacklevel=3)
         level = container.level if level is None else level
         self._check_level(level, container.level)
+        return level
+
+    def _decode(self, container: Container, level: int) -> tuple[Latents, jax.Array]:
+        """The integers of a file, and the h_s features that came with them."""
+        cfg, header = self.bundle.cfg, container.header
         h, w = -(-header.height // cfg.stride), -(-header.width // cfg.stride)
         below = cfg.entropy.hyper_stride
         z = self._decode_z(container.segments[0], (-(-h // below), -(-w // below)))
@@ -394,7 +427,7 @@ class Codec:
         y_s, _ = code_levels(self._pass.run(hyper, level), decode, finish)
         return Latents(y_s, z, level), hyper
 
-    def estimate_bits(self, image: NDArray[np.uint8]) -> EstimatedBits:
+    def estimate_bits(self, image: PictureLike) -> EstimatedBits:
         """Bits of an image by the model's probabilities: what a perfect coder would need.
 
         Raises:
