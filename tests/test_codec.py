@@ -1,7 +1,10 @@
 """The codec end to end: pictures to bytes and back, damage, prefixes, seeds."""
 
 import dataclasses
+import multiprocessing
 import os
+import pickle
+import shutil
 import subprocess
 import sys
 import warnings
@@ -36,6 +39,7 @@ from sic_jax.training.presets import preset
 
 CFG = preset("smoke").model
 LEVELS = CFG.num_levels
+ROOT = Path(__file__).resolve().parents[1]
 STRIDE = CFG.stride
 
 
@@ -413,6 +417,11 @@ def test_bad_arguments(codec: Codec) -> None:
     for level in (0, LEVELS + 1):
         with pytest.raises(ValueError, match=f"level must be 1 to {LEVELS}, got {level}"):
             codec.compress(x, level=level)
+    with pytest.raises(TypeError, match=r"level must be an integer, got 2\.0"):
+        codec.compress(x, level=2.0)
+    with pytest.raises(TypeError, match="level must be an integer, got '2'"):
+        codec.decompress(data, level="2")
+    assert codec.compress(x, level=np.int64(2)) == data
     with pytest.raises(ValueError, match="seed"):
         codec.compress(x, seed=-1)
     with pytest.raises(ValueError, match=r"grain must be 0 to 15.9375, got 16"):
@@ -535,6 +544,109 @@ def test_another_process_decodes_the_same_picture(
     np.testing.assert_array_equal(
         np.load(tmp_path / "x.npy"), codec.decompress(data, temperature=1.0)
     )
+
+
+WORKER = """
+import multiprocessing, os, pickle, sys
+import numpy as np
+from sic_jax import Codec
+
+if __name__ == "__main__":
+    codec = Codec.load(sys.argv[2])
+    pictures = np.load(sys.argv[3])
+    expected = [codec.compress(x, level=2) for x in pictures]
+    context = multiprocessing.get_context(sys.argv[1])
+    with context.Pool(1) as pool:
+        if sys.argv[1] == "spawn":
+            assert pool.map(codec.decompress, expected)[1].shape == pictures[1].shape
+            assert pool.map(codec.compress, pictures, chunksize=1) == [
+                codec.compress(x) for x in pictures
+            ]
+            print("same")
+        else:
+            # Each in a child that has this codec, and one that makes its own.
+            for function, argument in (
+                (codec.compress, pictures[0]),
+                (codec.decompress, expected[0]),
+                (codec.encode_latents, pictures[0]),
+                (codec.estimate_bits, pictures[0]),
+                (Codec.load, sys.argv[2]),
+            ):
+                try:
+                    pool.apply(function, (argument,))
+                except RuntimeError as error:
+                    print(error)
+"""
+
+
+@pytest.mark.parametrize("method", ["spawn", "fork"])
+def test_worker_processes(folder: Path, tmp_path: Path, method: str) -> None:
+    if method not in multiprocessing.get_all_start_methods():
+        pytest.skip(f"this system has no {method}")
+    (tmp_path / "worker.py").write_text(WORKER)
+    np.save(tmp_path / "x.npy", np.stack([picture(32, 48, seed) for seed in range(2)]))
+    argv = [sys.executable, str(tmp_path / "worker.py"), method, str(folder)]
+    done = subprocess.run(
+        [*argv, str(tmp_path / "x.npy")], capture_output=True, text=True, timeout=240, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    if method == "spawn":
+        assert done.stdout == "same\n"
+    else:
+        assert done.stdout == 5 * (
+            "this process was forked after JAX had started, and JAX's threads are not in it; start "
+            'workers with multiprocessing.get_context("spawn")\n'
+        )
+
+
+def test_pickles_name_the_bundle(
+    codec: Codec, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = pickle.dumps(codec)
+    assert len(data) < 1000
+    again = pickle.loads(data)
+    assert pickle.loads(data) is again
+    assert (again.bundle.digest, again.coder) == (codec.bundle.digest, codec.coder)
+    with pytest.raises(TypeError, match="made of a bundle in memory cannot be pickled; write the"):
+        pickle.dumps(Codec(codec.bundle))
+    # A folder that is named from here is found from elsewhere, and must hold the same bundle.
+    shutil.copytree(folder, tmp_path / "copy")
+    monkeypatch.chdir(tmp_path)
+    data = pickle.dumps(Codec.load("copy"))
+    monkeypatch.chdir("/")
+    assert pickle.loads(data).bundle.digest == codec.bundle.digest
+    data = pickle.dumps(Codec.load(tmp_path / "copy", coder="native")).replace(
+        codec.bundle.digest, bytes(32)
+    )
+    with pytest.raises(ValueError, match="copy is not the one that the codec was pickled with"):
+        pickle.loads(data)
+
+
+def test_a_platform_that_is_not_there_is_one_line(folder: Path, tmp_path: Path) -> None:
+    Image.fromarray(picture(20, 20)).save(tmp_path / "a.png")
+    for platform in ("cuda" if jax.default_backend() == "cpu" else "tpu", "absent"):
+        done = subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "sic_jax.cli.main",
+                "compress",
+                "a.png",
+                "--bundle",
+                str(folder),
+            ],
+            cwd=tmp_path,
+            env={**os.environ, "JAX_PLATFORMS": platform, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        error = [line for line in done.stderr.splitlines() if line.startswith("sic: ")]
+        assert (done.returncode, error) == (1, [
+            f"sic: error: JAX has no device of the platform {platform!r} here; with JAX_PLATFORMS "
+            "unset it takes what there is"
+        ])  # fmt: skip
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.png"]
 
 
 def test_programs_are_kept_only_where_they_are_the_same_when_loaded(tmp_path):

@@ -1,5 +1,6 @@
 """What `sic info FILE` says."""
 
+from sic_jax.cli.stderr import shown
 from sic_jax.codec import container
 from sic_jax.codec.wire import varint
 from sic_jax.metrics.rate import bpp
@@ -50,7 +51,7 @@ def describe_file(path: str, data: bytes) -> tuple[dict[str, object], str]:
         ],
     }
     lines = [
-        f"{path}: {len(data)} bytes, {bpp(len(data), *side):.4f} bpp",
+        f"{shown(path)}: {len(data)} bytes, {bpp(len(data), *side):.4f} bpp",
         f"picture   {header.width} x {header.height} {header.mode}",
         f"model     {header.model_id.hex()}, format version {header.version}",
         f"levels    {file.level}" + (f", cut off of {header.num_levels}" if file.truncated else ""),

@@ -1,9 +1,10 @@
 """The codec: pictures to files and back."""
 
 import dataclasses
+import operator
 import warnings
 from collections.abc import Callable
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -38,6 +39,7 @@ from sic_jax.codec.pixels import (
     to_gray,
 )
 from sic_jax.codec.windows import in_windows
+from sic_jax.devices import check_devices, check_process, is_forked
 from sic_jax.entropy.range_coder import (
     VALUE_LIMIT,
     PreparedTables,
@@ -47,7 +49,7 @@ from sic_jax.entropy.range_coder import (
     default_backend,
 )
 from sic_jax.errors import BitstreamError
-from sic_jax.fields import Kinds
+from sic_jax.fields import Family, Kinds, kinds_of
 from sic_jax.model.entropy_models.coding_pass import Ints, Request, code_levels, temperature_units
 from sic_jax.model.entropy_models.prior import medians
 from sic_jax.model.families import FAMILIES
@@ -83,7 +85,14 @@ class Codec:
     """A bundle ready to compress and decompress.
 
     Compiles on first use of each image size; keep the object to work on many images.
+
+    A codec of `load` or `for_file` can be pickled, for worker processes: a pickle names the
+    bundle's folder, and all pickles of one codec become the same object of a process. Workers must
+    be spawned: in a process that is forked after JAX has started, methods raise RuntimeError.
     """
+
+    _source: tuple[Path, tuple[type[Family], ...]] | None = None
+    """Of `load`: the folder, and the families that its config may name."""
 
     def __init__(self, bundle: Bundle, *, coder: str | None = None, window: int = 2048) -> None:
         """Prepare a bundle.
@@ -98,7 +107,8 @@ class Codec:
                 memory grows with the picture.
 
         Raises:
-            ValueError: If the backend is not known or not installed, or the window too small.
+            ValueError: If the backend is not known or not installed, or the window too small, or
+                JAX has no device of the platform that it was told to use.
         """
         # Transforms without a reach see pictures whole, whatever the window.
         cfg, transforms = bundle.cfg, bundle.cfg.transforms
@@ -109,6 +119,7 @@ class Codec:
         self._window = window // cfg.stride
         if coder is not None and coder not in available_backends():
             raise ValueError(f"coder must be one of {available_backends()} here, got {coder!r}")
+        check_devices()
         self.bundle = bundle
         self._tables_y = PreparedTables(bundle.tables_y)
         self._tables_z = PreparedTables(bundle.tables_z)
@@ -157,7 +168,23 @@ class Codec:
         Raises:
             ValueError: If there is no such bundle, or it is damaged.
         """
-        return cls(load_bundle(bundle, kinds=kinds), coder=coder)
+        check_devices()
+        codec = cls(load_bundle(bundle, kinds=kinds), coder=coder)
+        codec._source = library.find(bundle).resolve(), tuple(kinds.values())
+        return codec
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """What a pickle holds.
+
+        Raises:
+            TypeError: If the codec was made of a bundle in memory, which no other process has.
+        """
+        if self._source is None:
+            raise TypeError(
+                "a codec that was made of a bundle in memory cannot be pickled; write the bundle "
+                "to a folder (export_bundle) and make the codec with Codec.load"
+            )
+        return _reopened, (type(self), *self._source, self.bundle.digest, self.coder)
 
     @classmethod
     def for_file(cls, data: bytes, *, coder: str | None = None, kinds: Kinds = FAMILIES) -> "Codec":
@@ -203,6 +230,7 @@ class Codec:
             TypeError: If the image is not a uint8 array, or the options have no such field.
             ValueError: If its shape or a field is out of range, or the bundle has no such level.
         """
+        check_process()
         options = with_changes(options, changes)
         level = self._level_to_encode(options)
         image = as_array(image)
@@ -251,6 +279,7 @@ class Codec:
 
         Arguments and errors are those of `compress`; `seed` and `grain` change nothing.
         """
+        check_process()
         options = with_changes(options, changes)
         cfg, level = self.bundle.cfg, self._level_to_encode(options)
         padded = pad(check_image(image), cfg.stride)
@@ -324,6 +353,7 @@ class Codec:
         Returns:
             uint8 [M, H, W, 3], or [M, H, W] for a gray file.
         """
+        check_process()
         options = with_changes(options, changes)
         if num_samples < 1:
             raise ValueError(f"num_samples must be at least 1, got {num_samples}")
@@ -376,6 +406,7 @@ class Codec:
             BitstreamError: If the file is not of this bundle, or its symbols do not check.
             ValueError: If `level` is not in the file, or the file holds the picture exactly.
         """
+        check_process()
         if container.header.exact:
             raise ValueError("the file holds the picture exactly, and no latents")
         latents, _ = self._decode(container, self._check(container, level))
@@ -405,9 +436,7 @@ class Codec:
             )
         if container.metadata_damaged and not container.truncated:
             warnings.warn("the file's metadata are damaged and were dropped", stacklevel=3)
-        level = container.level if level is None else level
-        self._check_level(level, container.level)
-        return level
+        return self._check_level(container.level if level is None else level, container.level)
 
     def _decode(self, container: Container, level: int) -> tuple[Latents, jax.Array]:
         """The integers of a file, and the h_s features that came with them."""
@@ -433,6 +462,7 @@ class Codec:
         Raises:
             TypeError, ValueError: As `compress`.
         """
+        check_process()
         z, y = self._estimate(
             self._variables, self._analyse(pad(check_image(image), self.bundle.cfg.stride))
         )
@@ -441,12 +471,16 @@ class Codec:
     def _level_to_encode(self, options: EncodeOptions) -> int:
         highest = self.bundle.cfg.num_levels
         level = highest if options.level is None else options.level
-        self._check_level(level, highest)
-        return level
+        return self._check_level(level, highest)
 
-    def _check_level(self, level: int, highest: int) -> None:
+    def _check_level(self, level: int, highest: int) -> int:
+        try:
+            level = operator.index(level)
+        except TypeError:
+            raise TypeError(f"level must be an integer, got {level!r}") from None
         if not 1 <= level <= highest:
             raise ValueError(f"level must be 1 to {highest}, got {level}")
+        return level
 
     def _new_encoder(self) -> RangeEncoder:
         return RangeEncoder(self._tables_y, backend=self.coder)
@@ -475,6 +509,24 @@ class Codec:
                 + ("" if self.bundle.cfg.entropy.exact else floats)
             )
         decoder.finish()
+
+
+@cache
+def _reopened(
+    cls: type[Codec],
+    folder: Path,
+    classes: tuple[type[Family], ...],
+    digest: bytes,
+    coder: str,
+) -> Codec:
+    """The codec of a pickle: one a process, so that what it has compiled serves every task."""
+    if is_forked():
+        # Its methods raise. An exception here would end the worker of a pool, which waits for it.
+        return cls.__new__(cls)
+    codec = cls.load(folder, coder=coder, kinds=kinds_of(*classes))
+    if codec.bundle.digest != digest:
+        raise ValueError(f"the bundle in {folder} is not the one that the codec was pickled with")
+    return codec
 
 
 def _channel_indices(shape: tuple[int, ...]) -> Ints:

@@ -72,6 +72,8 @@ _TIFF_TAGS_KEPT = frozenset(
     (270, 271, 272, 282, 283, 296, 305, 306, 315, 316, 33432, 34665, 34853, 36867)
 )
 _STACKS_WITH_MAIN_PICTURE = ("MPO", "PSD")
+# What Pillow says of pictures that are whole, but of a kind that it, or this build of it, lacks.
+_UNSUPPORTED = re.compile(r"unsupported|not supported|unimplemented|not available", re.IGNORECASE)
 _pillow_limit_lock = threading.Lock()
 
 
@@ -291,6 +293,8 @@ def _decode(name: str, data: bytes) -> Image.Image:
         raise
     except Exception as error:  # Pillow's decoders raise many kinds on damaged files.
         reason = re.sub(r"\s+", " ", str(error)) or type(error).__name__
+        if isinstance(error, NotImplementedError) or _UNSUPPORTED.search(reason):
+            raise ValueError(f"{name}: Pillow does not read this kind ({reason})") from error
         raise ValueError(f"{name}: the picture is damaged ({reason})") from error
     raise ValueError(
         f"{name}: holds {num_frames} frames; only single pictures can be compressed, "
