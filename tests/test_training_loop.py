@@ -259,7 +259,7 @@ def test_checkpoints(
 def test_a_damaged_checkpoint_is_one_line(
     tiny_run: TrainConfig, finished: tuple[Path, TrainState], tmp_path: Path
 ) -> None:
-    """Arrays that are cut short: Orbax's threads print a traceback for each that they still read."""
+    """Arrays that are cut short: a traceback was printed for each that was still being read."""
     shutil.copytree(finished[0] / "checkpoints", tmp_path / "checkpoints")
     for path in (tmp_path / "checkpoints" / "20" / "state").rglob("d/*"):
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
