@@ -157,16 +157,22 @@ def _quiet_reads() -> Iterator[None]:
 
     Reads that are still under way when the first one fails find that Orbax's event loop is closed,
     and TensorStore's threads print a traceback for each, also while the next checkpoint is read.
+    Those that had failed too are logged when they are collected.
     """
-    before = sys.unraisablehook
+    before, log = sys.unraisablehook, logging.getLogger("asyncio")
 
     def hook(raised: Any) -> None:
         if str(raised.exc_value) != "Event loop is closed":
             before(raised)
 
+    def keeps(record: logging.LogRecord) -> bool:
+        return "exception was never retrieved" not in record.getMessage()
+
     sys.unraisablehook = hook
-    yield  # After an exception the hook stays: reads end when they end.
+    log.addFilter(keeps)
+    yield  # After an exception both stay: reads end when they end.
     sys.unraisablehook = before
+    log.removeFilter(keeps)
 
 
 def _first_line(e: BaseException) -> str:
