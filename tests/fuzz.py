@@ -89,7 +89,8 @@ def mutants(corpus: list[bytes], seed: int, count: int) -> Iterator[tuple[str, b
             rng.shuffle(segments)
             extra = [forged_segment(rng, rng.choice(segments)) for _ in range(rng.randrange(3))]
             segments = (segments + extra)[: rng.randrange(2, 6)]
-            header = replace(container.header, num_levels=max(len(segments) - 1, 1))
+            levels = max(len(segments) - 1, 1)
+            header = replace(container.header, num_levels=levels, exact=False)
             if len(segments) > 1:
                 data = bytearray(pack(header, segments))
         yield kind, bytes(data)
@@ -116,7 +117,10 @@ def forged_header(rng: random.Random, header: Header, segments: tuple[Segment, .
         count = rng.choice((1, 2, 3, 4, 64))
         segments = (segments * 65)[: count + 1]
         change |= {"num_levels": count}
-    return pack(replace(header, **change), segments)
+    if rng.random() < 0.2:
+        change |= {"exact": not header.exact}
+    header = replace(header, **change)
+    return pack(header, (segments * header.num_segments)[: header.num_segments])
 
 
 def forged_segment(rng: random.Random, segment: Segment) -> Segment:

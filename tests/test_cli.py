@@ -192,6 +192,7 @@ def test_bundles_of_files_are_each_loaded_once(
     data, package = place / "data" / "sic_jax" / "bundles", ROOT / "sic_jax" / "bundles"
     assert err == (
         f"sic: error: c.sic: no bundle has the id 616273656e74 in {place}, {data}, {package}\n"
+        "sic: 3 done, 1 failed\n"
     )
     assert loads == [(str(place / "fake"), None), (str(other), None)]
     assert files(folder / "out") == ["a.png", "b.png", "d.png"]
@@ -318,6 +319,7 @@ def test_one_file_goes_on_when_another_fails(
         "sic: error: in/b.png: not a picture in a format that Pillow reads",
         "sic: error: in/c.png: RuntimeError: thirteen rows",
         "sic: error: missing.png: No such file or directory",
+        "sic: 2 done, 3 failed",
     ]
     assert files(folder / "out") == ["a.sic", "d.sic"]
 
@@ -347,7 +349,10 @@ def test_a_collision_costs_a_file_and_not_the_run(
     put("two/c.png")
     assert run("compress", "one", "two", "out") == 1
     out, err = capsys.readouterr()
-    assert err == "sic: error: two/a.png: out/a.sic is made of one/a.png already\n"
+    assert err.splitlines() == [
+        "sic: error: two/a.png: out/a.sic is made of one/a.png already",
+        "sic: 3 done, 1 failed",
+    ]
     assert [line.split(" -> ")[0] for line in out.splitlines()] == [
         "one/a.png", "one/b.png", "two/c.png"
     ]  # fmt: skip
@@ -486,7 +491,7 @@ def test_failures_leave_nothing_behind(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put("a.png")
-    assert run("compress", "a.png", "--level", "17") == 1
+    assert run("compress", "a.png", "--level", "17") == 2
     assert run("compress", "a.png", "nowhere/a.sic") == 1
     assert run("compress", "a.png", "--bundle", "missing") == 1
 
@@ -503,7 +508,7 @@ def test_failures_leave_nothing_behind(
         patch.setattr(FakeCodec, "compress", interrupt)
         assert run("compress", "a.png") == 130
     assert capsys.readouterr().err.splitlines() == [
-        "sic: error: a.png: level must be 1 to 16, got 17",
+        "sic: error: level must be 1 to 16, got 17",
         "sic: error: a.png: nowhere/a.sic: No such file or directory",
         "sic: error: no bundle 'missing'",
         "sic: error: a.png: a.sic: No space left on device",
@@ -590,6 +595,7 @@ def test_info(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "seed": 9,
         "grain": 1.5,
         "float_entropy": False,
+        "exact": False,
         "num_levels": 2,
         "level": 2,
         "icc_profile_bytes": 0,
@@ -617,6 +623,17 @@ def test_info(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         ["level", str(i), str(10 * i), str(size), f"{8 * size / 20:.4f}"]
         for i, size in enumerate(sizes, 1)
     ]
+
+
+def test_info_on_an_exact_picture(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    header = container.Header(model_id=MODEL_ID, height=1, width=2, num_levels=5, exact=True)
+    data = container.pack(header, [container.Segment(b"payload", 0)])
+    Path("a.sic").write_bytes(data)
+    assert run("info", "a.sic", "--json") == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["exact"], facts["level"], facts["levels"], facts["z_bytes"]) == (True, 5, [], 0)
+    assert run("info", "a.sic") == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "pixels    exact, 7 bytes"
 
 
 def test_info_on_a_bundle(
@@ -679,17 +696,148 @@ def test_standard_streams(
     assert "the output is binary" in capsys.readouterr().err
 
 
+def test_after_two_dashes_all_are_files(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = put("-x.png")
+    assert run("compress", "--level", "3", "--", "-x.png") == 0
+    assert capsys.readouterr().out.startswith("./-x.png -> -x.sic: ")
+    assert container.read_header(Path("-x.sic").read_bytes()).num_levels == 3
+    assert run("decompress", "--", "-x.sic", "--y.png") == 0
+    np.testing.assert_array_equal(get("--y.png"), original)
+    assert run("info", "--", "-x.sic") == 0
+    assert run("truncate", "--level", "1", "--", "-x.sic", "-z.sic") == 0
+    # A single dash stays what it is, and options after the two are files.
+    out = Pipe()
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", out)
+        assert run("compress", "--", "-x.png", "-") == 0
+    assert out.buffer.getvalue() == FakeCodec().compress(original)
+    capsys.readouterr()
+    assert run("compress", "--", "-x.png", "--level", "out/") == 1
+    assert "sic: error: ./--level: No such file" in capsys.readouterr().err
+    assert files(folder) == ["--y.png", "-x.png", "-x.sic", "-z.sic", "out/-x.sic"]
+
+
+def test_a_level_that_the_bundle_lacks_is_one_error(
+    folder: Path, capsys: pytest.CaptureFixture[str], loads: list[object], place: Path
+) -> None:
+    config = {"model": {"levels": {"channels": [4, 4, 4]}}}
+    (place / "fake" / "config.json").write_text(json.dumps(config))
+    put("a.png")
+    put("b.png")
+    for bundle, level, highest in (
+        ("fake", 4, 3),
+        (str(place / "fake"), 0, 3),
+        ("default", 17, 16),
+    ):
+        argv = ["a.png", "b.png", "missing.png", "--bundle", bundle, "--level", str(level)]
+        assert run("compress", *argv) == 2
+        expected = f"sic: error: level must be 1 to {highest}, got {level}\n"
+        assert capsys.readouterr() == ("", expected)
+    for level in ("0", "65"):
+        assert run("decompress", "a.sic", "b.sic", "--level", level) == 2
+        expected = f"sic: error: level must be 1 to 64, got {level}\n"
+        assert capsys.readouterr() == ("", expected)
+    assert loads == []
+    # What the config does not tell, the loader does.
+    (place / "fake" / "config.json").write_text("[")
+    assert run("compress", "a.png", "--bundle", "fake", "--level", "17") == 1
+    assert "level must be 1 to 16, got 17" in capsys.readouterr().err
+    assert loads == [("fake", None)]
+    assert files(folder) == ["a.png", "b.png"]
+
+
+def test_inputs_that_are_named_like_outputs(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    put("a.png")
+    put_sic("b.sic")
+    before = Path("a.png").read_bytes()
+    for argv, message in (
+        (["decompress", "a.png"], "a.png is no .sic file, by its name"),
+        (["decompress", "a.png", "--force"], "a.png is no .sic file, by its name"),
+        (["compress", "b.sic"], "b.sic is no picture, by its name"),
+    ):
+        assert run(*argv) == 1
+        assert capsys.readouterr() == ("", f"sic: error: {message}\n")
+    assert run("decompress", "a.png", "c.png") == 1
+    assert "a.png: not a sic file: it starts with b'\\x89PNG'" in capsys.readouterr().err
+    assert Path("a.png").read_bytes() == before
+    assert files(folder) == ["a.png", "b.sic"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="names may hold such characters")
+def test_control_characters_in_names_are_escaped(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("in").mkdir()
+    names = ["a\nb.png", "c\x1b[31m.png", os.fsdecode(b"d\xff.png"), "é ü.png"]
+    for name in names:
+        put("in/" + name)
+    Path("in/e\n.txt").write_text("text")
+    Path("in/f\n.png").write_text("text")
+    put_sic("x\ny.sic")
+    assert run("compress", "in", "out") == 1
+    out, err = capsys.readouterr()
+    shown = [line.split(": ")[0] for line in out.splitlines()]
+    assert sorted(shown) == sorted([
+        r"in/a\nb.png -> out/a\nb.sic",
+        r"in/c\x1b[31m.png -> out/c\x1b[31m.sic",
+        r"in/d\udcff.png -> out/d\udcff.sic",
+        "in/é ü.png -> out/é ü.sic",
+    ])  # fmt: skip
+    assert err.splitlines() == [
+        r"sic: error: in/f\n.png: not a picture in a format that Pillow reads",
+        r"sic: warning: in/e\n.txt: left out: not a picture in a format that Pillow reads",
+        "sic: 4 done, 1 failed, 1 left out",
+    ]
+    assert run("info", "x\ny.sic") == 0
+    assert capsys.readouterr().out.startswith(r"x\ny.sic: ")
+
+
+def test_lines_of_libraries_are_warnings_with_the_file(folder: Path) -> None:
+    """libtiff writes to the process's stderr, without a file's name."""
+    Image.fromarray(pixels(64, 64)).save("a.tif", compression="tiff_lzw")
+    data = bytearray(Path("a.tif").read_bytes())
+    data[3000:3100] = bytes(b ^ 0x5A for b in data[3000:3100])
+    Path("a.tif").write_bytes(data)
+    Image.fromarray(pixels()).save("b.tif")
+    code = (
+        "import sys; from sic_jax.cli import main as cli\n"
+        "class Codec:\n"
+        "    def compress(self, *args, **kwargs):\n"
+        "        sys.stderr.write('as ever\\n')\n"
+        "        raise ValueError('no codec')\n"
+        "cli._load_codec = lambda *_: Codec()\n"
+        "sys.exit(cli.main(['compress', 'a.tif', 'b.tif']))"
+    )
+    argv = [sys.executable, "-c", code]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(argv, capture_output=True, text=True, env=environment, check=False)
+    library, *rest = done.stderr.splitlines()
+    assert library.startswith("sic: warning: a.tif: ")
+    assert "not yet in table" in library
+    assert rest == [
+        "sic: error: a.tif: the picture is damaged (decoder error -2)",
+        "as ever",
+        "sic: error: b.tif: no codec",
+        "sic: 2 failed",
+    ]
+
+
 def test_progress_only_on_a_terminal(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     put("a.png")
     put("b.png")
     assert run("compress", "a.png", "b.png") == 0
-    assert capsys.readouterr().err == ""
+    assert capsys.readouterr().err == "sic: 2 done\n"
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     assert run("compress", "a.png", "b.png", "--force") == 0
     clear = "\r\x1b[K"
-    assert capsys.readouterr().err == f"{clear}[1/2] a.png{clear}{clear}[2/2] b.png{clear}"
+    shown = f"{clear}[1/2] a.png{clear}{clear}[2/2] b.png{clear}"
+    assert capsys.readouterr().err == shown + "sic: 2 done\n"
     assert run("compress", "a.png", "c.sic", "--optimise", "2") == 0
     shown = [f"{clear}a.png: optimising, {share} %" for share in (50, 100)]
     assert capsys.readouterr().err == "".join(shown) + clear

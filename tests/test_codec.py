@@ -1,16 +1,21 @@
 """The codec end to end: pictures to bytes and back, damage, prefixes, seeds."""
 
 import dataclasses
+import multiprocessing
 import os
+import pickle
+import shutil
 import subprocess
 import sys
 import warnings
+import zlib
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image, ImageDraw, ImageFont
 
 from sic_jax import BitstreamError
 from sic_jax.codec.bundle import export_bundle
@@ -43,6 +48,7 @@ from sic_jax.training.presets import preset
 
 CFG = preset("smoke").model
 LEVELS = CFG.num_levels
+ROOT = Path(__file__).resolve().parents[1]
 STRIDE = CFG.stride
 
 
@@ -81,7 +87,7 @@ def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
     ).astype(np.uint8)
 
 
-@pytest.mark.parametrize("size", [(1, 1), (17, 33), (64, 48), (37, 200)])
+@pytest.mark.parametrize("size", [(1, 90), (17, 33), (64, 48), (37, 200)])
 def test_round_trip_of_symbols_at_any_size(codec: Codec, size: tuple[int, int]) -> None:
     x = picture(*size)
     data = codec.compress(x)
@@ -302,6 +308,79 @@ def test_gray_comes_back_gray(codec: Codec) -> None:
     assert codec.decompress_samples(data, num_samples=2).shape == (2, 40, 24)
 
 
+@pytest.mark.parametrize("size", [(1, 1), (6, 6), (16, 16), (40, 25), (64, 64)])
+def test_small_flat_pictures_come_back_exactly(codec: Codec, size: tuple[int, int]) -> None:
+    for number, colour in enumerate(np.random.default_rng(0).integers(0, 256, (6, 3), np.uint8)):
+        x = np.broadcast_to(colour, (*size, 3))
+        level = 1 + number % LEVELS
+        data = codec.compress(x, level=level)
+        header = read_header(data)
+        assert (header.exact, header.num_levels, header.grain) == (True, level, 0)
+        assert len(data) <= 64
+        np.testing.assert_array_equal(codec.decompress(data), x)
+        assert truncate(codec.compress(x), level) == data
+        np.testing.assert_array_equal(codec.decompress(codec.compress(x[..., 0])), x[..., 0])
+
+
+def graphic(side: int) -> np.ndarray:
+    """A disc and letters in front of a square: four colours, with smooth edges."""
+    sheet = Image.new("RGB", (4 * side, 4 * side), (30, 60, 200))
+    draw = ImageDraw.Draw(sheet)
+    draw.rectangle((side, side, 3 * side, 3 * side), fill=(250, 240, 20))
+    draw.ellipse((side // 2, side // 2, 2 * side, 2 * side), fill=(200, 0, 40))
+    draw.text((side, side), "Ab", fill="white", font=ImageFont.load_default(size=1.5 * side))
+    return np.asarray(sheet.resize((side, side), Image.Resampling.BOX))
+
+
+def test_small_graphics_are_stored_exactly_and_photographs_and_large_ones_not(
+    codec: Codec,
+) -> None:
+    for side in (16, 32, 64):
+        x = graphic(side)
+        data = codec.compress(x, level=1, metadata=Metadata(exif=b"exif"))
+        assert read_header(data).exact
+        assert len(data) < 22 * side + 60
+        np.testing.assert_array_equal(codec.decompress_samples(data, num_samples=2), [x, x])
+        assert unpack(data).metadata.exif == b"exif"
+        assert not read_header(codec.compress(picture(side, side), level=1)).exact
+    assert not read_header(codec.compress(np.zeros((65, 64, 3), np.uint8), level=1)).exact
+    # Grain that is asked for is drawn; the picture's own is there already.
+    x = np.full((64, 64, 3), 128, np.uint8)
+    data = codec.compress(x, grain=4.0)
+    drawn = codec.decompress(data)
+    np.testing.assert_array_equal(drawn, add_grain(x, 64, 0))
+    assert 2 < (drawn.astype(float) - 128).std() < 6
+    np.testing.assert_array_equal(codec.decompress(data, grain=False), x)
+
+
+def test_damaged_exact_pictures(codec: Codec) -> None:
+    x = graphic(16)
+    data = codec.compress(x, level=2)
+    container = unpack(data)
+    (segment,) = container.segments
+    samples = x.tobytes()
+    for content, message in (
+        (samples[:-1], "the picture has 767 samples where 768 are needed"),
+        (samples + b"x", "the picture decompresses to more than 768 bytes"),
+        (samples[::-1], "the picture does not have its checksum"),
+    ):
+        forged = Segment(zlib.compress(content), segment.symbols_crc)
+        with pytest.raises(BitstreamError, match=message):
+            codec.decompress(pack(container.header, [forged]))
+    for forged in (Segment(b"", 0), Segment(segment.payload[:-1], segment.symbols_crc)):
+        with pytest.raises(BitstreamError, match="the picture is not exactly one non-empty zlib"):
+            codec.decompress(pack(container.header, [forged]))
+    with pytest.raises(BitstreamError, match="ends inside its picture"):
+        codec.decompress(data[:-1])
+    with pytest.raises(ValueError, match="level must be 1 to 2, got 3"):
+        codec.decompress(data, level=3)
+    with pytest.raises(ValueError, match="holds the picture exactly, and no latents"):
+        codec.decode_latents(container)
+    header = dataclasses.replace(container.header, model_id=bytes(6))
+    with pytest.raises(BitstreamError, match="the file was made with bundle 000000000000"):
+        codec.decompress(pack(header, [segment]))
+
+
 def test_metadata_are_kept(codec: Codec) -> None:
     metadata = Metadata(icc_profile=b"profile", exif=b"II*\0exif", xmp=b"<x/>", dpi=(300, 72.01))
     data = codec.compress(picture(16, 16), metadata=metadata)
@@ -312,8 +391,11 @@ def test_metadata_are_kept(codec: Codec) -> None:
 @pytest.mark.parametrize(
     ("image", "error", "match"),
     [
-        (np.zeros((8, 8, 3), np.float32), TypeError, "uint8 array, got float32"),
-        ([[0]], TypeError, "uint8 array, got list"),
+        (np.zeros((8, 8, 3), np.float32), TypeError, "uint8 array or a Pillow image, got float32"),
+        ([[0]], TypeError, "uint8 array or a Pillow image, got list"),
+        (jnp.zeros((8, 8, 3)), TypeError, "uint8 array or a Pillow image, got float32"),
+        (Image.new("P", (8, 8)), ValueError, r"mode 'P': pass image.convert\(\"RGB\"\)"),
+        (Image.new("RGBA", (8, 8)), ValueError, "alpha channel"),
         (np.zeros((8, 8, 4), np.uint8), ValueError, "alpha channel"),
         (np.zeros((0, 8, 3), np.uint8), ValueError, r"got shape \(0, 8, 3\)"),
         (np.zeros((8, 8, 2), np.uint8), ValueError, r"got shape \(8, 8, 2\)"),
@@ -325,12 +407,30 @@ def test_bad_images(codec: Codec, image: np.ndarray, error: type[Exception], mat
         codec.compress(image)
 
 
+def test_arrays_of_jax_and_pillow_images_are_pictures_too(codec: Codec) -> None:
+    x = picture(32, 48)
+    expected = codec.compress(x)
+    assert codec.compress(jnp.asarray(x)) == expected
+    assert codec.compress(Image.fromarray(x)) == expected
+    gray = codec.compress(x[..., 0])
+    assert codec.compress(jnp.asarray(x[..., 0])) == gray
+    assert codec.compress(Image.fromarray(x[..., 0])) == gray
+    assert codec.estimate_bits(jnp.asarray(x)).z == codec.estimate_bits(x).z
+    latents = codec.encode_latents(Image.fromarray(x))
+    np.testing.assert_array_equal(latents.y_s, codec.encode_latents(x).y_s)
+
+
 def test_bad_arguments(codec: Codec) -> None:
     x = picture(16, 16)
     data = codec.compress(x, level=2)
     for level in (0, LEVELS + 1):
         with pytest.raises(ValueError, match=f"level must be 1 to {LEVELS}, got {level}"):
             codec.compress(x, level=level)
+    with pytest.raises(TypeError, match=r"level must be an integer, got 2\.0"):
+        codec.compress(x, level=2.0)
+    with pytest.raises(TypeError, match="level must be an integer, got '2'"):
+        codec.decompress(data, level="2")
+    assert codec.compress(x, level=np.int64(2)) == data
     with pytest.raises(ValueError, match="seed"):
         codec.compress(x, seed=-1)
     with pytest.raises(ValueError, match=r"grain must be 0 to 15.9375, got 16"):
@@ -453,6 +553,109 @@ def test_another_process_decodes_the_same_picture(
     np.testing.assert_array_equal(
         np.load(tmp_path / "x.npy"), codec.decompress(data, temperature=1.0)
     )
+
+
+WORKER = """
+import multiprocessing, os, pickle, sys
+import numpy as np
+from sic_jax import Codec
+
+if __name__ == "__main__":
+    codec = Codec.load(sys.argv[2])
+    pictures = np.load(sys.argv[3])
+    expected = [codec.compress(x, level=2) for x in pictures]
+    context = multiprocessing.get_context(sys.argv[1])
+    with context.Pool(1) as pool:
+        if sys.argv[1] == "spawn":
+            assert pool.map(codec.decompress, expected)[1].shape == pictures[1].shape
+            assert pool.map(codec.compress, pictures, chunksize=1) == [
+                codec.compress(x) for x in pictures
+            ]
+            print("same")
+        else:
+            # Each in a child that has this codec, and one that makes its own.
+            for function, argument in (
+                (codec.compress, pictures[0]),
+                (codec.decompress, expected[0]),
+                (codec.encode_latents, pictures[0]),
+                (codec.estimate_bits, pictures[0]),
+                (Codec.load, sys.argv[2]),
+            ):
+                try:
+                    pool.apply(function, (argument,))
+                except RuntimeError as error:
+                    print(error)
+"""
+
+
+@pytest.mark.parametrize("method", ["spawn", "fork"])
+def test_worker_processes(folder: Path, tmp_path: Path, method: str) -> None:
+    if method not in multiprocessing.get_all_start_methods():
+        pytest.skip(f"this system has no {method}")
+    (tmp_path / "worker.py").write_text(WORKER)
+    np.save(tmp_path / "x.npy", np.stack([picture(32, 48, seed) for seed in range(2)]))
+    argv = [sys.executable, str(tmp_path / "worker.py"), method, str(folder)]
+    done = subprocess.run(
+        [*argv, str(tmp_path / "x.npy")], capture_output=True, text=True, timeout=240, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    if method == "spawn":
+        assert done.stdout == "same\n"
+    else:
+        assert done.stdout == 5 * (
+            "this process was forked after JAX had started, and JAX's threads are not in it; start "
+            'workers with multiprocessing.get_context("spawn")\n'
+        )
+
+
+def test_pickles_name_the_bundle(
+    codec: Codec, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = pickle.dumps(codec)
+    assert len(data) < 1000
+    again = pickle.loads(data)
+    assert pickle.loads(data) is again
+    assert (again.bundle.digest, again.coder) == (codec.bundle.digest, codec.coder)
+    with pytest.raises(TypeError, match="made of a bundle in memory cannot be pickled; write the"):
+        pickle.dumps(Codec(codec.bundle))
+    # A folder that is named from here is found from elsewhere, and must hold the same bundle.
+    shutil.copytree(folder, tmp_path / "copy")
+    monkeypatch.chdir(tmp_path)
+    data = pickle.dumps(Codec.load("copy"))
+    monkeypatch.chdir("/")
+    assert pickle.loads(data).bundle.digest == codec.bundle.digest
+    data = pickle.dumps(Codec.load(tmp_path / "copy", coder="native")).replace(
+        codec.bundle.digest, bytes(32)
+    )
+    with pytest.raises(ValueError, match="copy is not the one that the codec was pickled with"):
+        pickle.loads(data)
+
+
+def test_a_platform_that_is_not_there_is_one_line(folder: Path, tmp_path: Path) -> None:
+    Image.fromarray(picture(20, 20)).save(tmp_path / "a.png")
+    for platform in ("cuda" if jax.default_backend() == "cpu" else "tpu", "absent"):
+        done = subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "sic_jax.cli.main",
+                "compress",
+                "a.png",
+                "--bundle",
+                str(folder),
+            ],
+            cwd=tmp_path,
+            env={**os.environ, "JAX_PLATFORMS": platform, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        error = [line for line in done.stderr.splitlines() if line.startswith("sic: ")]
+        assert (done.returncode, error) == (1, [
+            f"sic: error: JAX has no device of the platform {platform!r} here; with JAX_PLATFORMS "
+            "unset it takes what there is"
+        ])  # fmt: skip
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.png"]
 
 
 def test_programs_are_kept_only_where_they_are_the_same_when_loaded(tmp_path):

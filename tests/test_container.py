@@ -22,6 +22,7 @@ from sic_jax.codec.container import (
     unpack,
 )
 from sic_jax.codec.wire import Reader, crc16, varint
+from sic_jax.errors import BitstreamError
 from sic_jax.metadata import MAX_DPI, MAX_METADATA_BYTES, Metadata
 
 DATA = Path(__file__).resolve().parent / "data"
@@ -43,6 +44,8 @@ SEGMENTS = (
 )
 SHORT = (Segment(b"\x80", checksum(7)), Segment(b"\x12\x34", checksum(-7)))
 MINIMAL = Header(model_id=bytes(6), height=1, width=1, num_levels=1, mode="gray")
+EXACT = Header(model_id=bytes(6), height=1, width=2, num_levels=3, mode="gray", exact=True)
+EXACT_SEGMENT = Segment(bytes.fromhex("7801 01 0200 fdff 07c8 00d800d0"), crc16(b"\x07\xc8"))
 LARGEST = Header(
     model_id=b"\xff" * 6,
     height=2**24 - 1,
@@ -82,9 +85,8 @@ headers = st.builds(
     grain=st.integers(0, 255),
     float_entropy=st.booleans(),
 )
-segment_lists = st.lists(
-    st.builds(Segment, st.binary(max_size=300), st.integers(0, 65535)), min_size=2, max_size=8
-).map(tuple)
+segments_of_any = st.builds(Segment, st.binary(max_size=300), st.integers(0, 65535))
+segment_lists = st.lists(segments_of_any, min_size=2, max_size=8).map(tuple)
 optional_bytes = st.none() | st.binary(min_size=1, max_size=200)
 resolutions = st.integers(1, 2**32 - 1).map(lambda hundredths: hundredths / 100)
 metadatas = st.builds(
@@ -123,6 +125,26 @@ def test_truncate_equals_coding_at_that_level(
     assert truncate(expected, level) == expected
 
 
+@FAST
+@given(headers, segments_of_any, metadatas, st.integers(1, MAX_LEVELS), st.data())
+def test_an_exact_picture_has_one_segment_whatever_the_level(
+    header: Header, segment: Segment, metadata: Metadata, levels: int, draw: st.DataObject
+) -> None:
+    header = dataclasses.replace(header, num_levels=levels, exact=True)
+    data = pack(header, [segment], metadata)
+    file = unpack(data, strict=True, max_pixels=None)
+    assert file == Container(header, (segment,), metadata)
+    assert (file.level, file.truncated) == (levels, False)
+    level = draw.draw(st.integers(1, levels))
+    lower = dataclasses.replace(header, num_levels=level)
+    assert truncate(data, level) == pack(lower, [segment], metadata)
+    # A part of it is no picture, strict or not.
+    cut = draw.draw(st.integers(29, max(29, segment_ends(header, (segment,))[1] - 1)))
+    if cut < segment_ends(header, (segment,))[1]:
+        with pytest.raises(BitstreamError, match="truncated: it ends inside its picture"):
+            unpack(data[:cut], max_pixels=None)
+
+
 def test_max_levels_round_trip() -> None:
     header = dataclasses.replace(RGB, num_levels=MAX_LEVELS)
     segments = tuple(Segment(bytes([k]) * k, k) for k in range(MAX_LEVELS + 1))
@@ -154,6 +176,7 @@ def test_checksum_test_vectors() -> None:
     [
         ("minimal_gray", MINIMAL, SHORT),
         ("grain", dataclasses.replace(MINIMAL, grain=21), SHORT),
+        ("exact", EXACT, (EXACT_SEGMENT,)),
         ("largest_fields", LARGEST, SHORT),
         ("three_levels", RGB, SEGMENTS),
         ("three_levels_cut_to_two", dataclasses.replace(RGB, num_levels=2), SEGMENTS[:3]),
@@ -309,6 +332,7 @@ def test_header_value_errors(field: str, value: object, message: str) -> None:
         ("height", 5.0, "height must be an int, got float"),
         ("seed", True, "seed must be an int, got bool"),
         ("float_entropy", 1, "float_entropy must be a bool, got 1"),
+        ("exact", 1, "exact must be a bool, got 1"),
     ],
 )
 def test_header_type_errors(field: str, value: object, message: str) -> None:
@@ -334,6 +358,8 @@ def test_other_field_errors() -> None:
             Metadata(dpi=dpi)
     with pytest.raises(TypeError, match="dpi must be a tuple of two numbers, got 300"):
         Metadata(dpi=300)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="an exact picture needs 1 segments, got 4"):
+        pack(dataclasses.replace(RGB, exact=True), SEGMENTS)
     with pytest.raises(ValueError, match="num_levels = 3 needs 4 segments, got 3"):
         pack(RGB, SEGMENTS[:3])
 

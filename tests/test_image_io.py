@@ -401,6 +401,24 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
         read_image(tmp_path / "missing.png")
 
 
+@pytest.mark.parametrize(
+    ("kind", "place", "value", "reason"),
+    [
+        ("BMP", 30, b"\x04", r"Unsupported BMP compression \(4\)"),
+        ("DDS", 80, b"\x04\0\0\0ABCD", "Unimplemented pixel format 1145258561"),
+    ],
+)
+def test_what_pillow_lacks_is_not_called_damaged(
+    kind: str, place: int, value: bytes, reason: str
+) -> None:
+    file = io.BytesIO()
+    Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(file, kind)
+    data = bytearray(file.getvalue())
+    data[place : place + len(value)] = value
+    with pytest.raises(ValueError, match=f"image data: Pillow does not read this kind .{reason}"):
+        read_image(bytes(data))
+
+
 def test_size_limit_is_200_megapixels(monkeypatch: pytest.MonkeyPatch) -> None:
     data = png_bytes(np.zeros((1, 1)), 0)
 

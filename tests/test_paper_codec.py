@@ -45,7 +45,7 @@ CFG = ModelConfig(
         hyper_channels=3, analysis_width=6, synthesis_widths=(6, 8), head_width=6
     ),
 )
-SIZES = ((1, 1), (40, 100), (130, 50))
+SIZES = ((1, 90), (40, 100), (130, 50))
 
 
 @pytest.fixture(scope="module")

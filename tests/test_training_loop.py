@@ -5,6 +5,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -252,6 +254,54 @@ def test_checkpoints(
         restore(manager, create_train_state(tiny_run, other))
     with open_checkpoints(workdir) as manager:
         assert sorted(manager.all_steps()) == [10, 20]
+
+
+def test_a_damaged_checkpoint_is_one_line(
+    tiny_run: TrainConfig, finished: tuple[Path, TrainState], tmp_path: Path
+) -> None:
+    """Arrays that are cut short: a traceback was printed for each that was still being read."""
+    shutil.copytree(finished[0] / "checkpoints", tmp_path / "checkpoints")
+    for path in (tmp_path / "checkpoints" / "20" / "state").rglob("d/*"):
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    program = (
+        "import dataclasses, logging, sys\n"
+        "logging.basicConfig(format='%(message)s', stream=sys.stderr)\n"
+        "from sic_jax.training.checkpoints import load_run_params\n"
+        "from sic_jax.training.presets import preset\n"
+        "load_run_params(sys.argv[1], preset('smoke'))\n"
+    )
+    assert tiny_run == preset("smoke")
+    for _ in range(2):
+        done = subprocess.run(
+            [sys.executable, "-c", program, str(tmp_path)],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        (line,) = done.stderr.splitlines()
+        assert line.startswith("checkpoint 20 cannot be read: ")
+        assert len(line) < 350
+
+
+def test_a_folder_without_a_checkpoint_belongs_to_nobody(
+    training: pytest.MonkeyPatch,
+    tiny_run: TrainConfig,
+    source: Images,
+    tmp_path: Path,
+) -> None:
+    wrong = dataclasses.replace(tiny_run, steps=10, learning_rate=0.5)
+    with training.context() as patch:
+        act_before(patch, 0, die)
+        with pytest.raises(KilledError):
+            loop.train(wrong, tmp_path, source)
+    assert json.loads((tmp_path / "config.json").read_text())["learning_rate"] == 0.5
+    right = dataclasses.replace(wrong, learning_rate=tiny_run.learning_rate)
+    assert int(loop.train(right, tmp_path, source).step) == 10
+    written = json.loads((tmp_path / "config.json").read_text())
+    assert from_dict(TrainConfig, written, FAMILIES) == right
+    assert steps(tmp_path) == [5, 10]
+    with pytest.raises(ValueError, match="holds a run with another learning_rate"):
+        loop.train(wrong, tmp_path, source)
 
 
 def test_another_config_is_refused(

@@ -1,5 +1,6 @@
 """What `sic info FILE` says."""
 
+from sic_jax.cli.stderr import shown
 from sic_jax.codec import container
 from sic_jax.codec.wire import varint
 from sic_jax.metrics.rate import bpp
@@ -15,7 +16,8 @@ def describe_file(path: str, data: bytes) -> tuple[dict[str, object], str]:
     header, metadata = file.header, file.metadata
     side = (header.height, header.width)
     payloads = [len(segment.payload) for segment in file.segments]
-    sizes = [len(container.truncate(data, 1))]
+    # An exact picture has one segment and no levels of its own.
+    sizes = [] if header.exact else [len(container.truncate(data, 1))]
     for payload in payloads[2:]:
         sizes.append(sizes[-1] + len(varint(payload)) + 4 + payload)
     blocks = {"ICC profile": metadata.icc_profile, "EXIF": metadata.exif, "XMP": metadata.xmp}
@@ -37,6 +39,7 @@ def describe_file(path: str, data: bytes) -> tuple[dict[str, object], str]:
         "seed": header.seed,
         "grain": header.grain / container.GRAIN_UNITS,
         "float_entropy": header.float_entropy,
+        "exact": header.exact,
         "num_levels": header.num_levels,
         "level": file.level,
         "icc_profile_bytes": len(metadata.icc_profile or b""),
@@ -45,7 +48,7 @@ def describe_file(path: str, data: bytes) -> tuple[dict[str, object], str]:
         "dpi": metadata.dpi,
         "metadata_bytes": stored,
         "metadata_damaged": file.metadata_damaged,
-        "z_bytes": payloads[0],
+        "z_bytes": 0 if header.exact else payloads[0],
         "levels": [
             {
                 "level": level,
@@ -57,7 +60,7 @@ def describe_file(path: str, data: bytes) -> tuple[dict[str, object], str]:
         ],
     }
     lines = [
-        f"{path}: {len(data)} bytes, {bpp(len(data), *side):.4f} bpp",
+        f"{shown(path)}: {len(data)} bytes, {bpp(len(data), *side):.4f} bpp",
         f"picture   {header.width} x {header.height} {header.mode}",
         f"model     {header.model_id.hex()}, format version {header.version}",
         f"levels    {file.level}" + (f", cut off of {header.num_levels}" if file.truncated else ""),
@@ -65,6 +68,11 @@ def describe_file(path: str, data: bytes) -> tuple[dict[str, object], str]:
         f"grain     {header.grain / container.GRAIN_UNITS:g} of 255",
         f"metadata  {', '.join(told) or 'none'}"
         + (f"; {stored} bytes of the file" if stored else ""),
+    ]
+    if header.exact:
+        lines.append(f"pixels    exact, {payloads[0]} bytes")
+        return facts, "\n".join(lines) + "\n"
+    lines += [
         "",
         "segment       bytes   file bytes up to here      bpp",
         f"{'z':8}{payloads[0]:11}",

@@ -20,6 +20,7 @@ from sic_jax.cli.bundles import add_bundle_commands
 from sic_jax.cli.info import describe_file
 from sic_jax.cli.option_flags import add_flags, options_of
 from sic_jax.cli.paths import SIC, STD, Job, Plan, UsageError, check_targets, plan
+from sic_jax.cli.stderr import lines_of_libraries, shown
 from sic_jax.codec import container, library
 from sic_jax.codec.options import DecodeOptions, EncodeOptions
 from sic_jax.files import write_atomic
@@ -88,7 +89,18 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     # Options may stand between IN and OUT; argparse cannot do that where commands have commands.
     if not arguments or arguments[0] not in commands or arguments[0] == "bundle":
         return parser.parse_args(arguments)
-    return commands[arguments[0]].parse_intermixed_args(arguments[1:])
+    return commands[arguments[0]].parse_intermixed_args(_without_separator(arguments[1:]))
+
+
+def _without_separator(arguments: Sequence[str]) -> list[str]:
+    """The words without `--`, and files after it by names that are no options."""
+    if "--" not in arguments:
+        return list(arguments)
+    at = arguments.index("--")
+    files = arguments[at + 1 :]
+    is_option = [file.startswith("-") and file != STD for file in files]
+    renamed = [os.path.join(".", f) if o else f for f, o in zip(files, is_option, strict=True)]
+    return [*arguments[:at], *renamed]
 
 
 def _make_parsers() -> tuple[_Parser, dict[str, _Parser]]:
@@ -199,18 +211,22 @@ def _make_parsers() -> tuple[_Parser, dict[str, _Parser]]:
 
 def _compress(args: argparse.Namespace) -> int:
     options = _options(args, EncodeOptions)
+    highest = None if options.level is None else library.num_levels(args.bundle)
+    if options.level is not None and highest and not 1 <= options.level <= highest:
+        raise UsageError(f"level must be 1 to {highest}, got {options.level}")
     load = _loader(args.coder)
 
-    def work(job: Job, shown: str) -> str:
+    def work(job: Job, line: str) -> str:
         source = _read(job.source) if job.source == STD else job.source
-        picture = image_io.read_image(source, background=args.background)
+        with lines_of_libraries(functools.partial(_show_warning, source=job.source)):
+            picture = image_io.read_image(source, background=args.background)
         if picture.dropped and not args.strip:
             warnings.warn(f"not kept: {', '.join(picture.dropped)}", stacklevel=1)
         data = load(args.bundle).compress(
             picture.pixels,
             options,
             metadata=None if args.strip else picture.metadata,
-            on_step=functools.partial(_show_optimisation, shown),
+            on_step=functools.partial(_show_optimisation, line),
         )
         _write(job, job.targets[0], data)
         return _summary(data)
@@ -221,6 +237,8 @@ def _compress(args: argparse.Namespace) -> int:
 
 def _decompress(args: argparse.Namespace) -> int:
     options = _options(args, DecodeOptions)
+    if options.level is not None and not 1 <= options.level <= container.MAX_LEVELS:
+        raise UsageError(f"level must be 1 to {container.MAX_LEVELS}, got {options.level}")
     if args.samples is not None and args.samples < 1:
         raise UsageError(f"--samples must be at least 1, got {args.samples}")
     planned = plan(args.paths, SIC, PICTURES, ".png", num_samples=args.samples)
@@ -236,7 +254,7 @@ def _decompress(args: argparse.Namespace) -> int:
         if args.bundle is not None:
             load(args.bundle)
 
-    def work(job: Job, _shown: str) -> str:
+    def work(job: Job, _line: str) -> str:
         data = _read(job.source)
         codec = load(args.bundle or _bundle_of(data))
         if args.samples is None:
@@ -316,10 +334,10 @@ def _run_jobs(
         if args.skip_existing and job.derived and all(map(os.path.exists, job.targets)):
             skipped += 1
             continue
-        shown = job.source
+        progress = shown(job.source)
         if len(jobs) > 1:
-            shown = f"[{number}/{len(jobs)}] {job.source}"
-            Progress().show(shown)
+            progress = f"[{number}/{len(jobs)}] {progress}"
+            Progress().show(progress)
         try:
             _check_files(job, force=args.force)
         except OSError as error:
@@ -332,7 +350,7 @@ def _run_jobs(
         try:
             with warnings.catch_warnings():
                 warnings.showwarning = functools.partial(_show_warning, source=job.source)
-                line = work(job, shown)
+                line = work(job, progress)
         except BrokenPipeError:
             raise
         except Exception as error:
@@ -342,7 +360,7 @@ def _run_jobs(
             _report(job, line)
     for file, reason in left:
         _show_warning(f"left out: {reason}", source=file)
-    if skipped or left:
+    if skipped or left or len(jobs) > 1:
         done = len(jobs) - failed - skipped
         counts = {"done": done, "skipped": skipped, "failed": failed, "left out": len(left)}
         told = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
@@ -410,7 +428,7 @@ def _report(job: Job, line: str) -> None:
     _clear_progress()
     target = job.targets[0] + (f" ... {job.targets[-1]}" if len(job.targets) > 1 else "")
     stream = sys.stderr if target == STD else sys.stdout
-    stream.write(f"{job.source} -> {target}: {line}\n")
+    stream.write(f"{shown(job.source)} -> {shown(target)}: {line}\n")
     stream.flush()
 
 
@@ -431,23 +449,27 @@ def _fail(error: Exception, source: str | None = None) -> None:
 
 def _error(text: str) -> None:
     _clear_progress()
-    sys.stderr.write(f"sic: error: {' '.join(text.split())}\n")
+    sys.stderr.write(f"sic: error: {shown(' '.join(text.split()))}\n")
 
 
 def _show_warning(
     message: Warning | str, *_args: object, source: str | None = None, **_kwargs: object
 ) -> None:
     _clear_progress()
-    sys.stderr.write(f"sic: warning: {' '.join(_named(str(message), source).split())}\n")
+    sys.stderr.write(f"sic: warning: {shown(' '.join(_named(str(message), source).split()))}\n")
 
 
 def _named(text: str, source: str | None) -> str:
     """The text with the file that it is about, once."""
-    return text if source is None or text.startswith(source) else f"{source}: {text}"
+    if source is None:
+        return text
+    name = shown(source)
+    text = text.replace(source, name)
+    return text if text.startswith(name) else f"{name}: {text}"
 
 
-def _show_optimisation(shown: str, done: int, total: int) -> None:
-    Progress().show(f"{shown}: optimising, {100 * done // total} %")
+def _show_optimisation(line: str, done: int, total: int) -> None:
+    Progress().show(f"{line}: optimising, {100 * done // total} %")
 
 
 def _clear_progress() -> None:

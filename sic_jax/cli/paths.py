@@ -115,7 +115,7 @@ def plan(
         places = [Path(output, relative) if output else Path(file) for file, relative in found]
         names = _derived_names(places, output_suffix)
         jobs = [
-            Job(file, _sample_names(name, num_samples), derived=True)
+            Job(file, _sample_names(name, num_samples), True, _misnamed(file, name, inputs_like))
             for (file, _), name in zip(found, names, strict=True)
         ]
     return Plan(check_targets(jobs), left)
@@ -134,6 +134,13 @@ def _derived_names(places: list[Path], suffix: str) -> list[str]:
     ]
 
 
+def _misnamed(file: str, target: str, inputs_like: frozenset[str]) -> str:
+    """What is wrong with an input that has the name of its own output; empty if nothing."""
+    if os.path.realpath(file) != os.path.realpath(target):
+        return ""
+    return f"{file} is no {'.sic file' if inputs_like == SIC else 'picture'}, by its name"
+
+
 def check_targets(jobs: list[Job]) -> list[Job]:
     """Finds outputs that are inputs, two outputs of one name, and bytes on a terminal.
 
@@ -147,7 +154,7 @@ def check_targets(jobs: list[Job]) -> list[Job]:
     origins: dict[str, str] = {}
     checked = []
     for job in jobs:
-        problem = ""
+        problem = job.problem
         for target in job.targets:
             if target == STD:
                 if sys.stdout.isatty():

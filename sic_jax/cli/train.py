@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sic_jax.cli.config_flags import add_flags, config_of, flag_groups
+from sic_jax.devices import check_devices
 from sic_jax.fields import Kinds, changed
 from sic_jax.model.families import FAMILIES
 from sic_jax.model.model_config import ModelConfig
@@ -143,6 +144,7 @@ def _run(cfg: TrainConfig, args: argparse.Namespace) -> None:
     from sic_jax.training.stages import Programs
     from sic_jax.training.validation_images import ValidationImages
 
+    check_devices()
     enable_compilation_cache()
     first = jax.process_index() == 0
     if not first:

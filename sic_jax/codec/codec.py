@@ -1,8 +1,10 @@
 """The codec: pictures to files and back."""
 
+import dataclasses
+import operator
 import warnings
 from collections.abc import Callable
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -25,8 +27,18 @@ from sic_jax.codec.container import (
 )
 from sic_jax.codec.grain import add_grain, grain_units, measure_grain
 from sic_jax.codec.options import DecodeOptions, EncodeOptions, with_changes
-from sic_jax.codec.pixels import Pixels, check_image, pad, to_gray
+from sic_jax.codec.pixels import (
+    PictureLike,
+    Pixels,
+    as_array,
+    check_image,
+    exact_pixels,
+    exact_segment,
+    pad,
+    to_gray,
+)
 from sic_jax.codec.windows import in_windows
+from sic_jax.devices import check_devices, check_process, is_forked
 from sic_jax.entropy.range_coder import (
     VALUE_LIMIT,
     PreparedTables,
@@ -36,7 +48,7 @@ from sic_jax.entropy.range_coder import (
     default_backend,
 )
 from sic_jax.errors import BitstreamError
-from sic_jax.fields import Kinds
+from sic_jax.fields import Family, Kinds, kinds_of
 from sic_jax.metadata import Metadata
 from sic_jax.model.entropy_models.coding_pass import Ints, Request, code_levels, temperature_units
 from sic_jax.model.entropy_models.prior import medians
@@ -73,7 +85,14 @@ class Codec:
     """A bundle ready to compress and decompress.
 
     Compiles on first use of each image size; keep the object to work on many images.
+
+    A codec of `load` or `for_file` can be pickled, for worker processes: a pickle names the
+    bundle's folder, and all pickles of one codec become the same object of a process. Workers must
+    be spawned: in a process that is forked after JAX has started, methods raise RuntimeError.
     """
+
+    _source: tuple[Path, tuple[type[Family], ...]] | None = None
+    """Of `load`: the folder, and the families that its config may name."""
 
     def __init__(self, bundle: Bundle, *, coder: str | None = None, window: int = 2048) -> None:
         """Prepare a bundle.
@@ -88,7 +107,8 @@ class Codec:
                 memory grows with the picture.
 
         Raises:
-            ValueError: If the backend is not known or not installed, or the window too small.
+            ValueError: If the backend is not known or not installed, or the window too small, or
+                JAX has no device of the platform that it was told to use.
         """
         # Transforms without a reach see pictures whole, whatever the window.
         cfg, transforms = bundle.cfg, bundle.cfg.transforms
@@ -99,6 +119,7 @@ class Codec:
         self._window = window // cfg.stride
         if coder is not None and coder not in available_backends():
             raise ValueError(f"coder must be one of {available_backends()} here, got {coder!r}")
+        check_devices()
         self.bundle = bundle
         self._tables_y = PreparedTables(bundle.tables_y)
         self._tables_z = PreparedTables(bundle.tables_z)
@@ -147,7 +168,23 @@ class Codec:
         Raises:
             ValueError: If there is no such bundle, or it is damaged.
         """
-        return cls(load_bundle(bundle, kinds=kinds), coder=coder)
+        check_devices()
+        codec = cls(load_bundle(bundle, kinds=kinds), coder=coder)
+        codec._source = library.find(bundle).resolve(), tuple(kinds.values())
+        return codec
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """What a pickle holds.
+
+        Raises:
+            TypeError: If the codec was made of a bundle in memory, which no other process has.
+        """
+        if self._source is None:
+            raise TypeError(
+                "a codec that was made of a bundle in memory cannot be pickled; write the bundle "
+                "to a folder (export_bundle) and make the codec with Codec.load"
+            )
+        return _reopened, (type(self), *self._source, self.bundle.digest, self.coder)
 
     @classmethod
     def for_file(cls, data: bytes, *, coder: str | None = None, kinds: Kinds = FAMILIES) -> "Codec":
@@ -167,7 +204,7 @@ class Codec:
 
     def compress(
         self,
-        image: NDArray[np.uint8],
+        image: PictureLike,
         options: EncodeOptions = EncodeOptions(),
         *,
         metadata: Metadata | None = None,
@@ -176,8 +213,11 @@ class Codec:
     ) -> bytes:
         """Compress a picture into the bytes of a file.
 
+        Small graphics are stored exactly, whatever the level (`sic_jax.codec.pixels`).
+
         Args:
-            image: uint8 [H, W, 3] (sRGB) or [H, W] (gray), any size from 1x1.
+            image: uint8 [H, W, 3] (sRGB) or [H, W] (gray), any size from 1x1: an array of NumPy or
+                JAX, or a Pillow image.
             options: How; its fields say their ranges and defaults.
             metadata: To keep beside the picture; `read_metadata` gives it back.
             on_step: Called after each step of latent optimisation, in every window of a large
@@ -188,8 +228,10 @@ class Codec:
             TypeError: If the image is not a uint8 array, or the options have no such field.
             ValueError: If its shape or a field is out of range, or the bundle has no such level.
         """
+        check_process()
         options = with_changes(options, changes)
         level = self._level_to_encode(options)
+        image = as_array(image)
         pixels = check_image(image)
         height, width = pixels.shape[:2]
         header = Header(
@@ -202,6 +244,11 @@ class Codec:
             grain=measure_grain(pixels) if options.grain is None else grain_units(options.grain),
             float_entropy=not self.bundle.cfg.entropy.exact,
         )
+        exact = exact_segment(image)
+        if exact is not None:
+            grain = 0 if options.grain is None else header.grain  # Its own is there already.
+            header = dataclasses.replace(header, exact=True, grain=grain)
+            return pack(header, [exact], metadata)
         y, z, _ = self.encode_latents(pixels, options, on_step=on_step)
         segments = [self._encode_z(z)]
         hyper = self._pass.hyper(z, (y.shape[0], y.shape[1]))
@@ -219,7 +266,7 @@ class Codec:
 
     def encode_latents(
         self,
-        image: NDArray[np.uint8],
+        image: PictureLike,
         options: EncodeOptions = EncodeOptions(),
         *,
         on_step: Callable[[int, int], None] | None = None,
@@ -229,6 +276,7 @@ class Codec:
 
         Arguments and errors are those of `compress`; `seed` and `grain` change nothing.
         """
+        check_process()
         options = with_changes(options, changes)
         cfg, level = self.bundle.cfg, self._level_to_encode(options)
         padded = pad(check_image(image), cfg.stride)
@@ -302,6 +350,7 @@ class Codec:
         Returns:
             uint8 [M, H, W, 3], or [M, H, W] for a gray file.
         """
+        check_process()
         options = with_changes(options, changes)
         if num_samples < 1:
             raise ValueError(f"num_samples must be at least 1, got {num_samples}")
@@ -312,16 +361,22 @@ class Codec:
         container = unpack(data, strict=options.strict, max_pixels=options.max_pixels)
         header = container.header
         seed = header.seed if options.seed is None else options.seed
-        latents, hyper = self._decode(container, options.level)
-        shape = latents.y_s.shape
-        levels = np.array([latents.level], np.int32)
+        level = self._check(container, options.level)
+        if header.exact:
+            exact = exact_pixels(container)
+        else:
+            latents, hyper = self._decode(container, level)
+        levels = np.array([level], np.int32)
         out = []
         for member in range(num_samples):
             member_seed = (seed + member) % (MAX_SEED + 1)
-            noise = self._pass.noise(member_seed, shape)
-            y_hat = self._pass.complete(latents.y_s, hyper, latents.level, noise, units)
-            x_hat = self._reconstruct(np.asarray(y_hat[0]), levels)
-            x_hat = x_hat[: header.height, : header.width]
+            if header.exact:
+                x_hat = exact
+            else:
+                noise = self._pass.noise(member_seed, latents.y_s.shape)
+                y_hat = self._pass.complete(latents.y_s, hyper, level, noise, units)
+                x_hat = self._reconstruct(np.asarray(y_hat[0]), levels)
+                x_hat = x_hat[: header.height, : header.width]
             out.append(add_grain(x_hat, header.grain, member_seed) if options.grain else x_hat)
         pictures = np.stack(out)
         return pictures if header.mode == "rgb" else to_gray(pictures)
@@ -346,13 +401,16 @@ class Codec:
 
         Raises:
             BitstreamError: If the file is not of this bundle, or its symbols do not check.
-            ValueError: If `level` is not in the file.
+            ValueError: If `level` is not in the file, or the file holds the picture exactly.
         """
-        latents, _ = self._decode(container, level)
+        check_process()
+        if container.header.exact:
+            raise ValueError("the file holds the picture exactly, and no latents")
+        latents, _ = self._decode(container, self._check(container, level))
         return latents
 
-    def _decode(self, container: Container, level: int | None) -> tuple[Latents, jax.Array]:
-        """The integers of a file, and the h_s features that came with them."""
+    def _check(self, container: Container, level: int | None) -> int:
+        """The level to decode of a file that is of this bundle; warns of what is missing."""
         cfg, header = self.bundle.cfg, container.header
         if header.model_id != self.bundle.model_id:
             raise BitstreamError(
@@ -375,8 +433,11 @@ class Codec:
             )
         if container.metadata_damaged and not container.truncated:
             warnings.warn("the file's metadata are damaged and were dropped", stacklevel=3)
-        level = container.level if level is None else level
-        self._check_level(level, container.level)
+        return self._check_level(container.level if level is None else level, container.level)
+
+    def _decode(self, container: Container, level: int) -> tuple[Latents, jax.Array]:
+        """The integers of a file, and the h_s features that came with them."""
+        cfg, header = self.bundle.cfg, container.header
         h, w = -(-header.height // cfg.stride), -(-header.width // cfg.stride)
         below = cfg.entropy.hyper_stride
         z = self._decode_z(container.segments[0], (-(-h // below), -(-w // below)))
@@ -392,12 +453,13 @@ class Codec:
         y_s, _ = code_levels(self._pass.run(hyper, level), decode, finish)
         return Latents(y_s, z, level), hyper
 
-    def estimate_bits(self, image: NDArray[np.uint8]) -> EstimatedBits:
+    def estimate_bits(self, image: PictureLike) -> EstimatedBits:
         """Bits of an image by the model's probabilities: what a perfect coder would need.
 
         Raises:
             TypeError, ValueError: As `compress`.
         """
+        check_process()
         z, y = self._estimate(
             self._variables, self._analyse(pad(check_image(image), self.bundle.cfg.stride))
         )
@@ -406,12 +468,16 @@ class Codec:
     def _level_to_encode(self, options: EncodeOptions) -> int:
         highest = self.bundle.cfg.num_levels
         level = highest if options.level is None else options.level
-        self._check_level(level, highest)
-        return level
+        return self._check_level(level, highest)
 
-    def _check_level(self, level: int, highest: int) -> None:
+    def _check_level(self, level: int, highest: int) -> int:
+        try:
+            level = operator.index(level)
+        except TypeError:
+            raise TypeError(f"level must be an integer, got {level!r}") from None
         if not 1 <= level <= highest:
             raise ValueError(f"level must be 1 to {highest}, got {level}")
+        return level
 
     def _new_encoder(self) -> RangeEncoder:
         return RangeEncoder(self._tables_y, backend=self.coder)
@@ -440,6 +506,24 @@ class Codec:
                 + ("" if self.bundle.cfg.entropy.exact else floats)
             )
         decoder.finish()
+
+
+@cache
+def _reopened(
+    cls: type[Codec],
+    folder: Path,
+    classes: tuple[type[Family], ...],
+    digest: bytes,
+    coder: str,
+) -> Codec:
+    """The codec of a pickle: one a process, so that what it has compiled serves every task."""
+    if is_forked():
+        # Its methods raise. An exception here would end the worker of a pool, which waits for it.
+        return cls.__new__(cls)
+    codec = cls.load(folder, coder=coder, kinds=kinds_of(*classes))
+    if codec.bundle.digest != digest:
+        raise ValueError(f"the bundle in {folder} is not the one that the codec was pickled with")
+    return codec
 
 
 def _channel_indices(shape: tuple[int, ...]) -> Ints:

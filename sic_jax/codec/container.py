@@ -42,7 +42,8 @@ _FLAG_GRAY = 1
 _FLAG_FLOAT_ENTROPY = 2
 _FLAG_METADATA = 4
 _FLAG_GRAIN = 8
-_KNOWN_FLAGS = _FLAG_GRAY | _FLAG_FLOAT_ENTROPY | _FLAG_METADATA | _FLAG_GRAIN
+_FLAG_EXACT = 16
+_KNOWN_FLAGS = _FLAG_GRAY | _FLAG_FLOAT_ENTROPY | _FLAG_METADATA | _FLAG_GRAIN | _FLAG_EXACT
 _BLOCKS = {1: "icc_profile", 2: "exif", 3: "xmp"}
 """Kinds of compressed chunks, and the fields of `Metadata` that they hold."""
 _KIND_RESOLUTION = 4
@@ -56,13 +57,14 @@ class Header:
         model_id: First 6 bytes of the SHA-256 of the bundle that codes the file.
         height: Rows of the image, 1 to 2^24 - 1.
         width: Columns of the image, 1 to 2^24 - 1.
-        num_levels: Coded levels, 1 to 64; a complete file has one segment more.
+        num_levels: Coded levels, 1 to 64; of an exact picture, those that were asked for.
         mode: "rgb" or "gray".
         seed: Detail seed, 0 to 2^32 - 1.
         grain: Standard deviation of the grain to draw, in 1/16 of a step of 8-bit samples, 0 (none)
             to 255.
         float_entropy: The entropy path was computed in float arithmetic, so that the symbols
             decode only where that arithmetic agrees.
+        exact: The file holds the picture's samples and no latents.
         version: Format version, 2.
     """
 
@@ -74,6 +76,7 @@ class Header:
     seed: int = 0
     grain: int = 0
     float_entropy: bool = False
+    exact: bool = False
     version: int = VERSION
 
     def __post_init__(self) -> None:
@@ -86,14 +89,20 @@ class Header:
             raise ValueError(f"mode must be 'rgb' or 'gray', got {self.mode!r}")
         check_int("seed", self.seed, 0, MAX_SEED)
         check_int("grain", self.grain, 0, MAX_GRAIN)
-        if not isinstance(self.float_entropy, bool):
-            raise TypeError(f"float_entropy must be a bool, got {self.float_entropy!r}")
+        for name in ("float_entropy", "exact"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"{name} must be a bool, got {getattr(self, name)!r}")
         check_int("version", self.version, VERSION, VERSION)
+
+    @property
+    def num_segments(self) -> int:
+        """Of a complete file: z and one a level, or the one of an exact picture."""
+        return 1 if self.exact else self.num_levels + 1
 
 
 @dataclass(frozen=True)
 class Segment:
-    """The coded symbols of z (segment 0) or of one level; checked when it is made.
+    """The coded symbols of z (segment 0) or of one level, or an exact picture; checked when made.
 
     Attributes:
         payload: The range coder's bytes, fewer than 2^32; may be empty.
@@ -116,7 +125,8 @@ class Container:
 
     Attributes:
         header: The header as written; its num_levels counts the missing levels too.
-        segments: The segments that are there: z, level 1, ..., at least these two.
+        segments: The segments that are there: z, level 1, ..., at least these two; or the one of an
+            exact picture.
         metadata: The metadata that could be read.
         metadata_damaged: Metadata are announced and some are cut off or damaged.
     """
@@ -129,12 +139,12 @@ class Container:
     @property
     def level(self) -> int:
         """Highest level that is there, 1 to header.num_levels."""
-        return len(self.segments) - 1
+        return self.header.num_levels if self.header.exact else len(self.segments) - 1
 
     @property
     def num_segments_missing(self) -> int:
         """How many announced segments are cut off."""
-        return self.header.num_levels - self.level
+        return self.header.num_segments - len(self.segments)
 
     @property
     def truncated(self) -> bool:
@@ -158,8 +168,8 @@ def pack(header: Header, segments: Sequence[Segment], metadata: Metadata | None 
     """Writes a file.
 
     Args:
-        header: Its num_levels must be one less than the number of segments.
-        segments: z, level 1, level 2, ...
+        header: Its num_segments must be the number of segments.
+        segments: z, level 1, level 2, ...; or the one of an exact picture.
         metadata: Stored after the segments; None for none.
 
     Returns:
@@ -168,11 +178,9 @@ def pack(header: Header, segments: Sequence[Segment], metadata: Metadata | None 
     Raises:
         ValueError: The number of segments does not fit the header.
     """
-    if len(segments) != header.num_levels + 1:
-        raise ValueError(
-            f"num_levels = {header.num_levels} needs {header.num_levels + 1} segments, "
-            f"got {len(segments)}"
-        )
+    if len(segments) != header.num_segments:
+        what = "an exact picture" if header.exact else f"num_levels = {header.num_levels}"
+        raise ValueError(f"{what} needs {header.num_segments} segments, got {len(segments)}")
     chunks = []
     if metadata is not None:
         for kind, name in _BLOCKS.items():
@@ -272,9 +280,11 @@ def _parse(
         )
     segments: list[Segment] = []
     try:
-        while len(segments) <= header.num_levels:
+        while len(segments) < header.num_segments:
             segments.append(_parse_segment(reader, len(segments)))
     except DataEndError:
+        if header.exact:
+            raise BitstreamError("the file is truncated: it ends inside its picture") from None
         found = f"the file is truncated: segment {len(segments)} of 0 to {header.num_levels}"
         if len(segments) < 2:
             raise BitstreamError(
@@ -334,6 +344,7 @@ def _parse_header(reader: Reader) -> tuple[Header, bool]:
             seed=seed,
             grain=grain,
             float_entropy=bool(flags & _FLAG_FLOAT_ENTROPY),
+            exact=bool(flags & _FLAG_EXACT),
         )
     except ValueError as error:
         raise BitstreamError(f"invalid header: {error}") from None
@@ -370,7 +381,8 @@ def _parse_metadata(reader: Reader) -> tuple[Metadata, list[bytes], str]:
                 raise BitstreamError(f"a chunk has the reserved or repeated kind {kind}")
             kinds.add(kind)
             if kind in _BLOCKS:
-                values[_BLOCKS[kind]] = inflate(payload, MAX_METADATA_BYTES)
+                what = f"the chunk of kind {kind}"
+                values[_BLOCKS[kind]] = inflate(what, payload, MAX_METADATA_BYTES)
             elif kind == _KIND_RESOLUTION:
                 values["dpi"] = _parse_resolution(payload)
             chunks.append(_chunk(kind, payload))
@@ -402,6 +414,7 @@ def _join(header: Header, segments: Sequence[Segment], chunks: Sequence[bytes]) 
     flags |= _FLAG_FLOAT_ENTROPY if header.float_entropy else 0
     flags |= _FLAG_METADATA if chunks else 0
     flags |= _FLAG_GRAIN if header.grain else 0
+    flags |= _FLAG_EXACT if header.exact else 0
     start = MAGIC + bytes((header.version, flags)) + header.model_id
     start += varint(header.height) + varint(header.width)
     start += bytes((header.num_levels,)) + varint(header.seed)

@@ -112,6 +112,18 @@ def find_id(model_id: bytes) -> Installed:
     raise ValueError(f"no bundle has the id {model_id.hex()} in {_listed()}")
 
 
+def num_levels(name: str | Path) -> int | None:
+    """Levels of a bundle, by its config alone; None where that does not tell, or there is none."""
+    import json
+
+    try:
+        config = json.loads((find(name) / "config.json").read_text())
+        count: int = len(config["model"]["levels"]["channels"])
+        return count
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None  # Who loads the bundle says what is wrong.
+
+
 def default_bundle() -> Installed | None:
     """What the name `default` means here; None where its folder is missing."""
     return next((bundle for bundle in installed() if bundle.name == DEFAULT), None)

@@ -96,17 +96,17 @@ def check_crc(what: str, actual: int, expected: int) -> None:
         )
 
 
-def inflate(payload: bytes, limit: int) -> bytes:
+def inflate(what: str, payload: bytes, limit: int) -> bytes:
     """Decompresses exactly one zlib stream of 1 to `limit` bytes, or raises BitstreamError."""
     inflater = zlib.decompressobj()
     try:
         value = inflater.decompress(payload, limit + 1)
     except zlib.error as error:
-        raise BitstreamError(f"a chunk does not decompress: {error}") from None
+        raise BitstreamError(f"{what} does not decompress: {error}") from None
     if len(value) > limit:
-        raise BitstreamError(f"a chunk decompresses to more than {limit} bytes")
+        raise BitstreamError(f"{what} decompresses to more than {limit} bytes")
     if not inflater.eof or inflater.unused_data or not value:
-        raise BitstreamError("a chunk is not exactly one non-empty zlib stream")
+        raise BitstreamError(f"{what} is not exactly one non-empty zlib stream")
     return value
 
 

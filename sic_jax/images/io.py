@@ -70,6 +70,8 @@ _SAVE_OPTIONS: dict[str, dict[str, object]] = {
     "PNG": {"compress_level": 2},  # On photographs as small as the default and 3 times as fast.
 }
 _STACKS_WITH_MAIN_PICTURE = ("MPO", "PSD")
+# What Pillow says of pictures that are whole, but of a kind that it, or this build of it, lacks.
+_UNSUPPORTED = re.compile(r"unsupported|not supported|unimplemented|not available", re.IGNORECASE)
 _pillow_limit_lock = threading.Lock()
 
 
@@ -283,6 +285,8 @@ def _decode(name: str, data: bytes) -> Image.Image:
         raise
     except Exception as error:  # Pillow's decoders raise many kinds on damaged files.
         reason = re.sub(r"\s+", " ", str(error)) or type(error).__name__
+        if isinstance(error, NotImplementedError) or _UNSUPPORTED.search(reason):
+            raise ValueError(f"{name}: Pillow does not read this kind ({reason})") from error
         raise ValueError(f"{name}: the picture is damaged ({reason})") from error
     raise ValueError(
         f"{name}: holds {num_frames} frames; only single pictures can be compressed, "

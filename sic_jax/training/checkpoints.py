@@ -8,7 +8,10 @@ data too: a batch is a function of the seed and the step.
     WORKDIR/best/          the one with the lowest validation loss, where there is one
 """
 
+import contextlib
 import logging
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +25,7 @@ from sic_jax.training.train_config import TrainConfig
 
 _log = logging.getLogger(__name__)
 NEWEST, BEST = "checkpoints", "best"
+_LONGEST_LINE = 300
 
 
 class Checkpoint(NamedTuple):
@@ -38,6 +42,12 @@ def open_checkpoints(
     """The checkpoints of a run; the `keep` newest are kept."""
     path = Path(workdir).resolve() / name
     return ocp.CheckpointManager(path, options=ocp.CheckpointManagerOptions(max_to_keep=keep))
+
+
+def has_checkpoint(workdir: str | Path) -> bool:
+    """Whether a run has a complete checkpoint, damaged or not."""
+    steps = (path for name in (NEWEST, BEST) for path in (Path(workdir) / name).glob("*"))
+    return any(path.name.isdigit() for path in steps)
 
 
 def save(manager: ocp.CheckpointManager, step: int, checkpoint: Checkpoint) -> None:
@@ -82,7 +92,8 @@ def restore(
     steps = sorted(manager.all_steps(), reverse=True)
     for step in steps:
         try:
-            found = manager.restore(step, args=args)
+            with _quiet_reads():
+                found = manager.restore(step, args=args)
         except Exception as e:  # Orbax and TensorStore raise many kinds on damaged files.
             _log.warning("checkpoint %d cannot be read: %s", step, _first_line(e))
             reason = e
@@ -140,5 +151,30 @@ class _WriteErrors:
             ) from error
 
 
+@contextlib.contextmanager
+def _quiet_reads() -> Iterator[None]:
+    """Leaves out thousands of lines about a damaged checkpoint, which one exception tells.
+
+    Reads that are still under way when the first one fails find that Orbax's event loop is closed,
+    and TensorStore's threads print a traceback for each, also while the next checkpoint is read.
+    Those that had failed too are logged when they are collected.
+    """
+    before, log = sys.unraisablehook, logging.getLogger("asyncio")
+
+    def hook(raised: Any) -> None:
+        if str(raised.exc_value) != "Event loop is closed":
+            before(raised)
+
+    def keeps(record: logging.LogRecord) -> bool:
+        return "exception was never retrieved" not in record.getMessage()
+
+    sys.unraisablehook = hook
+    log.addFilter(keeps)
+    yield  # After an exception both stay: reads end when they end.
+    sys.unraisablehook = before
+    log.removeFilter(keeps)
+
+
 def _first_line(e: BaseException) -> str:
-    return (str(e).strip().splitlines() or [type(e).__name__])[0]
+    line = (str(e).strip().splitlines() or [type(e).__name__])[0]
+    return line if len(line) <= _LONGEST_LINE else line[:_LONGEST_LINE] + " ..."

@@ -36,6 +36,7 @@ from sic_jax.model.tree import Params
 from sic_jax.training.checkpoints import (
     BEST,
     Checkpoint,
+    has_checkpoint,
     open_checkpoints,
     restore,
     save,
@@ -296,7 +297,8 @@ def _claim(workdir: Path, cfg: TrainConfig) -> None:
     """Write config.json, or check that the run in `workdir` is this one."""
     workdir.mkdir(parents=True, exist_ok=True)
     path = workdir / "config.json"
-    if path.exists():
+    # What failed before its first checkpoint holds nothing that another run could spoil.
+    if path.exists() and has_checkpoint(workdir):
         theirs = load_config(path, like=cfg)
         differing = sorted(changed(cfg, theirs, on="resume"))
         longer = {"steps": cfg.steps > theirs.steps, "minutes": 0 < theirs.minutes < cfg.minutes}

@@ -72,10 +72,18 @@ def golden_files() -> dict[str, bytes]:
     minimal_with_metadata = header(5, bytes(6), b"\x01\x01", 1, b"\x00")
     # 300 and 72.01 pixels per inch.
     xmp = [chunk(3, stored_zlib(b"<x:xmpmeta/>")), chunk(4, b"\xb0\xea\x01\xa1\x38")]
+    # Two gray pixels, 7 and 200, as a stored zlib stream of 13 bytes.
+    samples = bytes([7, 200])
+    crc = struct.pack(">H", crc16(samples))
+    payload = stored_zlib(samples)
+    start = b"\x00\x0d" + crc + payload
+    exact = header(17, bytes(6), b"\x01\x02", 3, b"\x00")
+    exact += b"\x0d" + struct.pack(">H", crc16(start)) + crc + payload
     short = [segment(0, b"\x01", [7], b"\x80"), segment(1, b"\x02", [-7], b"\x12\x34")]
     return {
         "minimal_gray.sic": minimal + b"".join(short),
         "minimal_xmp.sic": minimal_with_metadata + b"".join(short) + b"".join(xmp),
+        "exact.sic": exact,
         "grain.sic": grainy + b"".join(short),
         "largest_fields.sic": largest + b"".join(short),
         "three_levels.sic": rgb + b"".join(levels),

@@ -1,0 +1,60 @@
+"""What the command `sic` writes about files: one line each, and nothing that a name smuggles in."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Iterator
+
+
+def shown(text: str) -> str:
+    r"""A file's name as it is printed: control characters and bytes that are no text as escapes.
+
+    A name with a line break would make two lines, one with an escape sequence could change what
+    the terminal shows. ``a<line break>b`` becomes ``a\nb``.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text
+    )
+
+
+@contextlib.contextmanager
+def lines_of_libraries(show: Callable[[str], None]) -> Iterator[None]:
+    """Gives `show` what C libraries write to the process's stderr, as libtiff does of bad files.
+
+    Each different line once, when the block ends. What Python writes there goes its usual way.
+    """
+    import tempfile
+
+    with contextlib.ExitStack() as stack:
+        try:
+            sys.stderr.flush()
+            usual = os.dup(2)
+        except OSError:  # The process has no stderr.
+            yield
+            return
+        stack.callback(os.close, usual)
+        file = stack.enter_context(tempfile.TemporaryFile())
+        if _writes_to_stderr():
+            stream = os.fdopen(usual, "w", encoding="utf-8", closefd=False)
+            stack.enter_context(contextlib.redirect_stderr(stack.enter_context(stream)))
+        os.dup2(file.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(usual, 2)
+            file.seek(0)
+            written = file.read().decode("utf-8", "replace")
+            for line in dict.fromkeys(filter(None, map(str.strip, written.splitlines()))):
+                show(line)
+
+
+def _writes_to_stderr() -> bool:
+    """Whether Python's stderr is the process's, and not one that a program put in its place."""
+    try:
+        return sys.stderr.fileno() == 2
+    except (OSError, ValueError):
+        return False

@@ -1,0 +1,49 @@
+"""What JAX computes on, and in which process."""
+
+import functools
+import os
+from typing import Any
+
+import jax
+
+
+def check_devices() -> None:
+    """Starts JAX's backends, so that a platform which is not there is an error with a name.
+
+    Raises:
+        ValueError: If JAX has no device of the platform that it was told to use.
+        RuntimeError: As `check_process`.
+    """
+    check_process()
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:
+        config: Any = jax.config
+        raise ValueError(
+            f"JAX has no device of the platform {config.jax_platforms!r} here; with JAX_PLATFORMS "
+            "unset it takes what there is"
+        ) from error
+
+
+def check_process() -> None:
+    """Refuses to go on in a child that was forked after JAX had started: it would wait for ever.
+
+    Raises:
+        RuntimeError: If this is such a process.
+    """
+    if is_forked():
+        raise RuntimeError(
+            "this process was forked after JAX had started, and JAX's threads are not in it; start "
+            'workers with multiprocessing.get_context("spawn")'
+        )
+
+
+def is_forked() -> bool:
+    """Whether this process was forked from one that used JAX through this package."""
+    return os.getpid() != _first_process()
+
+
+@functools.cache
+def _first_process() -> int:
+    """The process that asked first; a forked child inherits the answer."""
+    return os.getpid()
