@@ -125,6 +125,9 @@ def test_stages_follow_one_another(
         save_every=4,
     )  # fmt: skip
     start = loop.initial_params(cfg, source)
+    runners = [make_runner(part, {}) for part in cfg.stage_configs()]
+    made = iter(runners)
+    monkeypatch.setattr(stages, "make_runner", lambda cfg, weights: next(made))
     state, complete = loop.train(cfg, tmp_path / "run", source, params=start)
     assert complete
     # The same by hand: two steps with each loss.
@@ -132,8 +135,7 @@ def test_stages_follow_one_another(
         source, crop_size=64, batch_size=2, seed=0, data=cfg.data, first_step=0, rows=slice(0, 2)
     )
     by_hand: Any = create_train_state(cfg, start)
-    for part in cfg.stage_configs():
-        runner = make_runner(part, {})
+    for runner in runners:
         by_hand = runner.place(by_hand)
         for _ in range(2):
             by_hand, _ = runner.step(by_hand, [next(stream)])

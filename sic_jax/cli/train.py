@@ -85,6 +85,11 @@ def parse(
         action="store_true",
         help="print config, parameters, work and memory as JSON, and exit",
     )
+    parser.add_argument(
+        "--cost",
+        action="store_true",
+        help="time the parts of a step on this device, print them, and exit",
+    )
     hosts = parser.add_argument_group("several processes")
     hosts.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0")
     hosts.add_argument("--num-processes", type=int, metavar="INT", help="how many there are")
@@ -98,7 +103,7 @@ def parse(
     args = parser.parse_args(words)
     if args.preset != name:
         parser.error(f"{name} is a preset's name too: give the preset {args.preset} before it")
-    if not args.dry_run:
+    if not (args.dry_run or args.cost):
         for needed in ("data", "workdir"):
             if getattr(args, needed) is None:
                 parser.error(f"the following arguments are required: --{needed}")
@@ -119,6 +124,11 @@ def main(argv: Sequence[str] | None = None, kinds: Kinds = FAMILIES) -> None:
             from sic_jax.training.dry_run import describe_run
 
             print(json.dumps(describe_run(cfg), indent=1))  # noqa: T201
+        elif args.cost:
+            from sic_jax.training.step_cost import describe_costs, step_costs
+
+            for line in describe_costs(step_costs(cfg)):
+                print(line, flush=True)  # noqa: T201
         else:
             _run(cfg, args)
     except KeyboardInterrupt:
