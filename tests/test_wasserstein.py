@@ -1,4 +1,4 @@
-"""Wasserstein distortion: hand-computed maps, the published packages' values, its gradient."""
+"""Wasserstein distortion: hand-computed maps, values of the published form, its gradient."""
 
 from functools import partial
 from pathlib import Path
@@ -86,7 +86,7 @@ def test_scales_between_levels_are_blends():
      (5, 0.00390386)],
 )  # fmt: skip
 def test_map_distortion_of_the_published_form(log2_sigma, wanted):
-    """Values of the operations of the authors' PyTorch package: mean squares less squared means."""
+    """Values of the operations of the authors' PyTorch package, written in JAX."""
     i, j, c = np.mgrid[:21, :18, :4]
     f, g = (37 * i + 101 * j + 17 * c) ** 2 % 97 / 97, (29 * i + 53 * j + 71 * c) ** 2 % 89 / 89
     g[..., 0] = f[..., 0] / 2
@@ -176,7 +176,7 @@ def test_gradients_of_images_are_finite(weights):
 
 @pytest.mark.usefixtures("quick")
 def test_value_of_a_picture():
-    """The value of the authors' PyTorch package, its operations on these weights."""
+    """The operations of the authors' PyTorch package, written in JAX, gave 3.03728."""
     with np.load(SMALL, allow_pickle=False) as stored:
         x, x_hat = (stored[k][:1, :64, :128] / np.float32(255) for k in ("reference", "distorted"))
     found = jax.jit(wasserstein)(x, x_hat)  # With the packaged weights.
