@@ -3,9 +3,9 @@
 Qiu, Wagner, Ballé and Theis, "Wasserstein Distortion: Unifying Fidelity and Realism" (CISS 2024),
 in the form of Ballé, Versari, Dupont, Kim and Bauer, "Good, Cheap, and Fast: Overfitted Image
 Compression with Wasserstein Distortion" (CVPR 2025): features are compared by their means and
-standard deviations near each position. How near, sigma says: at 0 the features themselves are
-compared, and with larger sigma a texture may be replaced by another like it. There sigma is a map
-over the picture; here it is one number.
+standard deviations near each position. How near, sigma says: where log2 sigma is 0 the
+features themselves are compared, and with a larger one a texture may be replaced by another like
+it. There sigma is a map over the picture; here it is one number.
 
 **Features.** The picture with ImageNet's normalisation (subtract the mean, divide by the deviation)
 at three scales, and at each VGG16's relu1_2, relu2_2, relu3_3, relu4_3 and relu5_3, with means of
