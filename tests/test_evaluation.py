@@ -520,6 +520,23 @@ def test_a_run_without_errors_exits_with_0_and_prints_the_means(tmp_path):
     assert "notes.txt: not named like a picture" in again[2]
 
 
+def test_all_metrics_are_columns(tmp_path):
+    # So small that only PSNR and SSIM are defined; the others are there, without values.
+    Image.fromarray(picture(2, 12, 13)).save(tmp_path / "a.png")
+    options = ["--codecs", "jpeg", "--metrics", "all", "--qualities", "jpeg=50"]
+    code, stdout, _ = run(
+        "--images", str(tmp_path / "a.png"), "--out", str(tmp_path / "out"), *options
+    )
+    assert code == 0
+    names = ["psnr", "ms_ssim", "lpips", "dists", "lpips_vgg", "wd", "ssim"]
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["metrics"] == names
+    (record,) = results["records"]
+    assert [name for name in names if record[name] is not None] == ["psnr", "ssim"]
+    header = stdout.splitlines()[0]
+    assert " | ".join(names) in header
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -353,7 +353,7 @@ def test_public_names_of_the_package_are_imported_on_first_use():
     root = Path(__file__).resolve().parents[1]
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root)
     assert (done.returncode, done.stderr) == (0, "")
-    names = "rate dists_metric lpips_metric fidelity fidelity fidelity"
+    names = "rate dists_metric lpips_metric fidelity fidelity fidelity wasserstein_metric"
     assert done.stdout.splitlines() == [names, "161 11"]
     with pytest.raises(AttributeError, match=r"'sic_jax.metrics' has no attribute 'nonsense'"):
         _ = metrics.nonsense

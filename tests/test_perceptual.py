@@ -26,7 +26,7 @@ from sic_jax.metrics.lpips_metric import (
     lpips_features,
     lpips_from_features,
 )
-from sic_jax.metrics.pretrained import decode_kernel, load_weights
+from sic_jax.metrics.pretrained import decode_kernel, load_weights, on_device
 from sic_jax.metrics.vgg import MIN_SIZE, STAGE_CHANNELS, WEIGHT_SHAPES, load_vgg16_weights
 
 SMALL = Path(__file__).parent / "data" / "metrics_small.npz"
@@ -363,3 +363,43 @@ def test_files_that_hold_no_weights_are_one_line_with_their_name(load, tmp_path)
         path.write_bytes(data)
         with pytest.raises(ValueError, match=rf"w\.npz is not a readable checkpoint: .*{reason}"):
             load(path)
+
+
+@pytest.mark.usefixtures("quick")
+def test_without_weights_measures_take_the_packaged_ones():
+    x, x_hat, rows = read_pairs(SMALL)
+    x, x_hat, row = x[:1], x_hat[:1], rows[0]
+    for found, name, tolerance in (
+        (metrics.lpips(x, x_hat), "lpips_alex", 1e-4),
+        (metrics.lpips(x, x_hat, net="vgg"), "lpips_vgg", 3e-4),
+        (metrics.dists(x, x_hat), "dists", 4e-4),
+    ):
+        np.testing.assert_allclose(found, [row[name]], rtol=0, atol=tolerance, err_msg=name)
+
+
+def test_weights_are_read_once_and_kept_as_values():
+    reads = []
+
+    def load():
+        reads.append(None)
+        return {"a": np.float32([1, 2])}
+
+    def scaled(x):
+        return jnp.sum(x * on_device(load)["a"])
+
+    # First inside a program that is being traced, then outside.
+    np.testing.assert_array_equal(
+        jax.jit(jax.vmap(jax.grad(scaled)))(np.ones((3, 2))), [[1, 2]] * 3
+    )
+    assert scaled(np.ones(2)) == 3.0
+    assert isinstance(on_device(load)["a"], jax.Array)
+    assert not isinstance(on_device(load)["a"], jax.core.Tracer)
+    assert len(reads) == 1
+
+
+@pytest.mark.usefixtures("quick")
+def test_without_weights_measures_can_be_compiled():
+    x, x_hat = (np.pad(a, ((0, 0), (0, 10), (0, 13), (0, 0))) for a in (NOISE, OTHER))
+    on_device.cache_clear()
+    compiled = jax.jit(lambda x, x_hat: metrics.lpips(x, x_hat))(x, x_hat)
+    np.testing.assert_allclose(metrics.lpips(x, x_hat), compiled, rtol=1e-5)

@@ -40,6 +40,14 @@ def vgg_ones(x, x_hat, weights, size=None):
     }
 
 
+def wasserstein(x, x_hat, weights, size=None):
+    if size is None:
+        return {"wd": metrics.wasserstein(x, x_hat, weights=weights["vgg"])}
+    (wd,) = (metric for metric in METRICS if metric.name == "wd")
+    features = wd.features(x, weights["vgg"], size)
+    return {"wd": wd.distance(features, x_hat, weights["vgg"], size)}
+
+
 def image_pair(seed, height, width):
     """An image and a noisy version of it, float32 [height, width, 3]."""
     rng = np.random.default_rng(seed)
@@ -55,6 +63,7 @@ def image_pair(seed, height, width):
     [
         (quick_ones, (192, 224), [(161, 203), (191, 218)]),
         (vgg_ones, (64, 64), [(51, 64), (49, 57)]),
+        (wasserstein, (80, 96), [(75, 87)]),
     ],
 )
 def test_values_are_those_of_the_images_cut_out(functions, sides, sizes, weights):

@@ -51,7 +51,14 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--codecs", nargs="*", choices=(SIC, *BASELINES), help="default: all that work here")
     names = [metric.name for metric in METRICS]
     usual = [metric.name for metric in METRICS if metric.default]
-    add("--metrics", nargs="+", choices=names, default=usual, help="default: " + " ".join(usual))
+    add(
+        "--metrics",
+        nargs="+",
+        choices=(*names, "all"),
+        metavar="METRIC",
+        default=usual,
+        help="all, or of " + " ".join(names) + "; default: " + " ".join(usual),
+    )
     add(
         "--qualities",
         action="extend",
@@ -128,7 +135,7 @@ def _run(args: argparse.Namespace, progress: Progress) -> int:
     paths = [str(path) for path in found.images]
     show = None if args.show is None else choose_images(paths, args.show)
     sic, codecs = _make_codecs(args, progress)
-    metrics = [metric for metric in METRICS if metric.name in args.metrics]
+    metrics = [m for m in METRICS if m.name in args.metrics or "all" in args.metrics]
     on_cpu = jax.default_backend() == "cpu"
     batch_size = args.batch_size if args.batch_size is not None else (1 if on_cpu else 8)
     out = Path(args.out)

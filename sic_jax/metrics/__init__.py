@@ -1,4 +1,14 @@
-"""Metrics: bits per pixel, PSNR, SSIM, MS-SSIM, LPIPS, DISTS, FID and KID."""
+"""Metrics: bits per pixel, PSNR, SSIM, MS-SSIM, LPIPS, DISTS, Wasserstein distortion, FID and KID.
+
+Those of pictures take two batches of floats in [0, 1], ``[B, H, W, 3]`` (8-bit pictures over 255),
+and give one value a picture:
+
+    from sic_jax import metrics
+    metrics.lpips(x, x_hat, net="vgg")
+
+The networks' weights are found in the package and read once a process; ``weights=`` takes others,
+or the same as an argument of a compiled function.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +20,7 @@ if TYPE_CHECKING:
     from sic_jax.metrics.fidelity import MS_SSIM_MIN_SIZE, SSIM_MIN_SIZE, ms_ssim, psnr, ssim
     from sic_jax.metrics.lpips_metric import lpips
     from sic_jax.metrics.rate import bpp
+    from sic_jax.metrics.wasserstein_metric import wasserstein
 
 __all__ = [
     "MS_SSIM_MIN_SIZE",
@@ -20,6 +31,7 @@ __all__ = [
     "ms_ssim",
     "psnr",
     "ssim",
+    "wasserstein",
 ]
 
 
@@ -30,6 +42,7 @@ if not TYPE_CHECKING:
         """Imports a public name when it is first used: counting bits needs no JAX."""
         if name not in __all__:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        modules = {"bpp": "rate", "dists": "dists_metric", "lpips": "lpips_metric"}
+        modules = {"bpp": "rate"}
+        modules |= {metric: f"{metric}_metric" for metric in ("dists", "lpips", "wasserstein")}
         module = importlib.import_module(f"{__name__}.{modules.get(name, 'fidelity')}")
         return getattr(module, name)

@@ -25,7 +25,7 @@ from sic_jax.metrics.convnet import (
     check_same_shape,
     spatial_mean,
 )
-from sic_jax.metrics.pretrained import WEIGHTS_FOLDER, load_weights
+from sic_jax.metrics.pretrained import WEIGHTS_FOLDER, load_weights, on_device
 from sic_jax.metrics.vgg import STAGE_CHANNELS, load_vgg16_weights, vgg16_stages
 
 __all__ = [
@@ -63,12 +63,12 @@ def load_dists_weights(
         ValueError: One is damaged, or an array is missing, has the wrong shape, holds no floats or
             is not finite.
     """
-    shapes = {name: (sum(_CHANNELS),) for name in ("alpha", "beta")}
-    weights = load_weights(WEIGHTS_FILE if path is None else path, shapes)
-    return load_vgg16_weights(vgg16) | weights
+    return load_vgg16_weights(vgg16) | _load_channel_weights(path)
 
 
-def dists(x: Array, x_hat: Array, *, weights: Weights, size: Size = None) -> jax.Array:
+def dists(
+    x: Array, x_hat: Array, *, weights: Weights | None = None, size: Size = None
+) -> jax.Array:
     """DISTS of two batches of images; 0 for equal images, higher is less alike.
 
     Differentiable in both arguments; the gradient is finite everywhere, also for equal images.
@@ -76,7 +76,8 @@ def dists(x: Array, x_hat: Array, *, weights: Weights, size: Size = None) -> jax
     Args:
         x: ``[B, H, W, 3]`` in [0, 1], H and W at least `sic_jax.metrics.vgg.MIN_SIZE`.
         x_hat: Same shape as `x`.
-        weights: From `load_dists_weights`.
+        weights: From `load_dists_weights`. None: the packaged ones, read once a process. Give them
+            where this is compiled, in training too: they would be constants of the program.
         size: Of images that do not fill the arrays; `sic_jax.metrics.convnet.Size`.
 
     Returns:
@@ -87,6 +88,8 @@ def dists(x: Array, x_hat: Array, *, weights: Weights, size: Size = None) -> jax
         ValueError: The shapes differ, or are not those of RGB images of at least the minimum.
     """
     check_same_shape(x, x_hat)
+    if weights is None:
+        weights = {**on_device(load_vgg16_weights), **on_device(_load_channel_weights)}
     return dists_from_features(
         dists_features(x, weights=weights, size=size),
         dists_features(x_hat, weights=weights, size=size),
@@ -134,6 +137,12 @@ def dists_from_features(
     unlike = alpha * (1.0 - jnp.concatenate(texture, axis=-1))
     unlike += beta * (1.0 - jnp.concatenate(structure, axis=-1))
     return jnp.sum(unlike, axis=-1) / (jnp.sum(alpha) + jnp.sum(beta))
+
+
+def _load_channel_weights(path: Path | None = None) -> dict[str, NDArray[Any]]:
+    """``alpha`` and ``beta``."""
+    shapes = {name: (sum(_CHANNELS),) for name in ("alpha", "beta")}
+    return dict(load_weights(WEIGHTS_FILE if path is None else path, shapes))
 
 
 def _stage_sizes(size: Size) -> tuple[Size, ...]:

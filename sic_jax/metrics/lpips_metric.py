@@ -27,8 +27,8 @@ from sic_jax.metrics.convnet import (
     spatial_mean,
     zero_outside,
 )
-from sic_jax.metrics.pretrained import WEIGHTS_FOLDER, load_weights
-from sic_jax.metrics.vgg import max_pool, vgg16_stages
+from sic_jax.metrics.pretrained import WEIGHTS_FOLDER, load_weights, on_device
+from sic_jax.metrics.vgg import load_vgg16_weights, max_pool, vgg16_stages
 
 __all__ = [
     "MIN_SIZE",
@@ -92,7 +92,7 @@ def load_alexnet_weights(path: Path | None = None) -> dict[str, NDArray[np.float
 
 
 def lpips(
-    x: Array, x_hat: Array, *, weights: Weights, net: Net = "alex", size: Size = None
+    x: Array, x_hat: Array, *, weights: Weights | None = None, net: Net = "alex", size: Size = None
 ) -> jax.Array:
     """LPIPS distance of two batches of images, lower is more alike.
 
@@ -102,6 +102,8 @@ def lpips(
         x: ``[B, H, W, 3]`` in [0, 1], H and W at least `MIN_SIZE`.
         x_hat: Same shape as `x`.
         weights: From `load_alexnet_weights`, or for "vgg" `sic_jax.metrics.vgg.load_vgg16_weights`.
+            None: the packaged ones, read once a process. Give them where this is compiled, in
+            training too: they would be constants of the program.
         net: The network whose features are compared: "alex" or "vgg".
         size: Of images that do not fill the arrays; `sic_jax.metrics.convnet.Size`.
 
@@ -114,6 +116,8 @@ def lpips(
             there is no such net.
     """
     check_same_shape(x, x_hat)
+    if weights is None:
+        weights = on_device(load_vgg16_weights if net == "vgg" else load_alexnet_weights)
     return lpips_from_features(
         lpips_features(x, weights=weights, net=net, size=size),
         lpips_features(x_hat, weights=weights, net=net, size=size),

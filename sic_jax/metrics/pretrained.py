@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import functools
 import io
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
 from sic_jax.metrics.convnet import Weights
 
-__all__ = ["WEIGHTS_FOLDER", "check_weights", "decode_kernel", "load_weights", "read_npz"]
+__all__ = [
+    "WEIGHTS_FOLDER",
+    "check_weights",
+    "decode_kernel",
+    "load_weights",
+    "on_device",
+    "read_npz",
+]
 
 WEIGHTS_FOLDER = Path(__file__).parent / "weights"
 """Where the packaged files are; its ``README.md`` has their origin and licences."""
@@ -53,6 +62,18 @@ def load_weights(
             weights[name] = array.astype(np.float32) if array.dtype.kind == "f" else array
     check_weights(weights, shapes, source=str(path))
     return weights
+
+
+@functools.cache
+def on_device(load: Callable[[], Weights]) -> Weights:
+    """What `load` reads, on the device: read and moved once a process.
+
+    A program that is compiled around it keeps the arrays as constants.
+    """
+    # Where a program is being traced, device_put gives values of that program, not to be kept.
+    with jax.ensure_compile_time_eval():
+        found: Weights = jax.device_put(load())
+    return found
 
 
 def read_npz(path: Path) -> dict[str, NDArray[Any]]:

@@ -9,6 +9,7 @@ import jax
 from sic_jax.metrics import dists_metric as dists
 from sic_jax.metrics import fidelity, vgg
 from sic_jax.metrics import lpips_metric as lpips
+from sic_jax.metrics import wasserstein_metric as wasserstein
 from sic_jax.metrics.convnet import Size, Weights
 
 __all__ = ["METRICS", "Metric", "to_decibels"]
@@ -84,6 +85,11 @@ def _dists_distance(features: Any, x_hat: jax.Array, weights: Weights, size: Siz
     return dists.dists_from_features(features, found, weights=weights, size=size)
 
 
+def _wd_distance(features: Any, x_hat: jax.Array, weights: Weights, size: Size) -> jax.Array:
+    found = wasserstein.wasserstein_features(x_hat, weights=weights, size=size)
+    return wasserstein.wasserstein_from_features(features, found, size=size)
+
+
 METRICS = (
     Metric(
         name="psnr",
@@ -114,6 +120,19 @@ METRICS = (
         default=False,
     ),
     _lpips("lpips_vgg", "LPIPS (VGG16)", "vgg", vgg.load_vgg16_weights, vgg.MIN_SIZE),
+    Metric(
+        name="wd",
+        label="Wasserstein distortion (VGG16)",
+        higher_is_better=False,
+        distance=_wd_distance,
+        features=lambda x, weights, size: wasserstein.wasserstein_features(
+            x, weights=weights, size=size
+        ),
+        load=vgg.load_vgg16_weights,
+        min_size=wasserstein.MIN_SIZE,
+        decimals=3,
+        default=False,
+    ),
     Metric(
         name="ssim",
         label="SSIM",

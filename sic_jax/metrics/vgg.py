@@ -1,4 +1,4 @@
-"""VGG16 features of Simonyan and Zisserman (ICLR 2015), for LPIPS, DISTS and FID.
+"""VGG16 features (Simonyan and Zisserman, ICLR 2015): for LPIPS, DISTS, Wasserstein distortion.
 
 The convolutions of the ImageNet model, without its classifier. The weights are part of this
 package; ``weights/README.md`` has their origin, their licences and how they are rounded.
@@ -32,6 +32,8 @@ __all__ = [
     "WEIGHT_SHAPES",
     "load_vgg16_weights",
     "max_pool",
+    "normalise",
+    "stages_from_normalised",
     "vgg16_stages",
 ]
 
@@ -110,8 +112,24 @@ def vgg16_stages(
         ValueError: `x` does not have the shape of RGB images of at least `MIN_SIZE`.
     """
     check_images(x, metric=metric, min_size=MIN_SIZE)
+    h = normalise(x, sizes[0])
+    return stages_from_normalised(h, weights=weights, pool=pool, sizes=sizes)
+
+
+def normalise(x: Array, size: Size = None) -> jax.Array:
+    """Colours in [0, 1] less ImageNet's mean, over its deviation; zeros outside the images."""
     mean, deviation = jnp.array(_MEAN, jnp.float32), jnp.array(_DEVIATION, jnp.float32)
-    h = zero_outside((jnp.asarray(x, jnp.float32) - mean) / deviation, sizes[0])
+    return zero_outside((jnp.asarray(x, jnp.float32) - mean) / deviation, size)
+
+
+def stages_from_normalised(
+    h: jax.Array,
+    *,
+    weights: Weights,
+    pool: Callable[[jax.Array], jax.Array],
+    sizes: Sequence[Size] = (None,) * 5,
+) -> Features:
+    """`vgg16_stages` of a result of `normalise`."""
     stages: list[jax.Array] = []
     layer = 0
     for count, size in zip(_STAGE_LAYERS, sizes, strict=True):
