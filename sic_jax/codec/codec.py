@@ -131,9 +131,7 @@ class Codec:
             z = jnp.round(z[0] - medians(prior))
             return jnp.round(y).astype(jnp.int32), z.astype(jnp.int32)
 
-        def synthesise(
-            variables: Any, y_hat: jax.Array, level: jax.Array, size: Size
-        ) -> jax.Array:
+        def synthesise(variables: Any, y_hat: jax.Array, level: jax.Array, size: Size) -> jax.Array:
             x_hat: Any = model.apply(variables, y_hat[None], level, size, method="synthesise")
             return jnp.round(jnp.clip(x_hat[0], 0, 1) * 255).astype(jnp.uint8)
 
@@ -369,7 +367,7 @@ class Codec:
         x_hat = np.empty((y_hat.shape[0] * stride, y_hat.shape[1] * stride, 3), np.uint8)
 
         def synthesise(y_hat: NDArray[Any]) -> jax.Array:
-            shape, size = _place(*y_hat.shape[:2], sized)
+            shape, size = _place(y_hat.shape[0], y_hat.shape[1], sized)
             found: jax.Array = self._synthesise(*shape)(
                 self._variables, fill(y_hat, shape), level, size
             )

@@ -19,16 +19,15 @@ from numpy.typing import NDArray
 from sic_jax.metrics.convnet import (
     Array,
     Features,
-    Size,
     Weights,
     check_images,
     check_same_shape,
     conv_relu,
     spatial_mean,
-    zero_outside,
 )
 from sic_jax.metrics.pretrained import WEIGHTS_FOLDER, load_weights
 from sic_jax.metrics.vgg import max_pool, vgg16_stages
+from sic_jax.sizes import Size, zero_outside
 
 __all__ = [
     "MIN_SIZE",
@@ -103,7 +102,7 @@ def lpips(
         x_hat: Same shape as `x`.
         weights: From `load_alexnet_weights`, or for "vgg" `sic_jax.metrics.vgg.load_vgg16_weights`.
         net: The network whose features are compared: "alex" or "vgg".
-        size: Of images that do not fill the arrays; `sic_jax.metrics.convnet.Size`.
+        size: Of images that do not fill the arrays; `sic_jax.sizes.Size`.
 
     Returns:
         ``[B]`` float32.
@@ -130,7 +129,7 @@ def lpips_features(x: Array, *, weights: Weights, net: Net = "alex", size: Size 
         x: ``[B, H, W, 3]`` in [0, 1], H and W at least `MIN_SIZE`.
         weights: Those of the net.
         net: "alex" or "vgg".
-        size: Of images that do not fill the arrays; `sic_jax.metrics.convnet.Size`.
+        size: Of images that do not fill the arrays; `sic_jax.sizes.Size`.
 
     Returns:
         Five arrays ``[B, h, w, C]``, for `lpips_from_features`.

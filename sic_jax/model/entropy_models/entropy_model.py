@@ -200,7 +200,7 @@ class EntropyModel(Family, ABC):
     """Latent positions that a position of z covers in each direction."""
     sized: ClassVar[bool] = False
     """Whether `EntropyNetworks.hyper_latents` takes one more argument, the sizes of latents that do
-    not fill their array (`sic_jax.sizes.Size`). Then the codec compiles it for a bucket of sizes."""
+    not fill their array (`sic_jax.sizes.Size`). Then a bucket of sizes shares a program of it."""
     auxiliary_params: ClassVar[tuple[str, ...]] = ()
     """Names of the parameters that learn from `EntropyNetworks.auxiliary_loss` alone."""
 

@@ -140,7 +140,9 @@ class GroupCodingPass:
         found = table_indices(mean, scale)
         refining = is_refinement(self.levels, g)
         index, whole = refinement_table_indices(mean, scale, self.scales)
-        index, whole = (jnp.where(refining, a, b) for a, b in zip((index, whole), found, strict=True))
+        index, whole = (
+            jnp.where(refining, a, b) for a, b in zip((index, whole), found, strict=True)
+        )
         return index, whole, context
 
     def run(self, hyper: Floats, level: int) -> Generator[Request, Ints, Ints]:
@@ -151,8 +153,11 @@ class GroupCodingPass:
         step, size = self._step(*whole), group_size(levels)
         starts = level_starts(levels)
         anchors_first = checkerboard(*shape)[..., 0]
-        features = jax.device_put(fill(np.asarray(hyper[0]), whole)[None], jax.devices("cpu")[0])
-        context = np.zeros((1, *whole, layers["context"].bias.shape[-1]), np.float32)
+        context: Floats = np.zeros((1, *whole, layers["context"].bias.shape[-1]), np.float32)
+        # Both on the device from the start: as NumPy's, the first context would be another program.
+        features, context = jax.device_put(
+            (fill(np.asarray(hyper[0]), whole)[None], context), jax.devices("cpu")[0]
+        )
         board = np.zeros((*whole, levels.num_channels), np.int32)
         y = board[: shape[0], : shape[1]]
         for g in range(level):
