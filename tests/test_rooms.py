@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[1] / "sic_jax"
-SMALL = {"compilation_cache", "errors", "fields", "files", "progress"}
+SMALL = {"compilation_cache", "errors", "fields", "files", "progress", "sizes"}
 """Modules of the root, which import nothing of ours; every room may import them."""
 ARROWS: dict[str, set[str]] = {
     "entropy": set(),

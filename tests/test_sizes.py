@@ -6,10 +6,11 @@ import pytest
 from conftest import quick_compilation
 
 from sic_jax import metrics
-from sic_jax.evaluation.measurer import Measurer, bucket_side
+from sic_jax.evaluation.measurer import Measurer
 from sic_jax.metrics.dists_metric import load_dists_weights
 from sic_jax.metrics.lpips_metric import load_alexnet_weights, lpips
 from sic_jax.metrics.table import METRICS
+from sic_jax.sizes import bucket_side
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -81,13 +82,13 @@ def test_sizes_of_one_bucket_share_programs(weights):
             x, x_hat = (image[None].astype(np.float32) / 255 for image in (x, x_hat))
             for name, value in jax.jit(vgg_ones)(x, x_hat, weights).items():
                 assert found[name][0] == pytest.approx(float(value[0]), rel=1e-5, abs=1e-7), name
-    assert measurer._extract._cache_size() == measurer._compare._cache_size() == 1
+    assert measurer._extract(64, 64)._cache_size() == measurer._compare(64, 64)._cache_size() == 1
     measurer.features(np.zeros((65, 64, 3), np.uint8))
-    assert measurer._extract._cache_size() == 2
+    assert measurer._extract.cache_info().currsize == 2
 
 
 def test_buckets():
-    found = [bucket_side(side) for side in range(1, 3000)]
+    found = [bucket_side(side, 16) for side in range(1, 3000)]
     for side, bucket in enumerate(found, 1):
         assert side <= bucket < max(1.25 * side, side + 16)
     assert found == sorted(found)
