@@ -15,17 +15,17 @@ sizes share one program."""
 _SMALL = (16, 32)
 
 
-def bucket_side(side: int, least: int) -> int:
-    """The side that sides up to it share: four to each doubling, at least `least` apart.
+def bucket_side(side: int) -> int:
+    """The side that sides up to it share: four to each doubling, at least 8 apart.
 
-    For 16: 16, 32, ..., 128, 160, 192, 224, 256, 320, ..., 512, 640, 768, 896, 1024, 1280, ...
+    8, 16, ..., 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, ..., 512, 640, ...
     """
-    step: int = max(least, 2 ** (side - 1).bit_length() // 8)
+    step: int = max(8, 2 ** (side - 1).bit_length() // 8)
     return -(-side // step) * step
 
 
 def bucket(height: int, width: int) -> tuple[int, int]:
-    """Shape of the arrays in which the codec computes a map of latent positions.
+    """Shape of the arrays that hold a map of latent positions, or a picture in units of 16 pixels.
 
     Small maps take a square of 16 or 32, for a program costs more to compile than to run on one;
     sides of larger ones are 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, ...
@@ -33,7 +33,7 @@ def bucket(height: int, width: int) -> tuple[int, int]:
     for side in _SMALL:
         if max(height, width) <= side:
             return side, side
-    return bucket_side(max(height, _SMALL[0]), 8), bucket_side(max(width, _SMALL[0]), 8)
+    return bucket_side(max(height, _SMALL[0])), bucket_side(max(width, _SMALL[0]))
 
 
 def fill(a: NDArray[Any], shape: tuple[int, int]) -> NDArray[Any]:

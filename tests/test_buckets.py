@@ -51,7 +51,7 @@ def test_buckets_hold_what_they_are_for(height: int, width: int) -> None:
     assert shape[0] % 8 == shape[1] % 8 == 0
     assert shape == bucket(width, height)[::-1]
     for side, n in zip(shape, (height, width), strict=True):
-        assert max(height, width) <= 32 or side < max(17, 1.25 * n + 1)
+        assert max(height, width) <= 32 or side < max(17, n + 8, 1.25 * n)
 
 
 @pytest.fixture(scope="module")

@@ -32,7 +32,6 @@ from sic_jax.evaluation.run import find_images, measure_images
 from sic_jax.metrics.table import METRICS
 from sic_jax.model.params import init_params
 from sic_jax.progress import Progress
-from sic_jax.sizes import bucket_side
 from sic_jax.training.presets import preset
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -626,5 +625,6 @@ def test_features_of_an_original_are_computed_once(two, tmp_path):
     measured = measure_images(two, codecs, measurer, tmp_path / "out", Progress())
     assert len(measured.records) == 6
     assert calls == 2 * [(HEIGHT, WIDTH, 3)]
-    compare = measurer._compare(*(bucket_side(side, 16) for side in (HEIGHT, WIDTH)))
-    assert compare._cache_size() == 1  # Both images and all settings: one program.
+    assert (
+        measurer._compare(256, 256)._cache_size() == 1
+    )  # Both images and all settings: one program.

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from sic_jax.compilation_cache import jit_per_shape
 from sic_jax.metrics.convnet import Weights
 from sic_jax.metrics.table import Metric
-from sic_jax.sizes import bucket_side
+from sic_jax.sizes import bucket
 
 Pixels = NDArray[np.uint8]
 
@@ -20,7 +20,7 @@ Pixels = NDArray[np.uint8]
 class Measurer:
     """Computes metrics of reconstructions.
 
-    Compiles once for each size of `bucket_side` and each set of metrics that small images leave, on
+    Compiles once for each `bucket` of sizes and each set of metrics that small images leave, on
     first use: images are padded up to it, and their size is an argument of the program, which
     gives the values of the images as they are. The programs of the last few sizes are kept.
     `sic_jax.compilation_cache.enable_compilation_cache` says where the next run finds programs.
@@ -138,7 +138,8 @@ def _to_batch(image: Pixels) -> NDArray[np.float32]:
     In NumPy, since XLA may scale the two pictures of a comparison with different roundings.
     """
     height, width = image.shape[:2]
-    batch = np.zeros((1, bucket_side(height, 16), bucket_side(width, 16), 3), np.float32)
+    rows, columns = bucket(-(-height // 16), -(-width // 16))
+    batch = np.zeros((1, 16 * rows, 16 * columns, 3), np.float32)
     rgb = image if image.ndim == 3 else image[..., None]
     batch[0, :height, :width] = rgb.astype(np.float32) / np.float32(255)
     return batch
