@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections import namedtuple
@@ -213,6 +214,9 @@ def test_the_report_says_what_was_measured(finished, results):
     assert results["coder"] in ("native", "tfc")
     assert set(results["versions"]) == {"jax", "pillow"}
     assert results["metrics"] == ["psnr", "ms_ssim", "lpips"]
+    assert shlex.split(results["command"]) == ["python", "eval.py", *finished.arguments]
+    if (ROOT / ".git").exists():
+        assert re.fullmatch(r"[0-9a-f]{7,40}(-dirty)?", results["revision"])
     assert 0 < results["seconds"] < 600
 
 

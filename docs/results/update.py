@@ -182,11 +182,12 @@ def draw(name: str, metric: str) -> str:
     from sic_jax.evaluation.plots import draw_plot  # Needs matplotlib.
 
     rows = read_results(csv_path(name)).rows
+    ours = [rows[0].codec]
     published = load_published()
     title = f"Means over {rows[0].num_images} images; dashed: published means over "
     title += f"{published.num_images} of {published.dataset}"
     plot = draw_plot(
-        _METRICS[metric], curves_of(rows), published.curves, log_rate=True, title=title
+        _METRICS[metric], curves_of(rows), published.curves, log_rate=True, title=title, ours=ours
     )
     if plot is None:
         raise ValueError(f"{csv_path(name).name}: no {metric} to plot")

@@ -15,8 +15,8 @@ records.jsonl, from which runs are resumed.
 
 results.json is an object:
 
-    bundle, model_id, coder   of `sic`; null where it was not measured; of several of its curves,
-                              objects by the curve's name
+    bundle, model_id, coder   of `sic`; null where it was not measured; of several of its curves the
+                              first two are objects, with a key for each curve
     command, revision         of eval.py, and of the checkout that it lies in (null: in none)
     device, versions          what the times were measured on and with
     metrics                   names of the metrics
