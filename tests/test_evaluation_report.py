@@ -295,6 +295,18 @@ def report(tmp_path_factory):
     return out, rows
 
 
+def test_curves_of_ours_are_thick_and_no_two_look_alike():
+    names = [f"c{k}" for k in range(9)]
+    curves = [Curve(name, (0.1, 0.2), {"psnr": (20.0 + k, 30.0)}) for k, name in enumerate(names)]
+    plot = draw_plot(PSNR, curves, [], log_rate=True, title="", ours=("c3", "c8"))
+    found = set(re.findall(r'<path d="M [^>]*style="(fill: none; [^"]*)"', plot.svg))
+    curves_only = {style for style in found if "stroke-width: 1.7" in style or "2.6" in style}
+    assert len(curves_only) == 9
+    thick = {style for style in curves_only if "stroke-width: 2.6" in style}
+    assert {re.search("#[0-9a-f]{6}", style)[0] for style in thick} == {"#d55e00", "#0072b2"}
+    assert sum("stroke-dasharray" in style for style in curves_only) == 2
+
+
 def test_results_hold_records_and_errors(report):
     out, rows = report
     results = json.loads((out / "results.json").read_text())

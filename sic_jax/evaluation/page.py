@@ -33,6 +33,8 @@ class Content(NamedTuple):
     published: Published | None
     failures: Sequence[Failure]
     schema: str
+    ours: Sequence[str] = (SIC,)
+    """Names of this package's curves; codecs are compared at the rates of the first."""
 
 
 def make_page(content: Content) -> str:
@@ -42,7 +44,7 @@ def make_page(content: Content) -> str:
     sections = [
         ("curves", "Rate and quality", _plots(content)),
         ("pictures", "Pictures", _pictures(content)),
-        ("equal", "At the rates of sic", _equal_rate(content)),
+        ("equal", f"At the rates of {escape(content.ours[0])}", _equal_rate(content)),
         ("bd", "Bjøntegaard deltas", _bd(content)),
         ("means", "Means over images", _means(content)),
         ("fid", "FID and KID", _fid(content)),
@@ -164,7 +166,8 @@ def _summary_table(rows: Sequence[Row], columns: Sequence[str], content: Content
     for row in rows:
         cells = formatted(columns, summary_cells(row, columns), content.metrics)
         group = row.codec if row.level is None else row.level
-        names = [name for name, on in (("first", group != last), ("ours", row.codec == SIC)) if on]
+        ours = row.codec in content.ours
+        names = [name for name, on in (("first", group != last), ("ours", ours)) if on]
         last = group
         text = "".join(f"<td>{escape(cell)}</td>" for cell in cells)
         lines.append(f'<tr class="{" ".join(names)}">{text}</tr>')
@@ -187,7 +190,7 @@ def _bd(content: Content) -> str:
         if not rows:
             continue
         tests = list(dict.fromkeys(row.test for row in rows))
-        tests.sort(key=lambda name: name != SIC)
+        tests.sort(key=lambda name: name not in content.ours)
         head = "<th>against</th>" + "".join(f"<th>{escape(name)}</th>" for name in tests)
         rates, deltas = [], []
         for reference in dict.fromkeys(row.reference for row in rows):

@@ -2,7 +2,7 @@
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 import matplotlib as mpl
@@ -39,6 +39,7 @@ def draw_plot(
     *,
     log_rate: bool,
     title: str,
+    ours: Collection[str] = (SIC,),
 ) -> Plot | None:
     """One metric by rate: measured codecs with solid lines, published ones dashed.
 
@@ -51,6 +52,7 @@ def draw_plot(
         published: Reference curves.
         log_rate: Logarithmic axis of bpp.
         title: Line above the plot.
+        ours: Names of the curves with thick lines.
 
     Returns:
         The plot; None if no codec of the run has the metric.
@@ -74,7 +76,7 @@ def draw_plot(
         figure = Figure(figsize=(8.4, 5), layout="constrained")
         axes = figure.add_subplot()
         _draw_published(axes, metric, published, low, high)
-        _draw_measured(axes, shown)
+        _draw_measured(axes, shown, ours)
         _dress(axes, metric, low, high, log_rate=log_rate, title=title)
         png = _save(figure, "png", dpi=150)
         svg = _save(figure, "svg", metadata={"Date": None}).decode()
@@ -82,15 +84,19 @@ def draw_plot(
     return Plot(metric, png, svg, _inline(clear, metric))
 
 
-def _draw_measured(axes: Axes, shown: Sequence[tuple[Curve, list[tuple[float, float]]]]) -> None:
-    others = [curve.name for curve, _ in shown if curve.name != SIC]
+def _draw_measured(
+    axes: Axes, shown: Sequence[tuple[Curve, list[tuple[float, float]]]], names: Collection[str]
+) -> None:
+    # Our first curve has the first colour, whether there are others or not.
+    order = sorted((curve.name for curve, _ in shown), key=lambda name: name not in names)
+    first = 0 if order[0] in names else 1
     for curve, points in shown:
-        ours = curve.name == SIC
-        colours = _COLOURS[1:]
-        colour = _COLOURS[0] if ours else colours[others.index(curve.name) % len(colours)]
+        ours = curve.name in names
+        place = first + order.index(curve.name)
         axes.plot(
             *zip(*points, strict=True),
-            color=colour,
+            color=_COLOURS[place % len(_COLOURS)],
+            linestyle="-" if place < len(_COLOURS) else "-.",  # A colour that comes again.
             marker="o",
             markersize=6 if ours else 4.5,
             linewidth=2.6 if ours else 1.7,

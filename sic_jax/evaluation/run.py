@@ -167,13 +167,13 @@ class _Work:
         image = read_image(path).pixels
         image_id = digest(repr(image.shape).encode() + image.tobytes())
         names = [metric.name for metric in self._measurer.metrics]
-        wanted: list[Key] = []
+        wanted: list[tuple[Key, str]] = []
         done: dict[Key, Record] = {}
         missing: dict[tuple[str, ...], list[_Step]] = {}
         for codec in self._codecs:
             for setting in codec.settings:
-                key = Key(image_id, codec.name, codec.options, setting)
-                wanted.append(key)
+                key = Key(image_id, codec.kind or codec.name, codec.options, setting)
+                wanted.append((key, codec.name))
                 record = self._intact(key)
                 known = {} if record is None else record.metrics
                 if record is not None and all(name in known for name in names):
@@ -183,7 +183,9 @@ class _Work:
                     missing.setdefault(lacking, []).append(_Step(key, codec, record))
         for lacking, steps in missing.items():
             self._make(path, number, image, lacking, steps, done)
-        records = [_only(done[key]._replace(image=str(path)), names) for key in wanted]
+        records = [
+            _only(done[key]._replace(image=str(path), codec=name), names) for key, name in wanted
+        ]
         return [self._without_foreign_times(record) for record in records]
 
     def _intact(self, key: Key) -> Record | None:
@@ -224,10 +226,10 @@ class _Work:
         for step, (key, codec, known) in enumerate(steps):
             setting = setting_text(key.setting)
             self._progress.show(
-                f"[{number}/{self._num_images}] {path.name}  {key.codec} {setting}"
+                f"[{number}/{self._num_images}] {path.name}  {codec.name} {setting}"
                 f"  {self._remaining(number, step, len(steps))}"
             )
-            file = f"{folder}/{setting}.{codec.name}"
+            file = f"{folder}/{codec.file_name(key.setting)}"
             try:
                 if known is None:
                     record, found = self._code(path, image, key, codec, file)
@@ -269,7 +271,7 @@ class _Work:
         record = Record(
             image=str(path),
             image_id=key.image_id,
-            codec=codec.name,
+            codec=key.codec,
             options=codec.options,
             setting=key.setting,
             file=file,
