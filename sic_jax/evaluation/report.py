@@ -28,7 +28,7 @@ results.json is an object:
 import json
 from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sic_jax.evaluation import records as records_module
 from sic_jax.evaluation.codecs import SIC, ImageCodec
@@ -50,6 +50,9 @@ from sic_jax.evaluation.summary import (
 )
 from sic_jax.files import write_atomic
 from sic_jax.metrics.table import METRICS, Metric
+
+if TYPE_CHECKING:
+    from sic_jax.evaluation.plots import Plot  # Needs matplotlib.
 
 
 class ReportOptions(NamedTuple):
@@ -128,7 +131,8 @@ def write_report(
         equal_rate=compared,
         bd=bd,
         fid=fid,
-        plots=list(plotted.values()),
+        plots=[(plot.metric, plot.inline_svg) for plot in plotted.values()],
+        legend={name: line for plot in plotted.values() for name, line in plot.legend.items()},
         pictures=pictures,
         published=published,
         failures=measured.failures,
@@ -155,22 +159,22 @@ def _plot_all(
     options: ReportOptions,
     title: str,
     out: Path,
-) -> dict[str, str]:
-    """Draws and writes the plots; returns them for the page, by the metric's name."""
+) -> dict[str, "Plot"]:
+    """Draws and writes the plots; returns them by the metric's name."""
     from sic_jax.evaluation.plots import draw_plot  # Needs matplotlib.
 
     title = f"Means over {title}"
     if published:
         title += f"; dashed: published means over {published.num_images} of {published.dataset}"
-    inline = {}
+    drawn = {}
     for metric in metrics:
         others = published.curves if published else []
         plot = draw_plot(metric, curves, others, log_rate=options.log_rate, title=title)
         if plot is not None:
             _write(out / "plots" / f"{metric.name}.svg", plot.svg)
             write_atomic(out / "plots" / f"{metric.name}.png", plot.png)
-            inline[metric.name] = plot.inline_svg
-    return inline
+            drawn[metric.name] = plot
+    return drawn
 
 
 def _remove_old(out: Path, codecs: Set[str], plotted: Set[str], *, fid: bool) -> None:
