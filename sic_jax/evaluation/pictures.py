@@ -5,7 +5,7 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, features
@@ -170,14 +170,18 @@ def choose_crop(image: Pixels) -> Crop:
     return Crop(*place, height, width)
 
 
-def to_data_uri(image: Pixels, crop: Crop) -> str:
-    """The crop as a WebP file (JPEG where Pillow has no WebP) in a data URI."""
+def to_data_uri(image: Pixels, crop: Crop, *, lossless: bool = False) -> str:
+    """The crop as a WebP file in a data URI; where Pillow has no WebP, as a JPEG or PNG file."""
     top, left, height, width = crop
     part = np.ascontiguousarray(image[top : top + height, left : left + width])
-    kind = "webp" if features.check("webp") else "jpeg"
-    options = {"method": 4} if kind == "webp" else {"subsampling": 0}
+    kind = "webp" if features.check("webp") else "png" if lossless else "jpeg"
+    options: dict[str, dict[str, Any]] = {
+        "webp": {"method": 4, "lossless": lossless, "quality": WEBP_QUALITY},
+        "jpeg": {"subsampling": 0, "quality": WEBP_QUALITY},
+        "png": {},
+    }
     buffer = io.BytesIO()
-    Image.fromarray(part).save(buffer, kind, quality=WEBP_QUALITY, **options)
+    Image.fromarray(part).save(buffer, kind, **options[kind])
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 

@@ -9,6 +9,7 @@
     compressai/        one file a codec, in the JSON format of CompressAI's results
     plots/             one PNG and one SVG a metric
     report.html        all of it, with pictures
+    survey.html        a blind test, where it was asked for (`sic_jax.evaluation.survey`)
 
 Those of earlier runs that a run does not write again are removed, except compressed files and
 records.jsonl, from which runs are resumed.
@@ -48,6 +49,7 @@ from sic_jax.evaluation.summary import (
     to_compressai,
     to_csv,
 )
+from sic_jax.evaluation.survey import SURVEY_FILE
 from sic_jax.files import write_atomic
 from sic_jax.metrics.table import METRICS, Metric
 
@@ -187,6 +189,7 @@ def _remove_old(out: Path, codecs: Set[str], plotted: Set[str], *, fid: bool) ->
             old += [out / "plots" / f"{metric.name}.{kind}" for kind in ("png", "svg")]
     if not fid:
         old.append(out / FID_FILE)
+    old.append(out / SURVEY_FILE)  # Written after the report.
     for file in old:
         if file.is_file():
             file.unlink()
