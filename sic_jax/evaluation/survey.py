@@ -8,7 +8,6 @@ JSON or CSV. Until then names are encoded, not encrypted: this hides them from h
 The page holds one object as JSON:
 
     id          digest of the others
-    width, height   of the pictures, pixels
     pictures    data URIs, stored without loss
     pairs       a list of {first, second, original}: numbers of pictures
     key         base64 of a JSON object: codecs, a list of names, and pairs, for every pair
