@@ -642,4 +642,6 @@ def test_features_of_an_original_are_computed_once(two, tmp_path):
     measured = measure_images(two, codecs, measurer, tmp_path / "out", Progress())
     assert len(measured.records) == 6
     assert calls == 2 * [(HEIGHT, WIDTH, 3)]
-    assert measurer._compare._cache_size() == 1  # Both images and all settings: one program.
+    assert (
+        measurer._compare(256, 256)._cache_size() == 1
+    )  # Both images and all settings: one program.

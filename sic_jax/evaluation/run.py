@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 
 from sic_jax import metrics
+from sic_jax.compilation_cache import KEPT
 from sic_jax.evaluation.codecs import ImageCodec, Pixels, setting_text
 from sic_jax.evaluation.measurer import Measurer
 from sic_jax.evaluation.records import Key, Record, append_records, digest, key_of, load_records
@@ -137,7 +139,7 @@ class _Step(NamedTuple):
 
 
 class _Work:
-    """What stays the same from image to image, and which image sizes are compiled."""
+    """What stays the same from image to image, and which image sizes are surely compiled."""
 
     def __init__(
         self,
@@ -155,7 +157,8 @@ class _Work:
         self._progress = progress
         self._num_images = num_images
         self._timed_with = {codec.name: timed_with(codec) for codec in codecs}
-        self._warm: set[tuple[str, tuple[int, ...]]] = set()
+        # A codec may keep the programs of no more sizes than that.
+        self._warm: deque[tuple[str, tuple[int, ...]]] = deque(maxlen=KEPT // 2)
         self._started = time.perf_counter()
         self.num_made = 0
 
@@ -252,8 +255,9 @@ class _Work:
         """One file, written, read back and decoded; metrics and estimates are not there yet."""
         height, width = image.shape[:2]
         if codec.compiles and (codec.name, image.shape) not in self._warm:
-            codec.decode(codec.encode(image, codec.settings[-1]), 0)
-            self._warm.add((codec.name, image.shape))
+            # At the highest setting nothing may be left to draw, and no program of it be compiled.
+            codec.decode(codec.encode(image, codec.settings[0]), 0)
+            self._warm.append((codec.name, image.shape))
         start = time.perf_counter()
         data = codec.encode(image, key.setting)
         encode_s = time.perf_counter() - start
