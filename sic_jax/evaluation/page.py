@@ -273,10 +273,7 @@ def _fid(content: Content) -> str:
         " of the same images."
     )
     head = "".join(f"<th>{title}</th>" for title in ("codec", "setting", "patches", "FID", "KID"))
-    lines = [
-        "".join(_codec_cell("td", row.codec, escape(cell)) for cell in fid_cells(row))
-        for row in content.fid
-    ]
+    lines = ["".join(f"<td>{escape(cell)}</td>" for cell in fid_cells(row)) for row in content.fid]
     return f'<p class="soft">{note}</p>{_grid(head, lines)}'
 
 
