@@ -130,8 +130,8 @@ def test_what_runs_left_becomes_data_table_and_plot(here, tmp_path, capsys):
         "<!-- end of table -->\nAfter\n"
     )
     plot = (here / "docs" / "plot.svg").read_text()
-    assert "<!-- sic -->" in plot
-    assert "<!-- avif -->" in plot
+    assert ">sic</text>" in plot
+    assert ">avif</text>" in plot
     assert plot.endswith(update.stamp("x"))
     assert update.main([]) == 0
     assert capsys.readouterr().out == ""  # All is up to date.

@@ -36,6 +36,7 @@ from sic_jax.evaluation.summary import (
     summary_columns,
     to_markdown,
 )
+from sic_jax.evaluation.survey import SURVEY_FILE, check_survey, write_survey
 from sic_jax.metrics.table import METRICS
 from sic_jax.progress import Progress
 
@@ -125,6 +126,18 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     page.add_argument(
         "--show", nargs="*", metavar="IMAGE", help="images on the page (default: three)"
     )
+    page.add_argument(
+        "--survey",
+        nargs="?",
+        type=int,
+        const=20,
+        metavar="PAIRS",
+        help="also survey.html, a blind test: pairs of files of equal size, choices, Elo scores; "
+        "default: 20 pairs",
+    )
+    page.add_argument(
+        "--survey-seed", type=int, default=0, metavar="N", help="which pairs (default 0)"
+    )
     return parser.parse_args(argv)
 
 
@@ -158,6 +171,8 @@ def _run(args: argparse.Namespace, progress: Progress, argv: Sequence[str]) -> i
     paths = [str(path) for path in found.images]
     show = None if args.show is None else choose_images(paths, args.show)
     curves, codecs = _make_codecs(args, progress)
+    if args.survey is not None:
+        check_survey(codecs, args.survey, args.survey_seed)
     metrics = [m for m in METRICS if m.name in args.metrics or "all" in args.metrics]
     on_cpu = jax.default_backend() == "cpu"
     batch_size = args.batch_size if args.batch_size is not None else (1 if on_cpu else 8)
@@ -206,9 +221,18 @@ def _run(args: argparse.Namespace, progress: Progress, argv: Sequence[str]) -> i
     sys.stdout.write(to_markdown(columns, cells))
     if found_fid:
         sys.stdout.write("\n" + to_markdown(FidRow._fields, list(map(fid_cells, found_fid))))
+    failed = bool(measured.failures or found.skipped)
+    if args.survey is not None:
+        progress.show("writing the blind test")
+        try:
+            pairs = write_survey(measured.records, codecs, args.survey, args.survey_seed, out)
+            progress.say(f"blind test of {pairs} pairs: {out / SURVEY_FILE}")
+        except ValueError as error:
+            progress.say(f"eval.py: error: {one_line(error)}")
+            failed = True
     if fid_error is not None:
         raise fid_error
-    return 1 if measured.failures or found.skipped else 0
+    return 1 if failed else 0
 
 
 def _of_each(values: Sequence[tuple[_Curve, str]]) -> str | dict[str, str] | None:

@@ -9,6 +9,7 @@
     compressai/        one file a codec, in the JSON format of CompressAI's results
     plots/             one PNG and one SVG a metric
     report.html        all of it, with pictures
+    survey.html        a blind test, where it was asked for (`sic_jax.evaluation.survey`)
 
 Those of earlier runs that a run does not write again are removed, except compressed files and
 records.jsonl, from which runs are resumed.
@@ -30,7 +31,7 @@ results.json is an object:
 import json
 from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sic_jax.evaluation import records as records_module
 from sic_jax.evaluation.codecs import SIC, ImageCodec, names_of_sic
@@ -50,8 +51,12 @@ from sic_jax.evaluation.summary import (
     to_compressai,
     to_csv,
 )
+from sic_jax.evaluation.survey import SURVEY_FILE
 from sic_jax.files import write_atomic
 from sic_jax.metrics.table import METRICS, Metric
+
+if TYPE_CHECKING:
+    from sic_jax.evaluation.plots import Plot  # Needs matplotlib.
 
 
 class ReportOptions(NamedTuple):
@@ -134,7 +139,8 @@ def write_report(
         equal_rate=compared,
         bd=bd,
         fid=fid,
-        plots=list(plotted.values()),
+        plots=[(plot.metric, plot.inline_svg) for plot in plotted.values()],
+        legend={name: line for plot in plotted.values() for name, line in plot.legend.items()},
         pictures=pictures,
         published=published,
         failures=measured.failures,
@@ -163,22 +169,22 @@ def _plot_all(
     options: ReportOptions,
     title: str,
     out: Path,
-) -> dict[str, str]:
-    """Draws and writes the plots; returns them for the page, by the metric's name."""
+) -> dict[str, "Plot"]:
+    """Draws and writes the plots; returns them by the metric's name."""
     from sic_jax.evaluation.plots import draw_plot  # Needs matplotlib.
 
     title = f"Means over {title}"
     if published:
         title += f"; dashed: published means over {published.num_images} of {published.dataset}"
-    inline = {}
+    drawn = {}
     for metric in metrics:
         others = published.curves if published else []
         plot = draw_plot(metric, curves, others, log_rate=options.log_rate, title=title, ours=ours)
         if plot is not None:
             _write(out / "plots" / f"{metric.name}.svg", plot.svg)
             write_atomic(out / "plots" / f"{metric.name}.png", plot.png)
-            inline[metric.name] = plot.inline_svg
-    return inline
+            drawn[metric.name] = plot
+    return drawn
 
 
 def _codecs_of(out: Path) -> set[str]:
@@ -200,6 +206,7 @@ def _remove_old(out: Path, codecs: Set[str], plotted: Set[str], *, fid: bool) ->
             old += [out / "plots" / f"{metric.name}.{kind}" for kind in ("png", "svg")]
     if not fid:
         old.append(out / FID_FILE)
+    old.append(out / SURVEY_FILE)  # Written after the report.
     for file in old:
         if file.is_file():
             file.unlink()
