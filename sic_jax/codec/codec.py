@@ -1,6 +1,7 @@
 """The codec: pictures to files and back."""
 
 import dataclasses
+import math
 import operator
 import warnings
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from sic_jax.codec.container import (
     pack,
     read_header,
     symbols_checksum,
+    truncate_to,
     unpack,
 )
 from sic_jax.codec.grain import add_grain, grain_units, measure_grain
@@ -244,7 +246,8 @@ class Codec:
 
         Raises:
             TypeError: If the image is not a uint8 array, or the options have no such field.
-            ValueError: If its shape or a field is out of range, or the bundle has no such level.
+            ValueError: If its shape or a field is out of range, the bundle has no such level, or
+                level 1 is larger than the options allow.
         """
         check_process()
         options = with_changes(options, changes)
@@ -262,11 +265,13 @@ class Codec:
             grain=measure_grain(pixels) if options.grain is None else grain_units(options.grain),
             float_entropy=not self.bundle.cfg.entropy.exact,
         )
+        limit = _limit(options, height * width)
         exact = exact_segment(image)
         if exact is not None:
             grain = 0 if options.grain is None else header.grain  # Its own is there already.
-            header = dataclasses.replace(header, exact=True, grain=grain)
-            return pack(header, [exact], metadata)
+            data = pack(dataclasses.replace(header, exact=True, grain=grain), [exact], metadata)
+            if len(data) <= limit:
+                return data
         y, z, _ = self.encode_latents(pixels, options, on_step=on_step)
         segments = [self._encode_z(z)]
         hyper = self._pass.hyper(z, (y.shape[0], y.shape[1]))
@@ -280,7 +285,8 @@ class Codec:
         _, symbols = code_levels(self._pass.run(hyper, level), encode)
         for k, encoder in encoders.items():
             segments.append(Segment(encoder.finish(), symbols_checksum(symbols[k])))
-        return pack(header, segments, metadata)
+        data = pack(header, segments, metadata)
+        return data if len(data) <= limit else truncate_to(data, int(limit))
 
     def encode_latents(
         self,
@@ -556,6 +562,12 @@ class Codec:
                 + ("" if self.bundle.cfg.entropy.exact else floats)
             )
         decoder.finish()
+
+
+def _limit(options: EncodeOptions, pixels: int) -> float:
+    """Bytes that the options allow for a picture."""
+    by_rate = math.inf if options.max_bpp is None else options.max_bpp * pixels // 8
+    return min(math.inf if options.max_bytes is None else options.max_bytes, by_rate)
 
 
 @cache
