@@ -103,6 +103,8 @@ def test_all_come_back_from_what_is_written(image_format: str) -> None:
         ("JPEG", {"exif": exif_with(X_RESOLUTION=96.0)}, None),
         ("JPEG", {"exif": exif_with(X_RESOLUTION=0.0, Y_RESOLUTION=0.0)}, None),
         ("WEBP", {"exif": exif_with(X_RESOLUTION=NO_NUMBER, Y_RESOLUTION=NO_NUMBER)}, None),
+        ("WEBP", {"exif": exif_with(X_RESOLUTION=300.0, Y_RESOLUTION=NO_NUMBER)}, None),
+        ("WEBP", {"exif": exif_with(X_RESOLUTION=NO_NUMBER, Y_RESOLUTION=300.0)}, None),
         ("PNG", {"dpi": (300, 72)}, (300, 72.01)),
         ("PNG", {}, None),
         ("WEBP", {"exif": exif_with(X_RESOLUTION=96.0, Y_RESOLUTION=48.0)}, (96, 48)),
@@ -150,6 +152,30 @@ def test_orientation_leaves_the_xmp_too() -> None:
     picture = read_image(saved("JPEG", xmp=xmp))
     assert picture.pixels.shape == (6, 4, 3)
     assert picture.metadata.xmp == b'<x:xmpmeta  a="b"/>'
+
+
+@pytest.mark.parametrize(
+    "xmp",
+    [
+        b'<a%s b="c"/>' % b' tiff:Orientation="6"',
+        b'<a%s b="c"/>' % b"\ntiff:Orientation = '6'",
+        b"<a>%s<b/></a>" % b"<tiff:Orientation>6</tiff:Orientation>",
+        b"<a>%s<b/></a>" % b'<tiff:Orientation rdf:datatype="x" >6</tiff:Orientation >',
+        b"<a>%s<b/></a>" % b"<tiff:Orientation/>",
+    ],
+)
+def test_xmp_never_keeps_an_orientation(xmp: bytes) -> None:
+    picture = read_image(saved("JPEG", xmp=xmp, exif=exif_with(ORIENTATION=1)))
+    assert picture.pixels.shape == PIXELS.shape
+    assert picture.metadata.xmp in (b'<a b="c"/>', b"<a><b/></a>")
+
+
+@pytest.mark.parametrize(
+    "part", [b" ", b" tiff:Orientation=", b"<tiff:Orientation ", b"<tiff:Orientation>6"]
+)
+def test_xmp_that_repeats_the_beginning_of_an_orientation_is_kept(part: bytes) -> None:
+    xmp = b"<a>" + part * (60_000 // len(part))
+    assert read_image(saved("JPEG", xmp=xmp)).metadata.xmp == xmp
 
 
 NO_FIT = "ICC profile, which does not fit the picture"
@@ -231,6 +257,38 @@ def test_what_a_format_has_no_place_for_is_named(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_image(tmp_path / "a.ppm").pixels, PIXELS)
 
 
-def test_resolutions_that_a_jpeg_cannot_say_are_the_nearest_that_it_can() -> None:
-    data = encode_image(PIXELS, Metadata(dpi=(0.01, 100_000)), image_format="JPEG")
+@pytest.mark.parametrize("dpi", [(0.5, 72), (72, 65535.5), (0.01, 100_000)])
+def test_resolutions_that_a_jpeg_cannot_say_are_left_out(dpi: tuple[float, float]) -> None:
+    with pytest.warns(UserWarning, match=r"^JPEG has no place for: resolution$"):
+        data = encode_image(PIXELS, Metadata(dpi=dpi), image_format="JPEG")
+    assert read_image(data).metadata.dpi is None
+
+
+def test_resolutions_that_a_jpeg_can_say_are_whole() -> None:
+    data = encode_image(PIXELS, Metadata(dpi=(0.51, 65535.4)), image_format="JPEG")
     assert read_image(data).metadata.dpi == (1, 65535)
+
+
+def test_blocks_of_any_size_leave_the_picture_writable() -> None:
+    """A JPEG segment has at most 65533 bytes, with the name of the block before them."""
+    exif = b"II*\0\x08\0\0\0\0\0\0\0\0\0"
+    fit = Metadata(exif=exif.ljust(65527, b"\0"), xmp=XMP.ljust(65504))
+    data = encode_image(PIXELS, fit, image_format="JPEG")
+    assert fit.exif is not None
+    assert b"\xff\xe1\xff\xffExif\0\0" + fit.exif in data
+    assert read_image(data).metadata.xmp == fit.xmp
+    large = Metadata(exif=exif.ljust(65528, b"\0"), xmp=XMP.ljust(65505), dpi=(300, 72))
+    with pytest.warns(UserWarning, match=r"^JPEG has no place for: EXIF, XMP$"):
+        data = encode_image(PIXELS, large, image_format="JPEG")
+    assert read_image(data).metadata == Metadata(dpi=(300, 72))
+    profile = (bytes(16) + b"RGB ").ljust(255 * 65519 + 1, b"\0")
+    with pytest.warns(UserWarning, match=r"^JPEG has no place for: ICC profile$"):
+        encode_image(PIXELS, Metadata(icc_profile=profile), image_format="JPEG")
+    assert read_image(encode_image(PIXELS, large)).metadata.xmp == large.xmp
+
+
+def test_exif_that_is_no_tiff_structure_is_left_out_of_tiff_files() -> None:
+    metadata = Metadata(exif=b"garbage!", xmp=XMP)
+    with pytest.warns(UserWarning, match=r"^TIFF has no place for: EXIF$"):
+        data = encode_image(PIXELS, metadata, image_format="TIFF")
+    assert read_image(data).metadata == Metadata(xmp=XMP)

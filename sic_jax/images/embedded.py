@@ -5,6 +5,7 @@ Pillow is imported when a function runs.
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -30,8 +31,15 @@ _PNG_IPTC = "Raw profile type iptc"
 _MAX_KEYS = 5
 _EXTENDED_XMP = b"http://ns.adobe.com/xmp/extension/\x00"
 _NAMES = {"icc_profile": "ICC profile", "exif": "EXIF", "xmp": "XMP", "dpi": "resolution"}
-_HELD: dict[str, tuple[str, ...]] = {"BMP": ("dpi",), "PPM": ()}
-"""What formats hold that cannot hold everything."""
+_BLOCKS_OF_FORMAT: dict[str, tuple[str, ...]] = {"BMP": ("dpi",), "PPM": ()}
+"""The metadata that a format holds, where it cannot hold all."""
+_MAX_JPEG_BYTES = {"exif": 65533 - 6, "xmp": 65533 - 29, "icc_profile": 255 * (65533 - 14)}
+"""What segments of a JPEG file hold beside the name of the block; a profile may take 255 of them."""
+_XMP_ORIENTATION = re.compile(
+    rb"""\stiff:Orientation\s{0,9}=\s{0,9}(?:"[^"<]{0,99}"|'[^'<]{0,99}')"""
+    rb"|<tiff:Orientation(?:\s[^<>]{0,999})?(?:/>|>[^<]{0,99}</tiff:Orientation\s{0,9}>)"
+)
+"""An attribute or an element. The repetitions are bounded, so that no text takes long to search."""
 
 
 def turn_upright(image: Image.Image) -> None:
@@ -81,7 +89,7 @@ def save_options(metadata: Metadata, image_format: str) -> dict[str, Any]:
 
     values = {name: getattr(metadata, name) for name in _NAMES}
     there = [name for name, value in values.items() if value is not None]
-    held = [name for name in there if name in _HELD.get(image_format, _NAMES)]
+    held = [name for name in there if _holds(image_format, name, values[name])]
     if lost := [_NAMES[name] for name in there if name not in held]:
         warnings.warn(f"{image_format} has no place for: {', '.join(lost)}", stacklevel=3)
     options: dict[str, Any] = {name: values[name] for name in held}
@@ -99,13 +107,37 @@ def save_options(metadata: Metadata, image_format: str) -> dict[str, Any]:
     elif xmp is not None:
         options["xmp"] = xmp
     if image_format == "JPEG" and "dpi" in options:
-        # Whole numbers of 16 bits.
-        options["dpi"] = tuple(min(max(round(v), 1), 65535) for v in options["dpi"])
+        options["dpi"] = tuple(map(round, options["dpi"]))
     return options
 
 
+def _holds(image_format: str, name: str, value: Any) -> bool:
+    """Whether a format has a place for this value of a field of `Metadata`."""
+    if name not in _BLOCKS_OF_FORMAT.get(image_format, _NAMES):
+        return False
+    if image_format == "JPEG" and name == "dpi":
+        return all(1 <= round(v) <= 65535 for v in value)  # Whole numbers of 16 bits.
+    if image_format == "JPEG":
+        return len(value) <= _MAX_JPEG_BYTES[name]
+    if image_format == "TIFF" and name == "exif":
+        return _is_exif(value)  # Its tags become the file's.
+    return True
+
+
+def _is_exif(block: bytes) -> bool:
+    from PIL import Image
+
+    exif = Image.Exif()
+    try:
+        exif.load(block)
+        exif.tobytes()
+    except Exception:  # Of many kinds.
+        return False
+    return True
+
+
 def _exif(image: Image.Image) -> bytes | None:
-    """EXIF without orientation (already applied) and thumbnail."""
+    """EXIF without thumbnail and without orientation, which is applied already."""
     from PIL import Image
 
     exif = image.getexif()
@@ -118,12 +150,13 @@ def _exif(image: Image.Image) -> bytes | None:
 
 
 def _xmp(image: Image.Image) -> bytes | None:
+    """XMP without orientation, for readers would turn the picture a second time."""
     xmp = image.info.get("xmp")
     if isinstance(xmp, str):
         xmp = xmp.encode()
     if xmp is not None and not isinstance(xmp, bytes):
         raise TypeError(f"of type {type(xmp).__name__}")
-    return xmp or None
+    return _XMP_ORIENTATION.sub(b"", xmp or b"") or None
 
 
 def _dpi(image: Image.Image) -> tuple[float, float] | None:
@@ -140,7 +173,8 @@ def _dpi(image: Image.Image) -> tuple[float, float] | None:
         x, y = (round(float(v), 2) for v in stated)
     except (KeyError, TypeError, ValueError, ArithmeticError):
         return None
-    return (x, y) if min(x, y) * DPI_UNITS >= 1 and max(x, y) <= MAX_DPI else None
+    # Not by min and max: they pass over numbers that are none, as of 300 / 0.
+    return (x, y) if all(1 <= v * DPI_UNITS and v <= MAX_DPI for v in (x, y)) else None
 
 
 def _not_kept(image: Image.Image) -> Iterator[str]:
@@ -170,6 +204,7 @@ def _not_kept(image: Image.Image) -> Iterator[str]:
         yield "comment"
     frames = getattr(image, "n_frames", 1)
     if image.format == "PSD":
-        yield from ["layers"] * bool(frames)
+        if frames:
+            yield "layers"
     elif frames > 1:
         yield f"{frames - 1} further picture{'s' * (frames > 2)}"
