@@ -11,7 +11,7 @@ def check_devices() -> None:
     """Starts JAX's backends, so that a platform which is not there is an error with a name.
 
     Raises:
-        ValueError: If JAX has no device of the platform that it was told to use.
+        ValueError: If JAX has no device, or none of the platform that it was told to use.
         RuntimeError: As `check_process`.
     """
     check_process()
@@ -19,14 +19,20 @@ def check_devices() -> None:
         jax.devices()
     except (RuntimeError, AssertionError) as error:
         config: Any = jax.config
-        raise ValueError(
-            f"JAX has no device of the platform {config.jax_platforms!r} here; with JAX_PLATFORMS "
-            "unset it takes what there is"
-        ) from error
+        text = "JAX has no device here"
+        if config.jax_platforms:
+            text = (
+                f"JAX has no device of the platform {config.jax_platforms!r} here; with "
+                "JAX_PLATFORMS unset it takes what there is"
+            )
+        reason = str(error).partition("\n")[0]  # Some of JAX's errors have no text.
+        raise ValueError(f"{text} ({reason})" if reason else text) from error
 
 
 def check_process() -> None:
     """Refuses to go on in a child that was forked after JAX had started: it would wait for ever.
+
+    Only what this package started counts. After other uses of JAX in the parent it cannot know.
 
     Raises:
         RuntimeError: If this is such a process.

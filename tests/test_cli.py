@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 import warnings
 import zlib
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from PIL import Image, PngImagePlugin
 
 import sic_jax
 from sic_jax.cli import main as cli
+from sic_jax.cli.stderr import lines_of_libraries
 from sic_jax.codec import container
 from sic_jax.codec.options import DecodeOptions, EncodeOptions, with_changes
 from sic_jax.images import io as image_io
@@ -215,6 +217,25 @@ def test_samples(folder: Path) -> None:
     np.testing.assert_array_equal(get("out_0.ppm"), pixels() + np.uint8(132))
     assert run("decompress", "a.sic", "--samples", "0") == 2
     assert run("decompress", "a.sic", "-", "--samples", "2") == 2
+
+
+def test_samples_have_one_warning(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    put_sic("a.sic", metadata=Metadata(dpi=(300, 300)))
+    put_sic("b.sic", metadata=Metadata(dpi=(300, 300)))
+    Path("out").mkdir()
+    assert run("decompress", "a.sic", "a.ppm", "--samples", "3") == 0
+    assert run("decompress", "b.sic", "b.ppm", "--samples", "3") == 0
+    assert capsys.readouterr().err.splitlines() == [
+        f"sic: warning: {name}.sic: PPM has no place for: resolution" for name in "ab"
+    ]
+
+
+def test_a_file_whose_name_begins_the_error_is_named(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("n").write_bytes(b"")
+    assert run("info", "n") == 1
+    assert capsys.readouterr().err == "sic: error: n: not a sic file: it is empty\n"
 
 
 def test_metadata_travels(folder: Path) -> None:
@@ -613,6 +634,7 @@ def test_info(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "dpi": [300, 72.01],
         "metadata_bytes": (4 + 16) + (4 + 20) + (4 + 5),
         "metadata_damaged": False,
+        "exact_bytes": 0,
         "z_bytes": len(zlib.compress(pixels().tobytes())),
     }
     sizes = [len(container.truncate(data, level)) for level in (1, 2)]
@@ -641,8 +663,11 @@ def test_info_on_an_exact_picture(folder: Path, capsys: pytest.CaptureFixture[st
     assert run("info", "a.sic", "--json") == 0
     facts = json.loads(capsys.readouterr().out)
     assert (facts["exact"], facts["level"], facts["levels"], facts["z_bytes"]) == (True, 5, [], 0)
+    assert facts["exact_bytes"] == 7
     assert run("info", "a.sic") == 0
-    assert capsys.readouterr().out.splitlines()[-1] == "pixels    exact, 7 bytes"
+    lines = capsys.readouterr().out.splitlines()
+    assert "pixels    exact, 7 bytes" in lines
+    assert not any("level" in line for line in lines)
 
 
 def test_info_on_a_bundle(
@@ -833,6 +858,51 @@ def test_lines_of_libraries_are_warnings_with_the_file(folder: Path) -> None:
         "sic: error: b.tif: no codec",
         "sic: 2 failed",
     ]
+
+
+@pytest.mark.parametrize("missing", ["folder", "stderr", "open stderr"])
+def test_without_a_place_for_lines_of_libraries_pictures_are_compressed(
+    loads: None, folder: Path, monkeypatch: pytest.MonkeyPatch, missing: str
+) -> None:
+    put("a.png")
+    if missing == "folder":
+        monkeypatch.setattr(tempfile, "tempdir", str(folder / "absent"))
+    elif missing == "stderr":
+        monkeypatch.setattr(sys, "stderr", None)
+    else:
+        closed = io.StringIO()
+        closed.close()
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "stderr", closed)
+            with lines_of_libraries(pytest.fail):
+                pass
+    assert run("compress", "a.png") == 0
+    assert files(folder) == ["a.png", "a.sic"]
+
+
+def test_a_process_without_stderr(tmp_path: Path) -> None:
+    """Its first open file has the number of stderr, and must not get what libraries write."""
+    code = (
+        "import sys\n"
+        "assert sys.stderr is None\n"
+        "from sic_jax.cli.stderr import lines_of_libraries\n"
+        "import os\n"
+        "with open(sys.argv[1], 'wb') as file:\n"
+        "    assert file.fileno() == 2\n"
+        "    with lines_of_libraries(print):\n"
+        "        file.write(b'kept')\n"
+        "        file.flush()\n"
+        "from sic_jax.cli import main as cli\n"
+        "assert cli.main(['info', 'absent.sic']) == 1\n"
+        "print('done')"
+    )
+    argv = [sys.executable, "-c", code, str(tmp_path / "a")]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        ["sh", "-c", 'exec "$@" 2>&-', "sh", *argv], stdout=-1, text=True, env=environment
+    )
+    assert (done.returncode, done.stdout) == (0, "done\n")
+    assert (tmp_path / "a").read_bytes() == b"kept"
 
 
 def test_progress_only_on_a_terminal(

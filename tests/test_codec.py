@@ -1,5 +1,6 @@
 """The codec end to end: pictures to bytes and back, damage, prefixes, seeds."""
 
+import copy
 import dataclasses
 import multiprocessing
 import os
@@ -32,6 +33,7 @@ from sic_jax.codec.container import (
 )
 from sic_jax.codec.grain import add_grain, measure_grain
 from sic_jax.codec.options import DecodeOptions, EncodeOptions
+from sic_jax.devices import check_devices
 from sic_jax.entropy import range_coder
 from sic_jax.entropy.cdf_tables import CdfTables
 from sic_jax.entropy.distributions import NO_REACH, logistic_bits, normal_bits
@@ -584,7 +586,7 @@ def test_another_process_decodes_the_same_picture(
 
 
 WORKER = """
-import multiprocessing, os, pickle, sys
+import multiprocessing, operator, os, pickle, sys
 import numpy as np
 from sic_jax import Codec
 
@@ -608,6 +610,9 @@ if __name__ == "__main__":
                 (codec.encode_latents, pictures[0]),
                 (codec.estimate_bits, pictures[0]),
                 (Codec.load, sys.argv[2]),
+                (operator.attrgetter("bundle"), codec),
+                (operator.attrgetter("coder"), codec),
+                (pickle.dumps, codec),
             ):
                 try:
                     pool.apply(function, (argument,))
@@ -630,7 +635,7 @@ def test_worker_processes(folder: Path, tmp_path: Path, method: str) -> None:
     if method == "spawn":
         assert done.stdout == "same\n"
     else:
-        assert done.stdout == 5 * (
+        assert done.stdout == 8 * (
             "this process was forked after JAX had started, and JAX's threads are not in it; start "
             'workers with multiprocessing.get_context("spawn")\n'
         )
@@ -646,6 +651,11 @@ def test_pickles_name_the_bundle(
     assert (again.bundle.digest, again.coder) == (codec.bundle.digest, codec.coder)
     with pytest.raises(TypeError, match="made of a bundle in memory cannot be pickled; write the"):
         pickle.dumps(Codec(codec.bundle))
+    in_memory = Codec(codec.bundle)
+    assert copy.copy(in_memory) is copy.deepcopy(in_memory) is in_memory
+    assert copy.copy(codec) is copy.deepcopy(codec) is codec
+    with pytest.raises(AttributeError, match="'Codec' object has no attribute 'bundel'"):
+        codec.bundel  # type: ignore[attr-defined]
     # A folder that is named from here is found from elsewhere, and must hold the same bundle.
     shutil.copytree(folder, tmp_path / "copy")
     monkeypatch.chdir(tmp_path)
@@ -679,11 +689,33 @@ def test_a_platform_that_is_not_there_is_one_line(folder: Path, tmp_path: Path) 
             check=False,
         )
         error = [line for line in done.stderr.splitlines() if line.startswith("sic: ")]
-        assert (done.returncode, error) == (1, [
+        assert (done.returncode, len(error)) == (1, 1)
+        assert error[0].startswith(
             f"sic: error: JAX has no device of the platform {platform!r} here; with JAX_PLATFORMS "
             "unset it takes what there is"
-        ])  # fmt: skip
+        )
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.png"]
+
+
+def test_a_machine_without_devices_is_not_called_a_wrong_platform(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def no_devices() -> None:
+        raise RuntimeError("the driver is too old\nmore")
+
+    platforms = jax.config.jax_platforms
+    monkeypatch.setattr(jax, "devices", no_devices)
+    try:
+        jax.config.update("jax_platforms", None)
+        with pytest.raises(ValueError, match=r"^JAX has no device here \(the driver is too old\)$"):
+            check_devices()
+        jax.config.update("jax_platforms", "cuda")
+        with pytest.raises(
+            ValueError, match="'cuda' here; .* there is \\(the driver is too old\\)$"
+        ):
+            check_devices()
+    finally:
+        jax.config.update("jax_platforms", platforms)
 
 
 def test_programs_are_kept_only_where_they_are_the_same_when_loaded(tmp_path):

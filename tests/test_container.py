@@ -14,11 +14,13 @@ from sic_jax.codec.container import (
     Container,
     Header,
     Segment,
+    level_sizes,
     pack,
     read_header,
     read_metadata,
     symbols_checksum,
     truncate,
+    truncate_to,
     unpack,
 )
 from sic_jax.codec.wire import Reader, crc16, varint
@@ -261,6 +263,23 @@ def test_truncate_of_a_cut_file() -> None:
 def test_truncate_level_out_of_range(level: int) -> None:
     with pytest.raises(ValueError, match=f"level must be in 1 to 3, got {level}"):
         truncate(golden("three_levels"), level)
+
+
+@pytest.mark.parametrize("name", ["three_levels", "exact"])
+def test_level_sizes_are_those_of_truncate(name: str) -> None:
+    data = golden(name)
+    levels = range(1, unpack(data).level + 1)
+    assert len(levels) == 3
+    sizes = level_sizes(data)
+    assert sizes == [len(truncate(data, level)) for level in levels]
+    for level in levels:
+        if name != "exact":
+            assert truncate_to(data, sizes[level - 1]) == truncate(data, level)
+    assert truncate_to(data, 10**30) == truncate(data, 3)
+    with pytest.raises(ValueError, match=f"the smallest file has {sizes[0]} bytes; -1 are allowed"):
+        truncate_to(data, -1)
+    with pytest.raises(TypeError, match="max_bytes must be an int, got float"):
+        truncate_to(data, 1e6)  # type: ignore[arg-type]
 
 
 def test_truncate_to_a_level_that_is_cut_off() -> None:

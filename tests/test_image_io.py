@@ -419,7 +419,7 @@ def test_what_pillow_lacks_is_not_called_damaged(
         read_image(bytes(data))
 
 
-def test_size_limit_is_200_megapixels(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_size_limit_is_200_megapixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = png_bytes(np.zeros((1, 1)), 0)
 
     def sized(width: int, height: int) -> bytes:
@@ -430,6 +430,9 @@ def test_size_limit_is_200_megapixels(monkeypatch: pytest.MonkeyPatch) -> None:
     for width in (20001, 10**9):
         with pytest.raises(ValueError, match="more than the 200 megapixels"):
             read_image(sized(width, 10000))
+        # Looking for pictures in a folder is no place to refuse it.
+        (tmp_path / "a.png").write_bytes(sized(width, 10000))
+        assert image_io.why_unreadable(tmp_path / "a.png") == ""
     monkeypatch.setattr(image_io, "MAX_PIXELS", 99)
     with pytest.raises(ValueError, match="megapixels"):
         read_image(sized(10, 10))
@@ -453,8 +456,8 @@ def test_wrong_pixels(tmp_path: Path) -> None:
 
 
 def test_what_a_format_cannot_hold_is_one_error(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="cannot write this picture as JPEG: EXIF"):
-        write_image(tmp_path / "a.jpg", random_pixels(2, 2), Metadata(exif=b"II" + bytes(70000)))
+    with pytest.raises(ValueError, match="cannot write this picture as JPEG: "):
+        write_image(tmp_path / "a.jpg", random_pixels(1, 65536))
     assert list(tmp_path.iterdir()) == []
 
 

@@ -2,7 +2,6 @@
 
 from sic_jax.cli.stderr import shown
 from sic_jax.codec import container
-from sic_jax.codec.wire import varint
 from sic_jax.metrics.rate import bpp
 
 
@@ -17,9 +16,7 @@ def describe_file(path: str, data: bytes) -> tuple[dict[str, object], str]:
     side = (header.height, header.width)
     payloads = [len(segment.payload) for segment in file.segments]
     # An exact picture has one segment and no levels of its own.
-    sizes = [] if header.exact else [len(container.truncate(data, 1))]
-    for payload in payloads[2:]:
-        sizes.append(sizes[-1] + len(varint(payload)) + 4 + payload)
+    sizes = [] if header.exact else container.level_sizes(data)
     blocks = {"ICC profile": metadata.icc_profile, "EXIF": metadata.exif, "XMP": metadata.xmp}
     told = [f"{name} {len(block)} bytes" for name, block in blocks.items() if block is not None]
     if metadata.dpi is not None:
@@ -48,6 +45,7 @@ def describe_file(path: str, data: bytes) -> tuple[dict[str, object], str]:
         "dpi": metadata.dpi,
         "metadata_bytes": stored,
         "metadata_damaged": file.metadata_damaged,
+        "exact_bytes": payloads[0] if header.exact else 0,
         "z_bytes": 0 if header.exact else payloads[0],
         "levels": [
             {
@@ -63,14 +61,16 @@ def describe_file(path: str, data: bytes) -> tuple[dict[str, object], str]:
         f"{shown(path)}: {len(data)} bytes, {bpp(len(data), *side):.4f} bpp",
         f"picture   {header.width} x {header.height} {header.mode}",
         f"model     {header.model_id.hex()}, format version {header.version}",
-        f"levels    {file.level}" + (f", cut off of {header.num_levels}" if file.truncated else ""),
+        f"pixels    exact, {payloads[0]} bytes"
+        if header.exact
+        else f"levels    {file.level}"
+        + (f", cut off of {header.num_levels}" if file.truncated else ""),
         f"seed      {header.seed}",
         f"grain     {header.grain / container.GRAIN_UNITS:g} of 255",
         f"metadata  {', '.join(told) or 'none'}"
         + (f"; {stored} bytes of the file" if stored else ""),
     ]
     if header.exact:
-        lines.append(f"pixels    exact, {payloads[0]} bytes")
         return facts, "\n".join(lines) + "\n"
     lines += [
         "",

@@ -7,6 +7,7 @@ Nothing beyond the standard library is imported until a picture or a model is ne
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import os
 import sys
@@ -55,6 +56,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         Exit code: 0, 1 when a file failed, 2 for a wrong command line, 130 when interrupted.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if sys.stderr is None:  # Whoever started the process closed it.
+        with open(os.devnull, "w", encoding="utf-8") as file, contextlib.redirect_stderr(file):
+            return main(arguments)
     with warnings.catch_warnings():
         if not sys.warnoptions:
             warnings.simplefilter("always", UserWarning)
@@ -266,9 +270,11 @@ def _decompress(args: argparse.Namespace) -> int:
         else:
             images = list(codec.decompress_samples(data, options, num_samples=args.samples))
         metadata = container.read_metadata(data)
-        for target, pixels in zip(job.targets, images, strict=True):
-            encoded = image_io.encode_image(pixels, metadata, image_format=formats[target])
-            _write(job, target, encoded)
+        with warnings.catch_warnings():
+            for target, pixels in zip(job.targets, images, strict=True):
+                encoded = image_io.encode_image(pixels, metadata, image_format=formats[target])
+                _write(job, target, encoded)
+                warnings.simplefilter("ignore", UserWarning)  # Samples would all have the same.
         return f"{images[0].shape[1]} x {images[0].shape[0]} pixels"
 
     return _run_jobs(planned, work, load_given, args)
@@ -473,7 +479,7 @@ def _named(text: str, source: str | None) -> str:
         return text
     name = shown(source)
     text = text.replace(source, name)
-    return text if text.startswith(name) else f"{name}: {text}"
+    return text if text.startswith((f"{name}:", f"{name} ")) else f"{name}: {text}"
 
 
 def _show_optimisation(line: str, done: int, total: int) -> None:

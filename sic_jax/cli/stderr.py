@@ -26,18 +26,21 @@ def lines_of_libraries(show: Callable[[str], None]) -> Iterator[None]:
     """Gives `show` what C libraries write to the process's stderr, as libtiff does of bad files.
 
     Each different line once, when the block ends. What Python writes there goes its usual way.
+    Without a stderr, or a folder for a temporary file, the lines go where they go.
     """
     import tempfile
 
     with contextlib.ExitStack() as stack:
         try:
+            if sys.stderr is None:
+                raise OSError("descriptor 2 may be any file now")
             sys.stderr.flush()
             usual = os.dup(2)
-        except OSError:  # The process has no stderr.
+            stack.callback(os.close, usual)
+            file = stack.enter_context(tempfile.TemporaryFile())
+        except (OSError, ValueError):
             yield
             return
-        stack.callback(os.close, usual)
-        file = stack.enter_context(tempfile.TemporaryFile())
         if _writes_to_stderr():
             stream = os.fdopen(usual, "w", encoding="utf-8", closefd=False)
             stack.enter_context(contextlib.redirect_stderr(stack.enter_context(stream)))

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable
 from functools import cache, cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -88,7 +88,7 @@ class EstimatedBits(NamedTuple):
     """Of each level, [L]."""
 
     def bpp_est(self, level: int, height: int, width: int) -> float:
-        """Estimated bits per pixel of a file of `level`."""
+        """Estimated bits per pixel of a file of `level`, if it holds latents."""
         return (self.z + float(self.y[:level].sum())) / (height * width)
 
 
@@ -100,8 +100,9 @@ class Codec:
     last few are kept.
 
     A codec of `load` or `for_file` can be pickled, for worker processes: a pickle names the
-    bundle's folder, and all pickles of one codec become the same object of a process. Workers must
-    be spawned: in a process that is forked after JAX has started, methods raise RuntimeError.
+    bundle's folder, and all pickles of one codec become the same object of a process. A copy is
+    the codec itself. Workers must be spawned: in a process that is forked after a codec was made,
+    methods raise RuntimeError.
     """
 
     _source: tuple[Path, tuple[type[Family], ...]] | None = None
@@ -116,8 +117,9 @@ class Codec:
                 one that starts faster.
             window: Pixels of a side that the transforms see at once; larger pictures are processed
                 in overlapping windows, which bounds the memory and changes nothing but float
-                rounding. The transforms `swin` see pictures whole, whatever the window: their
-                memory grows with the picture.
+                rounding. Arrays have the next side of `sizes.bucket`, up to a quarter more: 1280
+                for 1040, 2048 for 2048. The transforms `swin` see pictures whole, whatever the
+                window: their memory grows with the picture.
 
         Raises:
             ValueError: If the backend is not known or not installed, or the window too small, or
@@ -197,14 +199,32 @@ class Codec:
         """What a pickle holds.
 
         Raises:
+            RuntimeError: As `check_process`.
             TypeError: If the codec was made of a bundle in memory, which no other process has.
         """
+        check_process()
         if self._source is None:
             raise TypeError(
                 "a codec that was made of a bundle in memory cannot be pickled; write the bundle "
                 "to a folder (export_bundle) and make the codec with Codec.load"
             )
         return _reopened, (type(self), *self._source, self.bundle.digest, self.coder)
+
+    def __copy__(self) -> "Codec":
+        """The codec itself: nothing that a caller sees of it changes."""
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Codec":
+        """The codec itself."""
+        return self
+
+    if not TYPE_CHECKING:  # Type checkers would believe that a codec has every attribute.
+
+        def __getattr__(self, name: str) -> NoReturn:
+            """Says why the codec of a pickle has no attributes in a forked process."""
+            if not name.startswith("__"):
+                check_process()
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     @classmethod
     def for_file(cls, data: bytes, *, coder: str | None = None, kinds: Kinds = FAMILIES) -> "Codec":
@@ -297,6 +317,8 @@ class Codec:
         **changes: Any,
     ) -> Latents:
         """The integers that files of an image hold, all levels.
+
+        Files of small graphics (`compress`) hold the picture instead; this gives its latents still.
 
         Arguments and errors are those of `compress`; `seed` and `grain` change nothing.
         """
@@ -503,6 +525,8 @@ class Codec:
     def estimate_bits(self, image: PictureLike) -> EstimatedBits:
         """Bits of an image by the model's probabilities: what a perfect coder would need.
 
+        Of its latents, also where `compress` stores the picture exactly.
+
         Raises:
             TypeError, ValueError: As `compress`.
         """
@@ -580,7 +604,8 @@ def _reopened(
 ) -> Codec:
     """The codec of a pickle: one a process, so that what it has compiled serves every task."""
     if is_forked():
-        # Its methods raise. An exception here would end the worker of a pool, which waits for it.
+        # Its methods and attributes raise. An exception here would end the worker of a pool, and
+        # the pool would then wait for ever.
         return cls.__new__(cls)
     codec = cls.load(folder, coder=coder, kinds=kinds_of(*classes))
     if codec.bundle.digest != digest:

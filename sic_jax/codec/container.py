@@ -4,7 +4,9 @@ FORMAT.md beside this module specifies every byte. Only the standard library is 
 files can be inspected and truncated without a model.
 """
 
+import bisect
 import dataclasses
+import itertools
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -105,8 +107,10 @@ class Segment:
     """The coded symbols of z (segment 0) or of one level, or an exact picture; checked when made.
 
     Attributes:
-        payload: The range coder's bytes, fewer than 2^32; may be empty.
-        symbols_crc: `symbols_checksum` of the symbols that the payload decodes to, 0 to 65535.
+        payload: The range coder's bytes, or the zlib stream of an exact picture; fewer than 2^32,
+            may be empty.
+        symbols_crc: `symbols_checksum` of the symbols or samples that the payload decodes to, 0 to
+            65535.
             The container carries it; only a decoder can check it.
     """
 
@@ -274,16 +278,32 @@ def truncate_to(data: BytesLike, max_bytes: int) -> bytes:
         max_bytes: The limit.
 
     Raises:
-        BitstreamError, TypeError: As `truncate`.
+        BitstreamError: As `truncate`.
+        TypeError: The data are not bytes-like, or the limit is not an int.
         ValueError: If level 1 does not fit.
     """
+    if not isinstance(max_bytes, int):
+        raise TypeError(f"max_bytes must be an int, got {type(max_bytes).__name__}")
+    sizes = level_sizes(data)
+    if sizes[0] > max_bytes:
+        raise ValueError(f"the smallest file has {sizes[0]} bytes; {max_bytes} are allowed")
+    return truncate(data, bisect.bisect(sizes, max_bytes))
+
+
+def level_sizes(data: BytesLike) -> list[int]:
+    """Bytes that a file has after `truncate` to level 1, 2, ..., up to the highest that is there.
+
+    Raises:
+        BitstreamError, TypeError: As `unpack`.
+    """
     container, chunks = _parse(data, strict=False, max_pixels=None)
-    for level in range(container.level, 0, -1):
-        header = dataclasses.replace(container.header, num_levels=level)
-        smaller = _join(header, container.segments[: level + 1], chunks)
-        if len(smaller) <= max_bytes:
-            return smaller
-    raise ValueError(f"the smallest file has {len(smaller)} bytes; {max_bytes} are allowed")
+    header = dataclasses.replace(container.header, num_levels=1)
+    smallest = len(_join(header, container.segments[:2], chunks))
+    if header.exact:
+        return [smallest] * container.level
+    payloads = (len(segment.payload) for segment in container.segments[2:])
+    records = (len(varint(payload)) + 4 + payload for payload in payloads)
+    return list(itertools.accumulate(records, initial=smallest))
 
 
 def _parse(

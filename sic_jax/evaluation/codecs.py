@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from sic_jax.codec.codec import Codec
 from sic_jax.codec.container import MAX_SEED, truncate
 from sic_jax.codec.options import DecodeOptions, EncodeOptions
+from sic_jax.codec.pixels import exact_segment
 from sic_jax.evaluation.records import digest
 
 Pixels = NDArray[np.uint8]
@@ -37,8 +38,8 @@ class ImageCodec(NamedTuple):
     """Of a file and the number of a sample, from 0."""
     samples: int = 1
     """Different decodings of one file to measure."""
-    estimate: Callable[[Pixels], Callable[[float], float]] | None = None
-    """Of an image, the estimated bpp of each setting."""
+    estimate: Callable[[Pixels], Callable[[float], float] | None] | None = None
+    """Of an image, the estimated bpp of each setting; None of one without an estimate."""
     setting_name: str = "quality"
     compiles: bool = False
     """The first call for an image size takes longer, and is not timed."""
@@ -114,7 +115,9 @@ def sic_codec(
     def decode(data: bytes, sample: int) -> Pixels:
         return codec.decompress(data, decoding, seed=first + sample)
 
-    def estimate(image: Pixels) -> Callable[[float], float]:
+    def estimate(image: Pixels) -> Callable[[float], float] | None:
+        if exact_segment(image) is not None:
+            return None  # Its files hold no latents.
         bits = codec.estimate_bits(image)
         return lambda level: bits.bpp_est(int(level), *image.shape[:2])
 

@@ -217,9 +217,9 @@ class _Work:
         folder = f"files/{path.stem}-{steps[0].key.image_id[:8]}"
         (self._out / folder).mkdir(parents=True, exist_ok=True)
         estimates = {
-            codec.name: codec.estimate(image)
+            codec.name: estimate
             for codec in {s.codec.name: s.codec for s in steps if s.known is None}.values()
-            if codec.estimate
+            if codec.estimate and (estimate := codec.estimate(image))
         }
         pending: list[tuple[Key, Record]] = []
         pictures: list[Pixels] = []

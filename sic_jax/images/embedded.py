@@ -34,7 +34,7 @@ _NAMES = {"icc_profile": "ICC profile", "exif": "EXIF", "xmp": "XMP", "dpi": "re
 _BLOCKS_OF_FORMAT: dict[str, tuple[str, ...]] = {"BMP": ("dpi",), "PPM": ()}
 """The metadata that a format holds, where it cannot hold all."""
 _MAX_JPEG_BYTES = {"exif": 65533 - 6, "xmp": 65533 - 29, "icc_profile": 255 * (65533 - 14)}
-"""What segments of a JPEG file hold beside the name of the block; a profile may take 255 of them."""
+"""What segments of a JPEG file hold beside the block's name; a profile may take 255 of them."""
 _XMP_ORIENTATION = re.compile(
     rb"""\stiff:Orientation\s{0,9}=\s{0,9}(?:"[^"<]{0,99}"|'[^'<]{0,99}')"""
     rb"|<tiff:Orientation(?:\s[^<>]{0,999})?(?:/>|>[^<]{0,99}</tiff:Orientation\s{0,9}>)"
@@ -174,7 +174,7 @@ def _dpi(image: Image.Image) -> tuple[float, float] | None:
     except (KeyError, TypeError, ValueError, ArithmeticError):
         return None
     # Not by min and max: they pass over numbers that are none, as of 300 / 0.
-    return (x, y) if all(1 <= v * DPI_UNITS and v <= MAX_DPI for v in (x, y)) else None
+    return (x, y) if all(v * DPI_UNITS >= 1 and v <= MAX_DPI for v in (x, y)) else None
 
 
 def _not_kept(image: Image.Image) -> Iterator[str]:

@@ -147,6 +147,8 @@ def why_unreadable(path: str | os.PathLike[str]) -> str:
             with _pillow_limit(), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 Image.open(file)
+        except Image.DecompressionBombError:  # `read_image` says that it is too large.
+            return ""
         except Exception:  # Pillow's readers raise many kinds on files that are something else.
             return _no_picture(head)
     return ""
