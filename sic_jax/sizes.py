@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 Size = jax.Array | None
 """Heights and widths, int32 ``[B, 2]``, of images that fill only the top left of their arrays; None
-where they fill them. Functions that take it give the values of the images cut out: images of many
-sizes share one program."""
+where they fill them. Functions that take it give inside each image what they would give for the
+image alone, so that images of many sizes share one program."""
 
 _SMALL = (16, 32)
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 Pixels = NDArray[np.uint8]
 PictureLike: TypeAlias = "Pixels | jax.Array | Image.Image"
 """What the codec takes for a picture."""
-_MAX_EXACT_PIXELS = 64 * 64
+_MAX_EXACT_PIXELS = 4096
 _EXACT_BYTES = 160
 
 
@@ -45,7 +45,7 @@ def check_image(image: PictureLike) -> Pixels:
     if image.ndim == 3 and image.shape[2] == 4:
         raise ValueError(
             "image has an alpha channel, which a file cannot hold: blend it onto a background and "
-            "pass image[..., :3]"
+            'pass the three channels, array[..., :3] or, of a Pillow image, image.convert("RGB")'
         )
     if image.size == 0 or not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 3)):
         raise ValueError(f"image must be [H, W, 3] or [H, W], not empty; got shape {image.shape}")
@@ -68,9 +68,9 @@ def exact_segment(image: Pixels) -> Segment | None:
     """The segment that holds a picture uint8 [H, W, 3] or [H, W] exactly; None: better coded.
 
     Networks that learned photographs tint flat areas and the edges of graphics, most where
-    pictures are small. Pictures of at most 64 x 64 pixels are stored exactly if that takes at most
+    pictures are small. Pictures of at most 4096 pixels are stored exactly if that takes at most
     sqrt(160 samples) bytes, 22 per pixel of a square's side in RGB: the bytes of a graphic grow
-    with the length of its contours, those of a photograph with its area.
+    with the length of its contours, those of a photograph with its area (tiny ones fit, too).
     """
     if image.shape[0] * image.shape[1] > _MAX_EXACT_PIXELS:
         return None
