@@ -880,6 +880,7 @@ def test_without_a_place_for_lines_of_libraries_pictures_are_compressed(
     assert files(folder) == ["a.png", "a.sic"]
 
 
+@pytest.mark.skipif(os.name != "posix", reason="needs a shell that closes stderr")
 def test_a_process_without_stderr(tmp_path: Path) -> None:
     """Its first open file has the number of stderr, and must not get what libraries write."""
     code = (

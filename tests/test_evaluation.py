@@ -185,6 +185,13 @@ def test_the_estimated_rate_is_that_of_the_codec(finished, results):
         assert -0.01 * expected < overhead < 0.03 * expected + 8 * 60 / (HEIGHT * WIDTH)
 
 
+def test_pictures_that_are_stored_exactly_have_no_estimated_rate(finished):
+    estimate = sic_codec(finished.codec).estimate
+    assert estimate is not None
+    assert estimate(np.zeros((8, 8, 3), np.uint8)) is None
+    assert estimate(picture(0)) is not None
+
+
 def test_bad_files_are_reported_each_and_the_others_measured(finished, results):
     assert finished.code == 1
     lines = finished.stderr.splitlines()

@@ -117,9 +117,9 @@ class Codec:
                 one that starts faster.
             window: Pixels of a side that the transforms see at once; larger pictures are processed
                 in overlapping windows, which bounds the memory and changes nothing but float
-                rounding. Arrays have the next side of `sizes.bucket`, up to a quarter more: 1280
-                for 1040, 2048 for 2048. The transforms `swin` see pictures whole, whatever the
-                window: their memory grows with the picture.
+                rounding. Arrays have the next side of `sizes.bucket`: 1280 for 1040, 2048 for 2048.
+                The transforms `swin` see pictures whole, whatever the window: their memory grows
+                with the picture.
 
         Raises:
             ValueError: If the backend is not known or not installed, or the window too small, or

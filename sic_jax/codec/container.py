@@ -110,8 +110,7 @@ class Segment:
         payload: The range coder's bytes, or the zlib stream of an exact picture; fewer than 2^32,
             may be empty.
         symbols_crc: `symbols_checksum` of the symbols or samples that the payload decodes to, 0 to
-            65535.
-            The container carries it; only a decoder can check it.
+            65535. The container carries it; only a decoder can check it.
     """
 
     payload: bytes

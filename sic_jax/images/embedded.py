@@ -125,6 +125,7 @@ def _holds(image_format: str, name: str, value: Any) -> bool:
 
 
 def _is_exif(block: bytes) -> bool:
+    """Whether Pillow can read the block's tags and write them."""
     from PIL import Image
 
     exif = Image.Exif()
