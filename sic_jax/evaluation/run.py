@@ -258,9 +258,10 @@ class _Work:
     def _warm_up(self, codec: ImageCodec, image: Pixels, encode: _Encode) -> None:
         """Compiles what coding an image of this size needs."""
         if codec.compiles and (codec.name, image.shape) not in self._warm:
-            highest = codec.settings[-1]
-            timed = codec.times_encoding
-            codec.decode(codec.encode(image, highest) if timed else encode(highest)[0], 0)
+            if codec.times_encoding:
+                encode = _encoder(codec, image)  # It keeps nothing that is to be timed.
+            # The lowest setting leaves most to draw.
+            codec.decode(encode(codec.settings[0])[0], 0)
             self._warm.add((codec.name, image.shape))
 
     def _code(
