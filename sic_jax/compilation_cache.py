@@ -1,10 +1,37 @@
-"""Compiled programs that outlive the process."""
+"""Compiled programs: how many a process holds, and those that outlive it."""
 
 import os
+from collections.abc import Callable
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import jax
+
+KEPT = 8
+"""Of one function, the shapes whose programs stay in memory."""
+
+
+def jit_per_shape(function: Callable[..., Any], **options: Any) -> Any:
+    """`jax.jit` of a function, one for each shape: ``jit_per_shape(f)(height, width)(*args)``.
+
+    The programs of the last `KEPT` shapes stay. A function of `jax.jit` itself keeps those of all
+    that it ever saw, each with dozens of memory maps, and Linux allows a process 65 530.
+
+    Args:
+        function: To compile.
+        options: Of `jax.jit`.
+
+    Returns:
+        From anything that tells shapes apart to the compiled function; an `lru_cache`.
+    """
+
+    @lru_cache(maxsize=KEPT)
+    def compiled(*_: Any) -> Any:
+        # Functions that are equal share their programs: each partial is another function.
+        return jax.jit(partial(function), **options)
+
+    return compiled
 
 
 def enable_compilation_cache() -> None:

@@ -3,6 +3,7 @@ import importlib.util
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import warnings
@@ -571,10 +572,18 @@ def test_truncate(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bpp = 8 * len(small) / 20
     expected = f"a.sic -> b.sic: {len(small)} bytes, {bpp:.4f} bpp, level 2\n"
     assert capsys.readouterr().out == expected
+    assert run("truncate", "a.sic", "d.sic", "--max-bytes", str(len(small))) == 0
+    assert Path("d.sic").read_bytes() == small
+    assert capsys.readouterr().out == expected.replace("b.sic", "d.sic")
+    assert run("truncate", "a.sic", "c.sic", "--max-bytes", "9") == 1
+    err = capsys.readouterr().err
+    assert re.fullmatch(
+        r"sic: error: a\.sic: the smallest file has \d+ bytes; 9 are allowed\n", err
+    )
     assert run("truncate", "a.sic", "c.sic", "--level", "5") == 1
     assert capsys.readouterr().err.startswith("sic: error: a.sic: level must be")
     assert Path("a.sic").read_bytes() == data
-    assert files(folder) == ["a.sic", "b.sic"]
+    assert files(folder) == ["a.sic", "b.sic", "d.sic"]
 
 
 def test_info(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

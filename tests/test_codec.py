@@ -27,6 +27,7 @@ from sic_jax.codec.container import (
     read_header,
     read_metadata,
     truncate,
+    truncate_to,
     unpack,
 )
 from sic_jax.codec.grain import add_grain, measure_grain
@@ -332,6 +333,33 @@ def graphic(side: int) -> np.ndarray:
     return np.asarray(sheet.resize((side, side), Image.Resampling.BOX))
 
 
+def test_limits_of_size_cut_at_a_level(codec: Codec) -> None:
+    x = picture(96, 80)
+    metadata = Metadata(exif=b"exif" * 20)
+    levels = range(1, codec.bundle.cfg.num_levels + 1)
+    files = [codec.compress(x, level=level, metadata=metadata) for level in levels]
+    assert len({len(data) for data in files}) == len(files)
+    for k, data in enumerate(files):
+        assert codec.compress(x, max_bytes=len(data), metadata=metadata) == data
+        bpp = 8 * len(data) / (96 * 80)
+        assert codec.compress(x, max_bpp=bpp + 1e-9, metadata=metadata) == data
+        assert truncate_to(files[-1], len(data)) == data
+        if k:
+            assert codec.compress(x, max_bytes=len(data) - 1, metadata=metadata) == files[k - 1]
+    assert codec.compress(x, max_bytes=10**6, metadata=metadata) == files[-1]
+    assert codec.compress(x, level=1, max_bytes=10**6, metadata=metadata) == files[0]
+    message = f"the smallest file has {len(files[0])} bytes; {len(files[0]) - 1} are allowed"
+    with pytest.raises(ValueError, match=message):
+        codec.compress(x, max_bytes=len(files[0]) - 1, metadata=metadata)
+    # A graphic is coded where it is too large to be exact.
+    icon = graphic(64)
+    exact = codec.compress(icon)
+    coded = codec.compress(icon, max_bytes=len(exact) - 1)
+    assert read_header(exact).exact
+    assert not read_header(coded).exact
+    assert len(coded) < len(exact)
+
+
 def test_small_graphics_are_stored_exactly_and_photographs_and_large_ones_not(
     codec: Codec,
 ) -> None:
@@ -447,7 +475,7 @@ def test_bad_arguments(codec: Codec) -> None:
         codec.decompress(data, max_pixels=255)
     with pytest.raises(
         TypeError,
-        match="EncodeOptions has no field 'search'; its fields are level, optimise_steps, seed, gr",
+        match="EncodeOptions has no field 'search'; its fields are level, max_bytes, max_bpp, opt",
     ):
         codec.compress(x, search=3)
     with pytest.raises(TypeError, match="EncodeOptions has no field 'strict'"):

@@ -46,7 +46,8 @@ def test_size_and_cost_of_the_bundle() -> None:
 
 def test_id_of_the_bundle() -> None:
     # Files name it: new fields of the config must not change it.
-    assert describe("default")["id"] == "1a89518dc20f"
+    assert describe("default")["id"] == "46db83724fe0"
+    assert describe("pyramid-1")["id"] == "1a89518dc20f"
 
 
 def test_quality_rises_and_sizes_are_near_the_estimate(codec: Codec) -> None:

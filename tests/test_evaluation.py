@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections import namedtuple
@@ -18,6 +19,7 @@ from conftest import quick_compilation
 from PIL import Image
 
 from sic_jax import metrics
+from sic_jax.cli import evaluate
 from sic_jax.cli.evaluate import main
 from sic_jax.codec.bundle import export_bundle
 from sic_jax.codec.codec import Codec
@@ -212,7 +214,12 @@ def test_the_report_says_what_was_measured(finished, results):
     assert results["coder"] in ("native", "tfc")
     assert set(results["versions"]) == {"jax", "pillow"}
     assert results["metrics"] == ["psnr", "ms_ssim", "lpips"]
+    assert shlex.split(results["command"]) == ["python", "eval.py", *finished.arguments]
+    if (ROOT / ".git").exists():
+        assert re.fullmatch(r"[0-9a-f]{7,40}(-dirty)?", results["revision"])
     assert 0 < results["seconds"] < 600
+    page = (finished.out / "report.html").read_text()
+    assert "sic encodes an image once, at the highest level: its files are cut from one." in page
 
 
 def measure(images: list[Path], codecs: list[ImageCodec], out: Path, wanted: tuple[str, ...]):
@@ -586,6 +593,13 @@ def test_all_metrics_are_columns(tmp_path):
         (["--levels", "4"], "levels of this bundle are 1 to 3, got 4"),
         (["--levels", "0"], "levels of this bundle are 1 to 3, got 0"),
         (["--bundle", "nothing"], "no bundle 'nothing'"),
+        (["--bundle", "b:heat=1"], "b:heat=1: no setting 'heat', but optimise, seed, temperature,"),
+        (["--bundle", "b:level=1"], "b:level=1: no setting 'level', but"),
+        (["--bundle", "b:seed=1,seed=2"], "b:seed=1,seed=2: seed is given twice"),
+        (["--bundle", "default:seed=x"], "default:seed=x: seed must be a whole number, got 'x'"),
+        (["--bundle", "default:grain=0"], "default:grain=0: grain must be yes or no, got '0'"),
+        (["--bundle", "default:temperature=17"], "temperature must be 0 to 16, got 17.0"),
+        (["--bundle", "default", "default:grain=yes"], "default and default:grain=yes are one"),
         (["--images", "{tmp}"], "the folder holds no picture"),
         (["--codecs", "jpeg", "--qualities", "jpeg=a"], "need CODEC=Q,Q,..., got 'jpeg=a'"),
         (["--codecs", "jpeg", "--qualities", "webp=1"], "no codec 'webp' in this run"),
@@ -619,6 +633,108 @@ def test_an_interrupted_run_says_so(two, tmp_path, monkeypatch):
     code, _, stderr = run("--images", str(two[0]), "--codecs", "jpeg", "--out", str(tmp_path))
     assert code == 130
     assert stderr == "eval.py: interrupted; the same command goes on from here\n"
+
+
+def test_each_bundle_and_setting_is_a_curve_of_its_own(finished, tmp_path, monkeypatch):
+    folders = [finished.bundle, tmp_path / "y" / "tiny"]
+    cfg = preset("smoke").model
+    export_bundle(folders[1], cfg, init_params(cfg, seed=1))
+    # Compiled once for all runs.
+    loaded = {str(folders[0]): finished.codec, str(folders[1]): Codec.load(folders[1])}
+    monkeypatch.setattr(Codec, "load", lambda bundle, coder: loaded[bundle])
+    Image.fromarray(picture(0)).save(tmp_path / "a.png")
+    out = tmp_path / "out"
+    common = ["--images", str(tmp_path / "a.png"), "--out", str(out), "--codecs", "sic"]
+    common += ["--metrics", "psnr", "--show", "a", "--levels", "1", "3", "--bundle"]
+    assert run(*common, str(folders[0]))[0] == 0
+    (alone,) = (out / "compressai").iterdir()
+    assert alone.name == "sic.json"
+    first, second = map(str, folders)
+    hot = f"{first}:temperature=2,grain=no"
+    code, stdout, stderr = run(*common, first, hot, second)
+    assert code == 0
+    # The levels that were measured as "sic" are those of the first bundle.
+    assert "6 measurements (2 from before)" in stderr
+    x = f"{finished.bundle.parent.name}-tiny"
+    names = [x, f"{x}:temperature=2,grain=no", "y-tiny"]
+    results = json.loads((out / "results.json").read_text())
+    assert results["bundle"] == dict(zip(names, [first, first, second], strict=True))
+    assert list(results["model_id"]) == names
+    assert len(set(results["model_id"].values())) == 2
+    records = results["records"]
+    assert [(r["codec"], r["setting"]) for r in records] == [(n, s) for n in names for s in (1, 3)]
+    assert {Path(r["file"]).suffix for r in records} == {".sic"}
+    assert len({r["file"] for r in records}) == 6
+    codec = finished.codec
+    own = 2 * [{}] + 2 * [{"temperature": 2.0, "grain": False}]
+    for record, options in zip(records[:4], own, strict=True):
+        data = (out / record["file"]).read_bytes()
+        assert data == codec.compress(picture(0), level=record["setting"])
+        mse = np.mean(np.square(picture(0).astype(float) - codec.decompress(data, **options)))
+        assert record["psnr"] == pytest.approx(10 * np.log10(255**2 / mse), abs=1e-4)
+    # Tables, deltas, plots and page know the names; the first one is the reference.
+    assert [line.split(" | ")[0] for line in stdout.splitlines()[2:]] == 2 * [
+        f"| {n}" for n in names
+    ]
+    summary = (out / "summary.csv").read_text()
+    assert summary.count(f"\n{x},") == 4
+    assert summary.count(f'\n"{names[1]}",') == 4
+    page = (out / "report.html").read_text()
+    assert f"At the rates of {x}" in page
+    deltas = (out / "bd.csv").read_text()
+    svg = (out / "plots" / "psnr.svg").read_text()
+    for name in names:
+        assert f"<td>{name}</td>" in page
+        assert f"<!-- {name} -->" in svg
+        assert name in deltas
+        assert json.loads((out / "compressai" / f"{name}.json").read_text())["name"] == name
+    assert not alone.exists()
+    # In another order and under another name everything is there already.
+    code, _, stderr = run(*common, second, hot)
+    assert code == 0
+    assert "4 measurements (4 from before)" in stderr
+    last = json.loads((out / "results.json").read_text())["records"]
+    assert [r["codec"] for r in last] == [n for n in names[:0:-1] for _ in (1, 3)]
+    assert last == records[4:] + records[2:4]
+    assert sorted(p.stem for p in (out / "compressai").iterdir()) == names[1:]
+    code, _, stderr = run(*common, second)
+    assert "2 measurements (2 from before)" in stderr
+    assert json.loads((out / "results.json").read_text())["bundle"] == second
+    loaded["other/jpeg"] = loaded[second]
+    code, _, stderr = run(*common, first, "other/jpeg", "--codecs", "sic", "jpeg")
+    assert (code, stderr) == (
+        1, "eval.py: error: --bundle: 2 codecs are called 'jpeg'; rename the folder\n"
+    )  # fmt: skip
+
+
+def test_flags_are_the_defaults_of_curves_and_names_tell_bundles_apart(finished):
+    """`_make_curves` alone, without measuring."""
+    path = str(finished.bundle)
+    args = evaluate.parse(
+        ["--images", "x", "--out", "y", "--temperature", "2", "--no-grain", "--bundle", path,
+         f"{path}:optimise=3,seed=4", f"{path}:grain=yes,temperature=0.5"]
+    )  # fmt: skip
+    curves = evaluate._make_curves(args)
+    model = finished.codec.bundle.model_id.hex()
+    assert [(curve.codec.name, curve.codec.options) for curve in curves] == [
+        ("tiny", f"model {model}, temperature 2, seed 0, samples 1"),
+        (
+            "tiny:optimise=3,seed=4",
+            f"model {model}, temperature 2, seed 4, samples 1, optimised 3 steps to level 3",
+        ),
+        (
+            "tiny:grain=yes,temperature=0.5",
+            f"model {model}, temperature 0.5, seed 0, samples 1, grain",
+        ),
+    ]
+    assert len({id(curve.loaded) for curve in curves}) == 1
+    short = evaluate._short_names({"runs/a/bundle", "runs/b/bundle", "default"})
+    assert short == {
+        "runs/a/bundle": "a-bundle",
+        "runs/b/bundle": "b-bundle",
+        "default": "default",
+    }
+    assert evaluate._split_settings("a=1:b/c") == ("a=1:b/c", {})
 
 
 def test_the_script_knows_its_options_and_does_not_load_matplotlib():
@@ -685,4 +801,6 @@ def test_features_of_an_original_are_computed_once(two, tmp_path):
     measured = measure_images(two, codecs, measurer, tmp_path / "out", Progress())
     assert len(measured.records) == 6
     assert calls == 2 * [(HEIGHT, WIDTH, 3)]
-    assert measurer._compare._cache_size() == 1  # Both images and all settings: one program.
+    assert (
+        measurer._compare(256, 256)._cache_size() == 1
+    )  # Both images and all settings: one program.

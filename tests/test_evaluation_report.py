@@ -244,6 +244,20 @@ def test_plots_are_readable_files_with_nothing_overlapping(log_rate):
     assert all(name.startswith("psnr-") for name in ids)
     used = re.findall(r'href="#([^"]+)"|url\(#([^)]+)\)', plot.inline_svg)
     assert {a or b for a, b in used} <= set(ids)
+    # Text is text, and where the page is 390 pixels wide, 344 of them the plot's, 11 or more high.
+    for svg in (plot.svg, plot.inline_svg):
+        assert len(re.findall(r"<text[^>]*>[^<]+</text>", svg)) > 8
+    _, _, width, _ = re.search(r'viewBox="([^"]+)"', head)[1].split()
+    sizes = [float(size) for size in re.findall(r"font(?:-size)?: ([\d.]+)px", plot.inline_svg)]
+    assert min(sizes) * 344 / float(width) >= 11
+    # The page has the legend; its samples have the colours of the lines.
+    names = {curve.name for curve in curves}
+    assert set(re.findall(r'data-codec="([^"]+)"', plot.inline_svg)) == names
+    assert {*names, "VTM, published"} <= set(plot.legend)
+    for name, sample in plot.legend.items():
+        assert ("stroke-dasharray" in sample) == name.endswith(", published")
+        (colour,) = set(re.findall("#[0-9a-f]{6}", sample))
+        assert colour in plot.inline_svg
     nothing = [Curve("x", (0.1, 0.2), {"psnr": (None, None)})]
     assert draw_plot(PSNR, nothing, published, log_rate=log_rate, title="") is None
 
@@ -293,6 +307,18 @@ def report(tmp_path_factory):
         options, out,
     )  # fmt: skip
     return out, rows
+
+
+def test_curves_of_ours_are_thick_and_no_two_look_alike():
+    names = [f"c{k}" for k in range(9)]
+    curves = [Curve(name, (0.1, 0.2), {"psnr": (20.0 + k, 30.0)}) for k, name in enumerate(names)]
+    plot = draw_plot(PSNR, curves, [], log_rate=True, title="", ours=("c3", "c8"))
+    found = set(re.findall(r'<path d="M [^>]*style="(fill: none; [^"]*)"', plot.svg))
+    curves_only = {style for style in found if "stroke-width: 1.7" in style or "2.6" in style}
+    assert len(curves_only) == 9
+    thick = {style for style in curves_only if "stroke-width: 2.6" in style}
+    assert {re.search("#[0-9a-f]{6}", style)[0] for style in thick} == {"#d55e00", "#0072b2"}
+    assert sum("stroke-dasharray" in style for style in curves_only) == 2
 
 
 def test_results_hold_records_and_errors(report):
@@ -350,16 +376,29 @@ def test_the_page_is_one_file_with_everything(report):
     text = (out / "report.html").read_text()
     page = Page(text)
     assert page.open == []
-    sections = ("curves", "pictures", "equal", "bd", "means", "about")
+    sections = ("pictures", "curves", "equal", "bd", "means", "about")
     local = {f"#{name}" for name in sections}
     outside = [s for s in page.sources if not s.startswith(("data:image/", "#"))]
     assert outside == []
     assert local <= set(page.sources)
     assert "http" not in re.sub(r'xmlns(:\w+)?="[^"]*"', "", text)
-    assert page.tags.count("svg") == 3
+    assert re.findall('<section id="([^"]+)"', text) == list(sections)
+    plots = text[text.index('<div class="plots">') : text.index('<section id="equal"')]
+    assert plots.count("<svg") == 3
     # The original, two levels, and the JPEG near the second: 0.5 bpp is 0.7 / 1.4.
     shown = [s for s in page.sources if s.startswith("data:")]
     assert len(shown) == 2 * (1 + 2 + 2)
+    assert len(re.findall('<img loading="lazy" [^>]*src="data:', text)) == len(shown)
+    # Filters: two rates of which the second is chosen, and the codecs; what they hide is marked.
+    assert re.findall('name="rate" value="([^"]*)"( checked)?><span>([^<]*)', text) == [
+        ("0", "", "0.1"), ("1", " checked", "0.7"), ("", "", "all")
+    ]  # fmt: skip
+    assert re.findall('name="codec" value="([^"]*)" checked', text) == ["sic", "jpeg"]
+    assert re.findall('class="group" data-rate="([^"]*)"><h4>([^<]*)', text) == 2 * [
+        ("0", "Near 0.100 bpp"), ("1", "Near 0.700 bpp")
+    ]  # fmt: skip
+    assert len(re.findall('<figure data-codec="sic">', text)) == 4
+    assert len(re.findall('<tr class="[^"]*" data-codec="jpeg">', text)) == 4
     assert "a &lt;b&gt;.png" in text
     assert "<b>.png" not in text
     assert "bad.png: the picture is damaged" in text

@@ -1,7 +1,7 @@
 """Golden files: the same symbols, table indices, means, details and grain for ever and everywhere.
 
-`golden/v2` belongs to format version 2 and never changes; `golden/default` belongs to the bundle
-that ships. Nothing here may be loosened: a difference is a user's file that no longer decodes.
+`golden/v2` belongs to format version 2, the others to the bundles of these names. None ever
+changes, and nothing here may be loosened: a difference is a file that no longer decodes.
 """
 
 import json
@@ -25,7 +25,7 @@ from sic_jax.model.entropy_models.checkerboard.context import all_parameters
 from sic_jax.model.entropy_models.checkerboard.hyper import hyper_synthesis
 
 GOLDEN = Path(__file__).parent / "golden"
-FOLDERS = {"v2": GOLDEN / "v2" / "bundle", "default": "default"}
+FOLDERS = {"v2": GOLDEN / "v2" / "bundle", "pyramid-1": "pyramid-1", "pyramid-2": "pyramid-2"}
 FILES = [(folder, name) for folder in FOLDERS for name in ("photo", "gray", "edges")]
 
 

@@ -21,7 +21,8 @@ PACKAGE = ROOT / "sic_jax" / "bundles"
 GOLDEN = ROOT / "tests" / "golden"
 SMALL = GOLDEN / "v2" / "bundle"
 SMALL_ID = read_header((GOLDEN / "v2" / "gray.sic").read_bytes()).model_id.hex()
-DEFAULT_ID = "1a89518dc20f"
+DEFAULT_ID = "46db83724fe0"
+FIRST_ID = "1a89518dc20f"
 
 
 @pytest.fixture(autouse=True)
@@ -70,7 +71,7 @@ def test_order_of_places(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     put(home / "y", 1)
     assert library.find("x") == two / "x"
     assert library.find("y") == home / "y"
-    assert library.find("default") == library.find("pyramid-1") == PACKAGE / "pyramid-1"
+    assert library.find("default") == library.find("pyramid-2") == PACKAGE / "pyramid-2"
     assert library.find_id(bytes([1] * 6)) == library.Installed("x", two, bytes([1] * 6))
     assert library.find_id(bytes([2] * 6)).folder == home / "x"
     assert [(b.name, b.place) for b in library.installed()] == [
@@ -78,6 +79,7 @@ def test_order_of_places(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
         ("x", home),
         ("y", home),
         ("pyramid-1", PACKAGE),
+        ("pyramid-2", PACKAGE),
     ]
     put(one / "x", 3)
     assert library.find("x") == one / "x"
@@ -97,7 +99,7 @@ def test_what_is_no_bundle_is_not_listed(home: Path) -> None:
     (put(home / "without", 8) / "config.json").unlink()
     (put(home / "nothing", 9) / "id").unlink()
     (home / "file").write_text("")
-    assert [b.name for b in library.installed()] == ["good", "pyramid-1"]
+    assert [b.name for b in library.installed()] == ["good", "pyramid-1", "pyramid-2"]
     with pytest.raises(ValueError, match="bundle 'short' is damaged"):  # By its name it is found.
         Codec.load("short")
 
@@ -120,8 +122,8 @@ def test_missing_ids(home: Path) -> None:
 
 def test_default_by_any_name() -> None:
     bundle = library.default_bundle()
-    assert bundle == library.Installed("pyramid-1", PACKAGE, bytes.fromhex(DEFAULT_ID))
-    assert library.DEFAULT == "pyramid-1"
+    assert bundle == library.Installed("pyramid-2", PACKAGE, bytes.fromhex(DEFAULT_ID))
+    assert library.DEFAULT == "pyramid-2"
 
 
 def test_codec_for_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
@@ -145,7 +147,7 @@ def test_two_bundles_in_one_run(
     """Golden files of two bundles: pictures as each of them decodes."""
     shutil.copytree(SMALL, tmp_path / "place" / "small")
     monkeypatch.setenv("SIC_BUNDLES", str(tmp_path / "place"))
-    names = {"v2/gray": "one", "default/gray": "two", "v2/edges": "three"}
+    names = {"v2/gray": "one", "pyramid-1/gray": "two", "v2/edges": "three"}
     (tmp_path / "in").mkdir()
     for source, name in names.items():
         shutil.copyfile(GOLDEN / f"{source}.sic", tmp_path / "in" / f"{name}.sic")
@@ -170,14 +172,16 @@ def test_list(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(capsys, "bundle", "list") == (
         0,
         f"a-long-name  abababababab           {home}\n"
-        f"pyramid-1    {DEFAULT_ID}  default  {PACKAGE}\n",
+        f"pyramid-1    {FIRST_ID}           {PACKAGE}\n"
+        f"pyramid-2    {DEFAULT_ID}  default  {PACKAGE}\n",
         "",
     )
     code, out, _ = run(capsys, "bundle", "list", "--json")
     assert code == 0
     assert json.loads(out) == [
         {"name": "a-long-name", "id": "ab" * 6, "place": str(home), "default": False},
-        {"name": "pyramid-1", "id": DEFAULT_ID, "place": str(PACKAGE), "default": True},
+        {"name": "pyramid-1", "id": FIRST_ID, "place": str(PACKAGE), "default": False},
+        {"name": "pyramid-2", "id": DEFAULT_ID, "place": str(PACKAGE), "default": True},
     ]
 
 
@@ -244,7 +248,7 @@ def test_an_interruption_leaves_nothing(
 
     def copyfile(source: Path, target: Path) -> None:
         assert target.parent.parent == home
-        assert [b.name for b in library.installed()] == ["pyramid-1"]
+        assert [b.name for b in library.installed()] == ["pyramid-1", "pyramid-2"]
         target.write_text("half")
         copied.append(source.name)
         if len(copied) == 3:
@@ -262,7 +266,7 @@ def test_only_the_users_own_are_removed(
 ) -> None:
     monkeypatch.setenv("SIC_BUNDLES", str(tmp_path / "place"))
     put(tmp_path / "place" / "shared", 1)
-    for name in ("default", "pyramid-1"):
+    for name in ("default", "pyramid-1", "pyramid-2"):
         code, _, err = run(capsys, "bundle", "remove", name)
         assert code == 1
         assert err == f"sic: error: bundle {name!r} is part of the package and cannot be removed\n"

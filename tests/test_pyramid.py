@@ -34,7 +34,7 @@ def expected() -> Arrays:
 
 @pytest.fixture(scope="module")
 def bundle() -> Bundle:
-    return load_bundle("default")
+    return load_bundle("pyramid-1")
 
 
 def error(a: Any, b: np.ndarray) -> float:

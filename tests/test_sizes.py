@@ -6,10 +6,11 @@ import pytest
 from conftest import quick_compilation
 
 from sic_jax import metrics
-from sic_jax.evaluation.measurer import Measurer, bucket_side
+from sic_jax.evaluation.measurer import Measurer
 from sic_jax.metrics.dists_metric import load_dists_weights
 from sic_jax.metrics.lpips_metric import load_alexnet_weights, lpips
 from sic_jax.metrics.table import METRICS
+from sic_jax.sizes import bucket_side
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -90,20 +91,21 @@ def test_sizes_of_one_bucket_share_programs(weights):
             x, x_hat = (image[None].astype(np.float32) / 255 for image in (x, x_hat))
             for name, value in jax.jit(vgg_ones)(x, x_hat, weights).items():
                 assert found[name][0] == pytest.approx(float(value[0]), rel=1e-5, abs=1e-7), name
-    assert measurer._extract._cache_size() == measurer._compare._cache_size() == 1
-    measurer.features(np.zeros((65, 64, 3), np.uint8))
-    assert measurer._extract._cache_size() == 2
+    assert measurer._extract(256, 256)._cache_size() == 1
+    assert measurer._compare(256, 256)._cache_size() == 1
+    measurer.features(np.zeros((257, 64, 3), np.uint8), ["psnr"])
+    assert measurer._extract.cache_info().currsize == 2
 
 
 def test_buckets():
     found = [bucket_side(side) for side in range(1, 3000)]
     for side, bucket in enumerate(found, 1):
-        assert side <= bucket < max(1.25 * side, side + 16)
+        assert side <= bucket < max(1.25 * side, side + 8)
     assert found == sorted(found)
     assert [b for b in sorted(set(found)) if 128 <= b <= 1024] == [
         128, 160, 192, 224, 256, 320, 384, 448, 512, 640, 768, 896, 1024
     ]  # fmt: skip
-    assert all(b % 16 == 0 for b in found)
+    assert all(b % 8 == 0 for b in found)
 
 
 def test_ms_ssim_needs_even_arrays():

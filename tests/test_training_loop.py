@@ -296,7 +296,7 @@ def test_a_folder_without_a_checkpoint_belongs_to_nobody(
             loop.train(wrong, tmp_path, source)
     assert json.loads((tmp_path / "config.json").read_text())["learning_rate"] == 0.5
     right = dataclasses.replace(wrong, learning_rate=tiny_run.learning_rate)
-    assert int(loop.train(right, tmp_path, source).step) == 10
+    assert int(loop.train(right, tmp_path, source)[0].step) == 10
     written = json.loads((tmp_path / "config.json").read_text())
     assert from_dict(TrainConfig, written, FAMILIES) == right
     assert steps(tmp_path) == [5, 10]

@@ -8,15 +8,19 @@ colour profiles nor EXIF. `sic_jax.evaluation.report` says what ``--out DIR`` re
 import argparse
 import importlib.util
 import math
+import os
+import shlex
+import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
-from sic_jax.cli.option_flags import add_flags, options_of
+from sic_jax.cli.option_flags import add_flags, options_of, setting_names, with_settings
 from sic_jax.codec.codec import Codec
 from sic_jax.codec.options import DecodeOptions, EncodeOptions
 from sic_jax.evaluation.baselines import BASELINES, external_codec, missing_baseline, pillow_codec
@@ -32,8 +36,22 @@ from sic_jax.evaluation.summary import (
     summary_columns,
     to_markdown,
 )
+from sic_jax.evaluation.survey import SURVEY_FILE, check_survey, write_survey
 from sic_jax.metrics.table import METRICS
 from sic_jax.progress import Progress
+
+# Files keep the default seed and the measured grain; files and decodings have all of --levels.
+_NO_ENCODE_FLAGS = ("level", "max_bytes", "max_bpp", "seed", "grain")
+_NO_DECODE_FLAGS = ("level", "strict")
+
+
+class _Curve(NamedTuple):
+    """A curve of `sic`."""
+
+    bundle: str
+    """As the command line calls it."""
+    loaded: Codec
+    codec: ImageCodec
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -84,13 +102,19 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     add("--batch-size", type=int, metavar="N", help="pictures measured at once (CPU: 1; else 8)")
     sic = parser.add_argument_group("sic")
-    sic.add_argument("--bundle", default="default", metavar="B", help="trained model")
+    sic.add_argument(
+        "--bundle",
+        nargs="+",
+        default=["default"],
+        metavar="B[:NAME=VALUE,...]",
+        help="trained models, each a curve; with flags below of its own, as in "
+        "default default:temperature=0.25 default:optimise=12,grain=no",
+    )
     sic.add_argument("--coder", choices=("tfc", "native"), help="range coder")
     sic.add_argument("--levels", nargs="+", type=int, metavar="N", help="default: 1 4 8 12 16")
     sic.add_argument("--samples", type=int, default=1, metavar="M", help="decodings of each file")
-    # Files keep the default seed and the measured grain; files and decodings have all of --levels.
-    add_flags(sic, EncodeOptions, without=("level", "seed", "grain"))
-    add_flags(sic, DecodeOptions, without=("level", "strict"))
+    add_flags(sic, EncodeOptions, without=_NO_ENCODE_FLAGS)
+    add_flags(sic, DecodeOptions, without=_NO_DECODE_FLAGS)
     page = parser.add_argument_group("report")
     page.add_argument("--rate-axis", choices=("log", "linear"), default="log", help="of the plots")
     page.add_argument(
@@ -101,6 +125,18 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     page.add_argument(
         "--show", nargs="*", metavar="IMAGE", help="images on the page (default: three)"
+    )
+    page.add_argument(
+        "--survey",
+        nargs="?",
+        type=int,
+        const=20,
+        metavar="PAIRS",
+        help="also survey.html, a blind test: pairs of files of equal size, choices, Elo scores; "
+        "default: 20 pairs",
+    )
+    page.add_argument(
+        "--survey-seed", type=int, default=0, metavar="N", help="which pairs (default 0)"
     )
     return parser.parse_args(argv)
 
@@ -118,7 +154,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     progress = Progress()
     try:
-        return _run(args, progress)
+        return _run(args, progress, sys.argv[1:] if argv is None else argv)
     except (ValueError, OSError) as error:
         progress.say(f"eval.py: error: {one_line(error)}")
         return 1
@@ -127,14 +163,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _run(args: argparse.Namespace, progress: Progress) -> int:
+def _run(args: argparse.Namespace, progress: Progress, argv: Sequence[str]) -> int:
     start = time.perf_counter()
     found = find_images(args.images)
     for path in found.skipped:
         progress.say(f"eval.py: skipped: {path}: not named like a picture")
     paths = [str(path) for path in found.images]
     show = None if args.show is None else choose_images(paths, args.show)
-    sic, codecs = _make_codecs(args, progress)
+    curves, codecs = _make_codecs(args, progress)
+    if args.survey is not None:
+        check_survey(codecs, args.survey, args.survey_seed)
     metrics = [m for m in METRICS if m.name in args.metrics or "all" in args.metrics]
     on_cpu = jax.default_backend() == "cpu"
     batch_size = args.batch_size if args.batch_size is not None else (1 if on_cpu else 8)
@@ -148,9 +186,11 @@ def _run(args: argparse.Namespace, progress: Progress) -> int:
             f"or version; without {out / 'files'} they are made again"
         )
     about: dict[str, Any] = {
-        "bundle": args.bundle if sic else None,
-        "model_id": sic.bundle.model_id.hex() if sic else None,
-        "coder": sic.coder if sic else None,
+        "bundle": _of_each([(curve, curve.bundle) for curve in curves]),
+        "model_id": _of_each([(curve, curve.loaded.bundle.model_id.hex()) for curve in curves]),
+        "coder": curves[0].loaded.coder if curves else None,
+        "command": shlex.join(["python", "eval.py", *argv]),
+        "revision": _revision(),
         **setup(),
         "metrics": [metric.name for metric in metrics],
         "seconds": round(seconds, 1),
@@ -181,15 +221,44 @@ def _run(args: argparse.Namespace, progress: Progress) -> int:
     sys.stdout.write(to_markdown(columns, cells))
     if found_fid:
         sys.stdout.write("\n" + to_markdown(FidRow._fields, list(map(fid_cells, found_fid))))
+    failed = bool(measured.failures or found.skipped)
+    if args.survey is not None:
+        progress.show("writing the blind test")
+        try:
+            pairs = write_survey(measured.records, codecs, args.survey, args.survey_seed, out)
+            progress.say(f"blind test of {pairs} pairs: {out / SURVEY_FILE}")
+        except ValueError as error:
+            progress.say(f"eval.py: error: {one_line(error)}")
+            failed = True
     if fid_error is not None:
         raise fid_error
-    return 1 if measured.failures or found.skipped else 0
+    return 1 if failed else 0
+
+
+def _of_each(values: Sequence[tuple[_Curve, str]]) -> str | dict[str, str] | None:
+    """As results.json says it: what holds of the only curve, or of each by its name."""
+    if len(values) > 1:
+        return {curve.codec.name: text for curve, text in values}
+    return values[0][1] if values else None
+
+
+def _revision() -> str | None:
+    """Of the checkout that this file lies in, "-dirty" where it was changed; None: in none."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--exclude=*"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
 
 
 def _make_codecs(
     args: argparse.Namespace, progress: Progress
-) -> tuple[Codec | None, list[ImageCodec]]:
-    """The loaded bundle, if `sic` is measured, and all codecs.
+) -> tuple[list[_Curve], list[ImageCodec]]:
+    """The curves of `sic`, if it is measured, and all codecs, those of `sic` first.
 
     Raises:
         ValueError: If one is not there or the options contradict each other.
@@ -214,22 +283,79 @@ def _make_codecs(
     codecs = [pillow_codec(name, qualities.get(name)) for name in BASELINES if name in names]
     for name, template in externals.items():
         codecs.append(external_codec(name, template, qualities.get(name, [])))
-    sic = None
-    if SIC in names:
-        sic = Codec.load(args.bundle, coder=args.coder)
-        codecs.insert(
-            0,
-            sic_codec(
-                sic,
-                args.levels,
-                options_of(args, EncodeOptions),
-                options_of(args, DecodeOptions),
-                samples=args.samples,
-            ),
-        )
+    curves = _make_curves(args) if SIC in names else []
+    codecs = [*(curve.codec for curve in curves), *codecs]
     if not codecs:
         raise ValueError("no codec to measure: give --codecs or --external")
-    return sic, codecs
+    ((name, count),) = Counter(codec.name for codec in codecs).most_common(1)
+    if count > 1:
+        raise ValueError(f"--bundle: {count} codecs are called {name!r}; rename the folder")
+    return curves, codecs
+
+
+def _make_curves(args: argparse.Namespace) -> list[_Curve]:
+    """Each bundle of the command line, with the flags and its own settings.
+
+    Raises:
+        ValueError: If one is not there, a setting is wrong, or two are the same.
+    """
+    split = [_split_settings(text) for text in args.bundle]
+    short = _short_names({bundle for bundle, _ in split})
+    loaded: dict[str, Codec] = {}
+    curves: list[_Curve] = []
+    for text, (bundle, settings) in zip(args.bundle, split, strict=True):
+        if bundle not in loaded:
+            loaded[bundle] = Codec.load(bundle, coder=args.coder)
+        encoding, decoding = options_of(args, EncodeOptions), options_of(args, DecodeOptions)
+        try:
+            encoding = with_settings(encoding, settings, without=_NO_ENCODE_FLAGS)
+            decoding = with_settings(decoding, settings, without=_NO_DECODE_FLAGS)
+        except ValueError as error:
+            raise ValueError(f"--bundle {text}: {error}") from error
+        name = short[bundle] + text.removeprefix(bundle) if len(split) > 1 else ""
+        codec = sic_codec(
+            loaded[bundle], args.levels, encoding, decoding, samples=args.samples, name=name
+        )
+        for text_before, before in zip(args.bundle, curves, strict=False):
+            if before.codec.options == codec.options:
+                raise ValueError(f"--bundle: {text_before} and {text} are one model, set alike")
+        curves.append(_Curve(bundle, loaded[bundle], codec))
+    return curves
+
+
+def _split_settings(text: str) -> tuple[str, dict[str, str]]:
+    """Bundle and settings of "BUNDLE:NAME=VALUE,...".
+
+    Raises:
+        ValueError: If there is no such setting, or one is there twice.
+    """
+    bundle, _, rest = text.rpartition(":")
+    if not bundle or "=" not in rest:  # A path may hold colons.
+        return text, {}
+    known = setting_names(EncodeOptions, without=_NO_ENCODE_FLAGS)
+    known += setting_names(DecodeOptions, without=_NO_DECODE_FLAGS)
+    settings: dict[str, str] = {}
+    for part in rest.split(","):
+        name, _, value = part.partition("=")
+        if name not in known:
+            raise ValueError(f"--bundle {text}: no setting {name!r}, but {', '.join(known)}")
+        if name in settings:
+            raise ValueError(f"--bundle {text}: {name} is given twice")
+        settings[name] = value
+    return bundle, settings
+
+
+def _short_names(bundles: Collection[str]) -> dict[str, str]:
+    """The last part of each path, or as many as tell it from the others."""
+    parts = {bundle: Path(os.path.abspath(bundle)).parts for bundle in bundles}
+    names = {}
+    for bundle, own in parts.items():
+        others = [other for other in parts.values() if other != own]
+        count = 1
+        while count < len(own) and any(other[-count:] == own[-count:] for other in others):
+            count += 1
+        names[bundle] = "-".join(own[-count:])
+    return names
 
 
 def _parse_qualities(texts: Sequence[str]) -> dict[str, list[float]]:

@@ -172,12 +172,16 @@ def _make_parsers() -> tuple[_Parser, dict[str, _Parser]]:
     truncate = commands.add_parser(
         "truncate",
         help="make a smaller .sic file of a .sic file",
-        usage="sic truncate IN OUT --level N",
+        usage="sic truncate IN OUT (--level N | --max-bytes N)",
     )
     truncate.set_defaults(run=_truncate)
     truncate.add_argument("source", metavar="IN")
     truncate.add_argument("target", metavar="OUT")
-    truncate.add_argument("--level", type=int, metavar="N", required=True, help="levels to keep")
+    keep = truncate.add_mutually_exclusive_group(required=True)
+    keep.add_argument("--level", type=int, metavar="N", help="levels to keep")
+    keep.add_argument(
+        "--max-bytes", type=int, metavar="N", help="keep as many levels as fit into N bytes"
+    )
 
     info = commands.add_parser(
         "info",
@@ -274,7 +278,11 @@ def _truncate(args: argparse.Namespace) -> int:
     job = Job(args.source, (args.target,), derived=False)
     check_targets([job])
     try:
-        data = container.truncate(_read(args.source), args.level)
+        data = _read(args.source)
+        if args.level is None:
+            data = container.truncate_to(data, args.max_bytes)
+        else:
+            data = container.truncate(data, args.level)
     except Exception as error:
         _fail(error, args.source)
         return 1

@@ -149,7 +149,7 @@ def _run(cfg: TrainConfig, args: argparse.Namespace) -> None:
     from sic_jax.compilation_cache import enable_compilation_cache
     from sic_jax.data.open_source import open_source
     from sic_jax.model.tree import num_params
-    from sic_jax.training.checkpoints import NEWEST, load_run_params
+    from sic_jax.training.checkpoints import has_checkpoint, load_run_params
     from sic_jax.training.loop import train
     from sic_jax.training.stages import Programs
     from sic_jax.training.validation_images import ValidationImages
@@ -160,10 +160,13 @@ def _run(cfg: TrainConfig, args: argparse.Namespace) -> None:
     if not first:
         logging.getLogger().setLevel(logging.WARNING)
     programs = Programs(cfg)
-    if not (Path(args.workdir) / NEWEST).exists():
-        # While the images are read. A run that goes on may be in another stage.
-        programs.begin(0)
-    source = open_source(args.data, crop_size=cfg.crop_size)
+
+    def listed() -> None:
+        # While the images are decoded. A run that goes on may be in another stage.
+        if not has_checkpoint(args.workdir):
+            programs.begin(0)
+
+    source = open_source(args.data, crop_size=cfg.crop_size, listed=listed)
     logging.info("%d images, %d devices", len(source), jax.device_count())
     params = None if args.init_from is None else _weights(args.init_from, cfg)
     spec = args.validation_data

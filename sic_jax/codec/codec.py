@@ -1,10 +1,11 @@
 """The codec: pictures to files and back."""
 
 import dataclasses
+import math
 import operator
 import warnings
 from collections.abc import Callable
-from functools import cache, cached_property, partial
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -23,6 +24,7 @@ from sic_jax.codec.container import (
     pack,
     read_header,
     symbols_checksum,
+    truncate_to,
     unpack,
 )
 from sic_jax.codec.grain import add_grain, grain_units, measure_grain
@@ -38,7 +40,9 @@ from sic_jax.codec.pixels import (
     to_gray,
 )
 from sic_jax.codec.windows import in_windows
+from sic_jax.compilation_cache import jit_per_shape
 from sic_jax.devices import check_devices, check_process, is_forked
+from sic_jax.entropy.distributions import deep_factorised_bits
 from sic_jax.entropy.range_coder import (
     VALUE_LIMIT,
     PreparedTables,
@@ -50,10 +54,17 @@ from sic_jax.entropy.range_coder import (
 from sic_jax.errors import BitstreamError
 from sic_jax.fields import Family, Kinds, kinds_of
 from sic_jax.metadata import Metadata
-from sic_jax.model.entropy_models.coding_pass import Ints, Request, code_levels, temperature_units
+from sic_jax.model.entropy_models.coding_pass import (
+    Floats,
+    Ints,
+    Request,
+    code_levels,
+    temperature_units,
+)
 from sic_jax.model.entropy_models.prior import medians
 from sic_jax.model.families import FAMILIES
 from sic_jax.model.sic import SicModel
+from sic_jax.sizes import Size, bucket, fill, zero_outside
 
 if TYPE_CHECKING:
     from sic_jax.codec.latent_optimisation import LatentOptimiser
@@ -84,7 +95,9 @@ class EstimatedBits(NamedTuple):
 class Codec:
     """A bundle ready to compress and decompress.
 
-    Compiles on first use of each image size; keep the object to work on many images.
+    Compiles on first use of each bucket of image sizes; keep the object to work on many images.
+    Transforms and entropy models that are not `sized` compile for each size. The programs of the
+    last few are kept.
 
     A codec of `load` or `for_file` can be pickled, for worker processes: a pickle names the
     bundle's folder, and all pickles of one codec become the same object of a process. Workers must
@@ -128,31 +141,38 @@ class Codec:
         model, networks = SicModel(cfg), cfg.entropy.networks(cfg.levels)
         self._variables = jax.device_put({"params": bundle.params})
 
-        def latents(variables: Any, x: jax.Array) -> jax.Array:
-            y: Any = model.apply(variables, x[None].astype(jnp.float32) / 255, method="latents")
+        def latents(variables: Any, x: jax.Array, size: Size) -> jax.Array:
+            x = x[None].astype(jnp.float32) / 255
+            y: Any = model.apply(variables, x, size, method="latents")
             first: jax.Array = y[0]
             return first
 
-        def quantise(variables: Any, y: jax.Array) -> tuple[jax.Array, jax.Array]:
-            z: Any = networks.apply(variables, y[None], method="hyper_latents")
+        def quantise(variables: Any, y: jax.Array, size: Size) -> tuple[jax.Array, jax.Array]:
+            sizes = () if size is None else (size,)
+            z: Any = networks.apply(variables, y[None], *sizes, method="hyper_latents")
             prior: Any = networks.apply(variables, method="prior")
             z = jnp.round(z[0] - medians(prior))
             return jnp.round(y).astype(jnp.int32), z.astype(jnp.int32)
 
-        def synthesise(variables: Any, y_hat: jax.Array, level: jax.Array) -> jax.Array:
-            x_hat: Any = model.apply(variables, y_hat[None], level, method="synthesise")
+        def synthesise(variables: Any, y_hat: jax.Array, level: jax.Array, size: Size) -> jax.Array:
+            x_hat: Any = model.apply(variables, y_hat[None], level, size, method="synthesise")
             return jnp.round(jnp.clip(x_hat[0], 0, 1) * 255).astype(jnp.uint8)
 
-        def estimate(variables: Any, y: jax.Array) -> tuple[jax.Array, jax.Array]:
-            y = y[None]
-            z: Any = networks.apply(variables, y, method="hyper_latents")
-            rated: Any = networks.apply(variables, y, z, method="rate")
-            return rated.bits_z[0], rated.bits_y[0]
+        def estimate(
+            variables: Any, y_hat: jax.Array, z_hat: jax.Array, hyper: jax.Array, size: Size
+        ) -> tuple[jax.Array, jax.Array]:
+            prior: Any = networks.apply(variables, method="prior")
+            z = z_hat[None] + medians(prior)
+            z_size = None if size is None else -(-size // cfg.entropy.hyper_stride)
+            bits_z = zero_outside(deep_factorised_bits(prior, z), z_size).sum()
+            y = y_hat[None].astype(jnp.float32)
+            bits: Any = networks.apply(variables, y, y, hyper, size=size, method="level_bits")
+            return bits_z, bits[0]
 
-        self._latents = jax.jit(latents)
-        self._quantise = jax.jit(quantise)
-        self._synthesise = jax.jit(synthesise)
-        self._estimate = jax.jit(estimate)
+        self._latents = jit_per_shape(latents)
+        self._quantise = jit_per_shape(quantise)
+        self._synthesise = jit_per_shape(synthesise)
+        self._estimate = jit_per_shape(estimate)
 
     @classmethod
     def load(
@@ -226,7 +246,8 @@ class Codec:
 
         Raises:
             TypeError: If the image is not a uint8 array, or the options have no such field.
-            ValueError: If its shape or a field is out of range, or the bundle has no such level.
+            ValueError: If its shape or a field is out of range, the bundle has no such level, or
+                level 1 is larger than the options allow.
         """
         check_process()
         options = with_changes(options, changes)
@@ -244,11 +265,13 @@ class Codec:
             grain=measure_grain(pixels) if options.grain is None else grain_units(options.grain),
             float_entropy=not self.bundle.cfg.entropy.exact,
         )
+        limit = _limit(options, height * width)
         exact = exact_segment(image)
         if exact is not None:
             grain = 0 if options.grain is None else header.grain  # Its own is there already.
-            header = dataclasses.replace(header, exact=True, grain=grain)
-            return pack(header, [exact], metadata)
+            data = pack(dataclasses.replace(header, exact=True, grain=grain), [exact], metadata)
+            if len(data) <= limit:
+                return data
         y, z, _ = self.encode_latents(pixels, options, on_step=on_step)
         segments = [self._encode_z(z)]
         hyper = self._pass.hyper(z, (y.shape[0], y.shape[1]))
@@ -262,7 +285,8 @@ class Codec:
         _, symbols = code_levels(self._pass.run(hyper, level), encode)
         for k, encoder in encoders.items():
             segments.append(Segment(encoder.finish(), symbols_checksum(symbols[k])))
-        return pack(header, segments, metadata)
+        data = pack(header, segments, metadata)
+        return data if len(data) <= limit else truncate_to(data, int(limit))
 
     def encode_latents(
         self,
@@ -282,7 +306,7 @@ class Codec:
         padded = pad(check_image(image), cfg.stride)
         y = self._analyse(padded)
         limit = VALUE_LIMIT // 2
-        y_hat, z_hat = (np.asarray(a) for a in self._quantise(self._variables, y))
+        y_hat, z_hat = self._round(y)
         z_hat = np.clip(z_hat, -limit, limit)
         if options.optimise_steps:
             hyper = self._pass.hyper(z_hat, (y.shape[0], y.shape[1]))
@@ -296,8 +320,15 @@ class Codec:
         cfg, stride = self.bundle.cfg, self.bundle.cfg.stride
         h, w = padded.shape[0] // stride, padded.shape[1] // stride
         y = np.empty((h, w, cfg.num_channels), np.float32)
+
+        def latents(x: Pixels) -> jax.Array:
+            shape, size = _place(x.shape[0] // stride, x.shape[1] // stride, cfg.transforms.sized)
+            filled = fill(x, (shape[0] * stride, shape[1] * stride))
+            found: jax.Array = self._latents(*shape)(self._variables, filled, size)
+            return found
+
         in_windows(
-            partial(self._latents, self._variables),
+            latents,
             padded,
             y,
             unit_in=stride,
@@ -306,6 +337,14 @@ class Codec:
             margin=cfg.transforms.analysis_reach,
         )
         return y
+
+    def _round(self, y: NDArray[np.float32]) -> tuple[Ints, Ints]:
+        """Integers of unquantised latents [h, w, C], those of y and those of z less its medians."""
+        (h, w), entropy = y.shape[:2], self.bundle.cfg.entropy
+        shape, size = _place(h, w, entropy.sized)
+        y_hat, z_hat = self._quantise(*shape)(self._variables, fill(y, shape), size)
+        below = entropy.hyper_stride
+        return np.asarray(y_hat)[:h, :w], np.asarray(z_hat)[: -(-h // below), : -(-w // below)]
 
     @cached_property
     def _optimiser(self) -> "LatentOptimiser":
@@ -375,7 +414,7 @@ class Codec:
             else:
                 noise = self._pass.noise(member_seed, latents.y_s.shape)
                 y_hat = self._pass.complete(latents.y_s, hyper, level, noise, units)
-                x_hat = self._reconstruct(np.asarray(y_hat[0]), levels)
+                x_hat = self._reconstruct(np.asarray(y_hat)[0], levels)
                 x_hat = x_hat[: header.height, : header.width]
             out.append(add_grain(x_hat, header.grain, member_seed) if options.grain else x_hat)
         pictures = np.stack(out)
@@ -383,10 +422,18 @@ class Codec:
 
     def _reconstruct(self, y_hat: NDArray[Any], level: Ints) -> Pixels:
         """g_s of latents float32 [h, w, C]: uint8 [stride h, stride w, 3]."""
-        stride = self.bundle.cfg.stride
+        stride, sized = self.bundle.cfg.stride, self.bundle.cfg.transforms.sized
         x_hat = np.empty((y_hat.shape[0] * stride, y_hat.shape[1] * stride, 3), np.uint8)
+
+        def synthesise(y_hat: NDArray[Any]) -> jax.Array:
+            shape, size = _place(y_hat.shape[0], y_hat.shape[1], sized)
+            found: jax.Array = self._synthesise(*shape)(
+                self._variables, fill(y_hat, shape), level, size
+            )
+            return found
+
         in_windows(
-            partial(self._synthesise, self._variables, level=level),
+            synthesise,
             y_hat,
             x_hat,
             unit_in=1,
@@ -435,7 +482,7 @@ class Codec:
             warnings.warn("the file's metadata are damaged and were dropped", stacklevel=3)
         return self._check_level(container.level if level is None else level, container.level)
 
-    def _decode(self, container: Container, level: int) -> tuple[Latents, jax.Array]:
+    def _decode(self, container: Container, level: int) -> tuple[Latents, Floats]:
         """The integers of a file, and the h_s features that came with them."""
         cfg, header = self.bundle.cfg, container.header
         h, w = -(-header.height // cfg.stride), -(-header.width // cfg.stride)
@@ -460,10 +507,19 @@ class Codec:
             TypeError, ValueError: As `compress`.
         """
         check_process()
-        z, y = self._estimate(
-            self._variables, self._analyse(pad(check_image(image), self.bundle.cfg.stride))
+        cfg = self.bundle.cfg
+        y, z = self._round(self._analyse(pad(check_image(image), cfg.stride)))
+        (h, w), below = y.shape[:2], cfg.entropy.hyper_stride
+        hyper = self._pass.hyper(z, (h, w))
+        shape, size = _place(h, w, cfg.entropy.sized)
+        bits_z, bits_y = self._estimate(*shape)(
+            self._variables,
+            fill(y, shape),
+            fill(z, (-(-shape[0] // below), -(-shape[1] // below))),
+            fill(np.asarray(hyper)[0], shape)[None],
+            size,
         )
-        return EstimatedBits(float(z), np.asarray(y, np.float64))
+        return EstimatedBits(float(bits_z), np.asarray(bits_y, np.float64))
 
     def _level_to_encode(self, options: EncodeOptions) -> int:
         highest = self.bundle.cfg.num_levels
@@ -508,6 +564,12 @@ class Codec:
         decoder.finish()
 
 
+def _limit(options: EncodeOptions, pixels: int) -> float:
+    """Bytes that the options allow for a picture."""
+    by_rate = math.inf if options.max_bpp is None else options.max_bpp * pixels // 8
+    return min(math.inf if options.max_bytes is None else options.max_bytes, by_rate)
+
+
 @cache
 def _reopened(
     cls: type[Codec],
@@ -524,6 +586,14 @@ def _reopened(
     if codec.bundle.digest != digest:
         raise ValueError(f"the bundle in {folder} is not the one that the codec was pickled with")
     return codec
+
+
+def _place(h: int, w: int, sized: bool) -> tuple[tuple[int, int], NDArray[np.int32] | None]:
+    """Shape of the arrays in which latents [h, w] are computed, and what tells networks h and w.
+
+    Networks that are not `sized` get arrays that the latents fill.
+    """
+    return (bucket(h, w), np.array([[h, w]], np.int32)) if sized else ((h, w), None)
 
 
 def _channel_indices(shape: tuple[int, ...]) -> Ints:

@@ -266,6 +266,26 @@ def truncate(data: BytesLike, level: int) -> bytes:
     return _join(header, container.segments[: level + 1], chunks)
 
 
+def truncate_to(data: BytesLike, max_bytes: int) -> bytes:
+    """The file with as many levels as fit into some bytes, as `truncate` makes it.
+
+    Args:
+        data: A file, or the beginning of one.
+        max_bytes: The limit.
+
+    Raises:
+        BitstreamError, TypeError: As `truncate`.
+        ValueError: If level 1 does not fit.
+    """
+    container, chunks = _parse(data, strict=False, max_pixels=None)
+    for level in range(container.level, 0, -1):
+        header = dataclasses.replace(container.header, num_levels=level)
+        smaller = _join(header, container.segments[: level + 1], chunks)
+        if len(smaller) <= max_bytes:
+            return smaller
+    raise ValueError(f"the smallest file has {len(smaller)} bytes; {max_bytes} are allowed")
+
+
 def _parse(
     data: BytesLike, *, strict: bool, max_pixels: int | None
 ) -> tuple[Container, list[bytes]]:

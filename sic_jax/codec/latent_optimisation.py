@@ -33,6 +33,7 @@ from numpy.typing import NDArray
 
 from sic_jax.codec.options import LatentLossConfig
 from sic_jax.codec.windows import spans
+from sic_jax.compilation_cache import jit_per_shape
 from sic_jax.metrics.convnet import Features, Weights
 from sic_jax.metrics.dists_metric import dists_features, dists_from_features, load_dists_weights
 from sic_jax.metrics.lpips_metric import (
@@ -41,6 +42,7 @@ from sic_jax.metrics.lpips_metric import (
     lpips_features,
     lpips_from_features,
 )
+from sic_jax.model.entropy_models.coding_pass import Floats
 from sic_jax.model.levels import LevelConfig, refinement_limit, refinement_sources
 from sic_jax.model.model_config import ModelConfig
 from sic_jax.model.sic import SicModel
@@ -112,14 +114,16 @@ class LatentOptimiser:
         self._lmbda_dist = np.geomspace(*loss.lmbda_dist, levels).astype(np.float32)
         self._lmbda_perc = np.geomspace(*loss.lmbda_perc, levels).astype(np.float32)
         self._networks = jax.device_put(_Networks(load_alexnet_weights(), load_dists_weights()))
-        self._target = jax.jit(_target)
-        self._step = jax.jit(self._optimise_step, donate_argnums=0, static_argnames="dists")
+        self._target = jit_per_shape(_target)
+        self._step = jit_per_shape(
+            self._optimise_step, donate_argnames="state", static_argnames="dists"
+        )
 
     def __call__(
         self,
         x: NDArray[np.uint8],
         y: NDArray[np.float32],
-        hyper: jax.Array,
+        hyper: Floats,
         *,
         level: int,
         steps: int,
@@ -166,26 +170,29 @@ class LatentOptimiser:
         x: NDArray[np.uint8],
         y: NDArray[np.float32],
         keep: NDArray[np.bool_],
-        hyper: jax.Array,
+        hyper: Floats,
         level: int,
         steps: int,
         report: Callable[[], None],
     ) -> NDArray[np.float32]:
         """The v [h, w, C] of a window, not rounded."""
-        target = self._target(x[None], self._networks)
-        v = jnp.asarray(y[None])
-        reach = jnp.sqrt(jnp.square(v - jnp.round(v)).mean((0, 1, 2)))
-        state = OptimiserState(v, jnp.zeros_like(v), jnp.zeros(v.shape[-1]))
+        shape, v = y.shape[:2], y[None]
+        target = self._target(*shape)(x[None], self._networks)
+        reach = np.sqrt(np.square(v - np.round(v)).mean((0, 1, 2)))
+        nothing = np.zeros_like(v)
+        state = OptimiserState(*jax.device_put((v, nothing, nothing[0, 0, 0])))
+        step_of_size = self._step(*shape)
         for step in range(steps):
             k = np.array([level_of_step(step, level)], np.int32)
             eta = np.float32(_RATE * (1 - 0.7 * step / steps))
-            state = self._step(
+            state = step_of_size(
                 state, np.float32(step + 1), eta, k, target, hyper, keep, reach,
                 self._variables, self._networks, dists=step % _DISTS_EVERY == 0,
             )  # fmt: skip
             jax.block_until_ready(state.v)  # Else steps are reported before they are computed.
             report()
-        return np.asarray(state.v[0])
+        found: NDArray[np.float32] = np.asarray(state.v)[0]
+        return found
 
     def _optimise_step(
         self,

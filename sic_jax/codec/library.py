@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from sic_jax.codec.container import MODEL_ID_BYTES
 
-DEFAULT = "pyramid-1"
+DEFAULT = "pyramid-2"
 """The bundle that the name `default` means."""
 
 _ALIAS = "default"

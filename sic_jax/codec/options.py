@@ -28,6 +28,15 @@ class EncodeOptions:
     latents.
     """
 
+    max_bytes: int | None = None
+    """Largest file in bytes: it holds as many levels as fit (default: no limit).
+
+    Metadata count. An error if level 1 does not fit.
+    """
+
+    max_bpp: float | None = None
+    """The same in bits per pixel (default: no limit)."""
+
     optimise_steps: int = field(default=0, metadata={"flag": "optimise"})
     """Steps of latent optimisation: slow, 30 are plenty.
 
@@ -49,6 +58,10 @@ class EncodeOptions:
         """Check what needs no bundle; ValueErrors say the value and what is allowed."""
         if self.optimise_steps < 0:
             raise ValueError(f"optimise_steps must be at least 0, got {self.optimise_steps}")
+        for name in ("max_bytes", "max_bpp"):
+            limit = getattr(self, name)
+            if limit is not None and not limit > 0:
+                raise ValueError(f"{name} must be more than 0, got {limit}")
         _check_seed(self.seed)
         most = MAX_GRAIN / GRAIN_UNITS
         if self.grain is not None and not 0 <= self.grain <= most:

@@ -1,5 +1,6 @@
 """The data source that a command line names."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from sic_jax.data.folder import open_folder
@@ -10,7 +11,7 @@ from sic_jax.data.tfds import open_tfds
 _SPECS = "FOLDER, memory:FOLDER or tfds:NAME/SPLIT[@DATA_DIR]"
 
 
-def open_source(spec: str, *, crop_size: int) -> Source:
+def open_source(spec: str, *, crop_size: int, listed: Callable[[], None] = lambda: None) -> Source:
     """The images that a command line names.
 
     Args:
@@ -19,16 +20,23 @@ def open_source(spec: str, *, crop_size: int) -> Source:
             TensorFlow Datasets prepared as array_record; NAME may end in a config and version,
             SPLIT in a slice, as `train[:90%]`).
         crop_size: Smaller images are left out; of `tfds:`, when their turn comes.
+        listed: Called when the images are known, before any is decoded.
 
     Raises:
         ValueError: If there is no such source, or it holds no usable image.
     """
     kind, _, rest = spec.partition(":")
     if kind == "tfds" and rest:
-        return open_tfds(rest)
+        source = open_tfds(rest)
+        listed()
+        return source
     if kind == "memory" and rest:
-        return decode_folder(open_folder(rest, crop_size=crop_size))
+        folder = open_folder(rest, crop_size=crop_size)
+        listed()
+        return decode_folder(folder)
     # One letter is a drive of Windows.
     if len(kind) > 1 and rest and not Path(spec).exists():
         raise ValueError(f"unknown data source {spec!r}; it must be {_SPECS}")
-    return open_folder(spec, crop_size=crop_size)
+    folder = open_folder(spec, crop_size=crop_size)
+    listed()
+    return folder

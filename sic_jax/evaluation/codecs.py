@@ -10,11 +10,15 @@ from numpy.typing import NDArray
 from sic_jax.codec.codec import Codec
 from sic_jax.codec.container import MAX_SEED, truncate
 from sic_jax.codec.options import DecodeOptions, EncodeOptions
+from sic_jax.evaluation.records import digest
 
 Pixels = NDArray[np.uint8]
 
 SIC = "sic"
-"""Name of this package's codec, at whose rates the others are compared."""
+"""Name of this package's codec, at whose rates the others are compared.
+
+Where a run has several of its curves, they have names of their own, and it is their `kind`.
+"""
 
 _LEVELS = (1, 4, 8, 12, 16)
 
@@ -23,7 +27,7 @@ class ImageCodec(NamedTuple):
     """A codec to measure."""
 
     name: str
-    """Also the suffix of its files."""
+    """Of its curve."""
     settings: tuple[float, ...]
     """Levels or qualities, lowest rate first."""
     options: str
@@ -44,6 +48,14 @@ class ImageCodec(NamedTuple):
     """Of the file of the highest setting, makes that of another: an image is encoded once."""
     coder: str | None = None
     """What its times depend on, but not its files: the range coder of `sic`."""
+    kind: str = ""
+    """What its records and the suffix of its files say; empty if that is `name`."""
+
+    def file_name(self, setting: float) -> str:
+        """Of its file at a setting, unlike that of any other codec of the run."""
+        # Two curves of one kind differ in their options, also if another run names them otherwise.
+        tag = f"-{digest(self.options.encode())}" if self.kind else ""
+        return f"{setting_text(setting)}{tag}.{self.kind or self.name}"
 
 
 def setting_text(setting: float) -> str:
@@ -58,6 +70,7 @@ def sic_codec(
     decoding: DecodeOptions = DecodeOptions(),
     *,
     samples: int = 1,
+    name: str = "",
 ) -> ImageCodec:
     """The codec of this package at some levels.
 
@@ -69,6 +82,7 @@ def sic_codec(
             level makes; but latents are optimised over all levels up to the highest.
         decoding: How they are decoded; always `strict`. Its seed is the first of `samples`.
         samples: Members of the synset to decode, with seeds seed, seed + 1, ...
+        name: Of its curve, where a run has several of this codec; default: `SIC`.
 
     Raises:
         ValueError: If the bundle does not have one of the levels, or a number is out of range.
@@ -104,7 +118,7 @@ def sic_codec(
         return lambda level: bits.bpp_est(int(level), *image.shape[:2])
 
     return ImageCodec(
-        name=SIC,
+        name=name or SIC,
         settings=tuple(sorted(set(levels))),
         options=f"model {codec.bundle.model_id.hex()}, temperature {spread:g}, seed {first}, "
         f"samples {samples}"
@@ -122,7 +136,13 @@ def sic_codec(
         times_encoding=not steps,
         cut=cut,
         coder=codec.coder,
+        kind=SIC if name else "",
     )
+
+
+def names_of_sic(codecs: Sequence[ImageCodec]) -> list[str]:
+    """The names of this package's curves; the others are compared at the rates of the first."""
+    return [codec.name for codec in codecs if SIC in (codec.name, codec.kind)]
 
 
 def _others(options: EncodeOptions | DecodeOptions, named: Set[str]) -> str:

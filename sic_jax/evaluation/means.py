@@ -18,7 +18,8 @@ class Row(NamedTuple):
     setting: float | None
     """Level or quality; None for values interpolated between settings."""
     level: float | None
-    """The `sic` level at whose rate the codecs are compared; None for a plain mean."""
+    """The level of `sic`, or of its first curve, at whose rate the codecs are compared; None for a
+    plain mean."""
     num_images: int
     bpp: float
     bpp_est: float | None
@@ -87,20 +88,21 @@ def curves_of(means: Sequence[Row]) -> list[Curve]:
     return curves
 
 
-def rows_at_equal_rate(means: Sequence[Row]) -> list[Row]:
-    """For every level of `sic`, its means and those of the other codecs at its mean bpp.
+def rows_at_equal_rate(means: Sequence[Row], reference: str = SIC) -> list[Row]:
+    """For every level of a reference, its means and those of the other codecs at its mean bpp.
 
     Args:
         means: What `mean_rows` returns.
+        reference: Name of the codec whose rates count.
 
     Returns:
-        Per level first the row of `sic`, then one row per other codec, interpolated on its curve
-        of means; its metrics are None outside the measured rates.
+        Per level first the row of the reference, then one row per other codec, interpolated on its
+        curve of means; its metrics are None outside the measured rates.
     """
-    others = curves_of([row for row in means if row.codec != SIC])
+    others = curves_of([row for row in means if row.codec != reference])
     num_images = {row.codec: row.num_images for row in means}
     rows = []
-    for ours in (row for row in means if row.codec == SIC):
+    for ours in (row for row in means if row.codec == reference):
         rows.append(ours._replace(level=ours.setting))
         for curve in others:
             values = {

@@ -9,8 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
+from sic_jax.compilation_cache import jit_per_shape
 from sic_jax.metrics.convnet import Weights
 from sic_jax.metrics.table import Metric
+from sic_jax.sizes import bucket
 
 Pixels = NDArray[np.uint8]
 
@@ -18,9 +20,9 @@ Pixels = NDArray[np.uint8]
 class Measurer:
     """Computes metrics of reconstructions.
 
-    Compiles once for each size of `bucket_side` and each set of metrics that small images leave, on
+    Compiles once for each `bucket` of sizes and each set of metrics that small images leave, on
     first use: images are padded up to it, and their size is an argument of the program, which
-    gives the values of the images as they are.
+    gives the values of the images as they are. The programs of the last few sizes are kept.
     `sic_jax.compilation_cache.enable_compilation_cache` says where the next run finds programs.
     """
 
@@ -72,8 +74,8 @@ class Measurer:
                 if metric.name in features
             }
 
-        self._extract = jax.jit(extract, static_argnums=3)
-        self._compare = jax.jit(compare)
+        self._extract = jit_per_shape(extract, static_argnames="defined")
+        self._compare = jit_per_shape(compare)
 
     def features(self, image: Pixels, names: Sequence[str] | None = None) -> dict[str, Any]:
         """What metrics need of an original; once an image.
@@ -90,8 +92,9 @@ class Measurer:
         defined = tuple(
             k for k, m in enumerate(self.metrics) if m.name in chosen and size >= m.min_size
         )
-        found: dict[str, Any] = self._extract(
-            _to_batch(image), _size_of(image), self._weights, defined
+        x = _to_batch(image)
+        found: dict[str, Any] = self._extract(*x.shape[1:3])(
+            x, _size_of(image), self._weights, defined=defined
         )
         return {name: found.get(name) for name in chosen}
 
@@ -115,22 +118,14 @@ class Measurer:
             # A batch that is not full repeats its last picture, so that it compiles no program.
             full = some + some[-1:] * (self.batch_size - len(some))
             x_hat = np.concatenate([_to_batch(image) for image in full])
-            found = self._compare(features, x_hat, _size_of(full[0]), self._weights)
+            compare = self._compare(*x_hat.shape[1:3])
+            found = compare(features, x_hat, _size_of(full[0]), self._weights)
             for name, known in values.items():
                 batch = np.asarray(found[name]) if name in found else np.full(len(full), np.nan)
                 known += [
                     float(value) if math.isfinite(value) else None for value in batch[: len(some)]
                 ]
         return values
-
-
-def bucket_side(side: int) -> int:
-    """The side that images are padded to: four steps to each doubling, at least 16 apart.
-
-    16, 32, ..., 128, 160, 192, 224, 256, 320, ..., 512, 640, 768, 896, 1024, 1280, ...
-    """
-    step: int = max(16, 2 ** (side - 1).bit_length() // 8)
-    return -(-side // step) * step
 
 
 def _size_of(image: Pixels) -> NDArray[np.int32]:
@@ -143,7 +138,8 @@ def _to_batch(image: Pixels) -> NDArray[np.float32]:
     In NumPy, since XLA may scale the two pictures of a comparison with different roundings.
     """
     height, width = image.shape[:2]
-    batch = np.zeros((1, bucket_side(height), bucket_side(width), 3), np.float32)
+    rows, columns = bucket(-(-height // 16), -(-width // 16))
+    batch = np.zeros((1, 16 * rows, 16 * columns, 3), np.float32)
     rgb = image if image.ndim == 3 else image[..., None]
     batch[0, :height, :width] = rgb.astype(np.float32) / np.float32(255)
     return batch

@@ -9,11 +9,14 @@ from sic_jax.evaluation.bd import BdResult
 from sic_jax.evaluation.codecs import SIC
 from sic_jax.evaluation.fid import FidRow, fid_cells
 from sic_jax.evaluation.means import Curve, Row
-from sic_jax.evaluation.pictures import MATCH_FACTOR, WEBP_QUALITY, Comparison, Shown
+from sic_jax.evaluation.pictures import MATCH_FACTOR, WEBP_QUALITY, Comparison, Crop, Shown
 from sic_jax.evaluation.published import Published
 from sic_jax.evaluation.run import Failure
 from sic_jax.evaluation.summary import BdRow, formatted, summary_cells, summary_columns
 from sic_jax.metrics.table import Metric
+
+PUBLISHED = ", published"
+"""Ends the names of published curves in legends."""
 
 
 class Content(NamedTuple):
@@ -27,12 +30,16 @@ class Content(NamedTuple):
     equal_rate: Sequence[Row]
     bd: Sequence[BdRow]
     fid: Sequence[FidRow]
-    plots: Sequence[str]
+    plots: Sequence[tuple[Metric, str]]
     """SVG elements."""
+    legend: Mapping[str, str]
+    """Of each line in the plots the name and a sample, an SVG element."""
     pictures: Sequence[Comparison]
     published: Published | None
     failures: Sequence[Failure]
     schema: str
+    ours: Sequence[str] = (SIC,)
+    """Names of this package's curves; codecs are compared at the rates of the first."""
 
 
 def make_page(content: Content) -> str:
@@ -40,9 +47,9 @@ def make_page(content: Content) -> str:
     here = Path(__file__).parent
     css, js = (here / "page.css").read_text(), (here / "page.js").read_text()
     sections = [
-        ("curves", "Rate and quality", _plots(content)),
         ("pictures", "Pictures", _pictures(content)),
-        ("equal", "At the rates of sic", _equal_rate(content)),
+        ("curves", "Rate and quality", _plots(content)),
+        ("equal", f"At the rates of {escape(content.ours[0])}", _equal_rate(content)),
         ("bd", "Bjøntegaard deltas", _bd(content)),
         ("means", "Means over images", _means(content)),
         ("fid", "FID and KID", _fid(content)),
@@ -50,16 +57,58 @@ def make_page(content: Content) -> str:
     ]
     sections = [section for section in sections if section[2]]
     links = "".join(f'<a href="#{name}">{title}</a>' for name, title, _ in sections)
-    body = "".join(
-        f'<section id="{name}"><h2>{title}</h2>{text}</section>' for name, title, text in sections
-    )
+    body = "".join(_section(name, title, text) for name, title, text in sections)
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(content.title)}</title><style>{css}</style></head><body>"
-        f"<h1>{escape(content.title)}</h1>{_failures(content.failures)}<nav>{links}</nav>{body}"
-        f"<script>{js}</script></body></html>\n"
+        f"<h1>{escape(content.title)}</h1>{_failures(content.failures)}<nav>{links}</nav>"
+        f"{_filters(content)}{body}<script>{js}</script></body></html>\n"
     )
+
+
+def metric_text(metric: Metric) -> str:
+    """What an axis of the metric is called."""
+    unit = f" in {metric.unit}" if metric.unit else ""
+    better = "higher" if metric.higher_is_better else "lower"
+    return f"{metric.label}{unit}, {better} is better"
+
+
+def _section(name: str, title: str, text: str) -> str:
+    """Open; the script closes tables where the screen is narrow."""
+    if name in ("pictures", "curves"):
+        return f'<section id="{name}"><h2>{title}</h2>{text}</section>'
+    return (
+        f'<section id="{name}"><details class="part" open><summary><h2>{title}</h2></summary>'
+        f"{text}</details></section>"
+    )
+
+
+def _filters(content: Content) -> str:
+    """Choices of rate, for the pictures, and of codecs; shown where the script runs."""
+    groups = [shown.groups for shown in content.pictures]
+    most = max(map(len, groups), default=0)
+    rates = [[own[k].bpp for own in groups if k < len(own)] for k in range(most)]
+    names = [_range_text(min(found), max(found)) for found in rates]
+    chips = [
+        f'<label><input type="radio" name="rate" value="{value}"'
+        f"{' checked' if value == str(len(rates) // 2) else ''}><span>{name}</span></label>"
+        for value, name in [*((str(k), name) for k, name in enumerate(names)), ("", "all")]
+    ]
+    parts = [f"<fieldset><legend>bpp</legend>{''.join(chips)}</fieldset>" if rates else ""]
+    codecs = dict.fromkeys(row.codec for row in content.means)
+    chips = [
+        f'<label><input type="checkbox" name="codec" value="{escape(name)}" checked>'
+        f"<span>{content.legend.get(name, '')}{escape(name)}</span></label>"
+        for name in codecs
+    ]
+    parts.append(f"<fieldset><legend>codecs</legend>{''.join(chips)}</fieldset>")
+    return f'<form class="filters" autocomplete="off">{"".join(parts)}</form>'
+
+
+def _range_text(low: float, high: float) -> str:
+    ends = list(dict.fromkeys((f"{low:.2g}", f"{high:.2g}")))
+    return "&ndash;".join(ends)
 
 
 def _failures(failures: Sequence[Failure]) -> str:
@@ -81,8 +130,18 @@ def _plots(content: Content) -> str:
             f" Dashed: published means over the {content.published.num_images} images of"
             f" {escape(content.published.dataset)}, measured by others."
         )
-    figures = "".join(f"<figure>{plot}</figure>" for plot in content.plots)
-    return f'<p class="soft">{note}</p><div class="plots">{figures}</div>'
+    legend = "".join(
+        f"<li>{sample}{escape(name.removesuffix(PUBLISHED))}</li>"
+        for name, sample in sorted(content.legend.items(), key=lambda item: PUBLISHED in item[0])
+    )
+    figures = "".join(
+        f"<figure><figcaption>{escape(metric_text(metric))}</figcaption>{plot}</figure>"
+        for metric, plot in content.plots
+    )
+    return (
+        f'<p class="soft">{note}</p><ul class="legend">{legend}</ul>'
+        f'<div class="plots">{figures}</div>'
+    )
 
 
 def _pictures(content: Content) -> str:
@@ -103,27 +162,30 @@ def _comparison(shown: Comparison) -> str:
         f"{width} &times; {height} pixels at ({left}, {top}) of "
         f"{shown.full_width} &times; {shown.full_height}"
     )
-    shots = "".join(
-        f'<h3>{escape(title)}</h3><div class="shots">{"".join(map(_shot, pictures))}</div>'
-        for title, pictures in shown.groups
+    groups = "".join(
+        f'<div class="group" data-rate="{k}"><h4>Near {group.bpp:.3f} bpp</h4>'
+        f'<div class="shots">{"".join(_shot(picture, shown.crop) for picture in group.pictures)}'
+        "</div></div>"
+        for k, group in enumerate(shown.groups)
     )
-    # First on the right: the reference codec at its middle rate.
-    right = sum(len(pictures) for _, pictures in shown.groups[: len(shown.groups) // 2])
     size = f'width="{width}" height="{height}"'
     return (
-        f'<div class="card" data-right="{right}"><h3>{escape(shown.name)}'
-        f" <small>{where}</small></h3>"
-        f'<div class="top"><div style="max-width:{width}px"><div class="stage"><img {size} alt="">'
+        f'<div class="card"><h3>{escape(shown.name)} <small>{where}</small></h3>'
+        f'<div class="large" style="max-width:{width}px"><div class="stage"><img {size} alt="">'
         f'<img {size} alt=""><i></i><b class="l"></b><b class="r"></b></div>'
         '<input class="slide" type="range" min="0" max="100" value="50" step="0.5"'
         ' aria-label="Wipe between two pictures"></div>'
-        f'<div class="shots">{_shot(shown.original)}</div></div>{shots}</div>'
+        '<div class="row"><div class="group"><h4>Original</h4><div class="shots">'
+        f"{_shot(shown.original, shown.crop)}</div></div>{groups}</div></div>"
     )
 
 
-def _shot(shown: Shown) -> str:
+def _shot(shown: Shown, crop: Crop) -> str:
+    codec = f' data-codec="{escape(shown.codec)}"' if shown.codec else ""
     return (
-        f'<figure><div class="window"><img src="{shown.uri}" alt="{escape(shown.label)}"></div>'
+        f'<figure{codec}><div class="window"><img loading="lazy" decoding="async"'
+        f' width="{crop.width}" height="{crop.height}" src="{shown.uri}"'
+        f' alt="{escape(shown.label)}"></div>'
         f"<figcaption><strong>{escape(shown.label)}</strong> {shown.rate}"
         f"<br>{escape(shown.facts)}<br>"
         '<button type="button" class="l">left</button>'
@@ -146,7 +208,7 @@ def _means(content: Content) -> str:
     samples = any(row.spread for row in content.means)
     columns = [c for c in summary_columns(content.metrics, samples=samples) if c != "level"]
     note = "Times are seconds an image, in memory, compilation excluded; external commands start."
-    if any(row.codec == SIC for row in content.means):
+    if any(row.codec in content.ours for row in content.means):
         note += f" {SIC} encodes an image once, at the highest level: its files are cut from one."
     if any(row.encode_s is None for row in content.means):
         note += (
@@ -166,10 +228,12 @@ def _summary_table(rows: Sequence[Row], columns: Sequence[str], content: Content
     for row in rows:
         cells = formatted(columns, summary_cells(row, columns), content.metrics)
         group = row.codec if row.level is None else row.level
-        names = [name for name, on in (("first", group != last), ("ours", row.codec == SIC)) if on]
+        ours = row.codec in content.ours
+        names = [name for name, on in (("first", group != last), ("ours", ours)) if on]
         last = group
         text = "".join(f"<td>{escape(cell)}</td>" for cell in cells)
-        lines.append(f'<tr class="{" ".join(names)}">{text}</tr>')
+        codec = escape(row.codec)
+        lines.append(f'<tr class="{" ".join(names)}" data-codec="{codec}">{text}</tr>')
     body = "".join(lines)
     return (
         f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
@@ -189,14 +253,16 @@ def _bd(content: Content) -> str:
         if not rows:
             continue
         tests = list(dict.fromkeys(row.test for row in rows))
-        tests.sort(key=lambda name: name != SIC)
-        head = "<th>against</th>" + "".join(f"<th>{escape(name)}</th>" for name in tests)
-        rates, deltas = [], []
+        tests.sort(key=lambda name: name not in content.ours)
+        head = "<th>against</th>" + "".join(_codec_cell("th", name, escape(name)) for name in tests)
+        rates: list[str] = []
+        deltas: list[str] = []
         for reference in dict.fromkeys(row.reference for row in rows):
             found = {row.test: row for row in rows if row.reference == reference}
-            first = f"<td>{escape(reference)}</td>"
-            rates.append(first + "".join(_rate_cell(found.get(name)) for name in tests))
-            deltas.append(first + "".join(_delta_cell(found.get(name)) for name in tests))
+            first = _codec_cell("td", reference, escape(reference))
+            for lines, text in ((rates, _rate_text), (deltas, _delta_text)):
+                texts = ((name, text(found[name]) if name in found else "") for name in tests)
+                lines.append(first + "".join(_codec_cell("td", *item) for item in texts))
         label = escape(metric.label)
         parts.append(f"<h3>BD-rate by {label}</h3>{_grid(head, rates)}")
         title = f"Differences of {label}{' in ' + metric.unit if metric.unit else ''}"
@@ -224,29 +290,30 @@ def _grid(head: str, lines: Sequence[str]) -> str:
     )
 
 
-def _rate_cell(row: BdRow | None) -> str:
-    if row is None:
-        return "<td></td>"
+def _codec_cell(tag: str, codec: str, text: str) -> str:
+    """A cell that the filter of codecs hides."""
+    return f'<{tag} data-codec="{escape(codec)}">{text}</{tag}>'
+
+
+def _rate_text(row: BdRow) -> str:
     decimals = 1 if row.metric.unit == "dB" else 3
-    return _bd_cell(row.rate, f"{row.rate.value or 0:+.1f} %", decimals, good=-1)
+    return _bd_text(row.rate, f"{row.rate.value or 0:+.1f} %", decimals, good=-1)
 
 
-def _delta_cell(row: BdRow | None) -> str:
-    if row is None:
-        return "<td></td>"
+def _delta_text(row: BdRow) -> str:
     decimals = 2 if row.metric.unit == "dB" else row.metric.decimals
     good = 1 if row.metric.higher_is_better else -1
-    return _bd_cell(row.delta, f"{row.delta.value or 0:+.{decimals}f}", 3, good=good)
+    return _bd_text(row.delta, f"{row.delta.value or 0:+.{decimals}f}", 3, good=good)
 
 
-def _bd_cell(result: BdResult, text: str, decimals: int, *, good: int) -> str:
+def _bd_text(result: BdResult, text: str, decimals: int, *, good: int) -> str:
     """A number, green or red, with its range; or why there is none."""
     if result.value is None:
-        return f'<td class="soft">{escape(result.reason)}</td>'
+        return f'<span class="soft">{escape(result.reason)}</span>'
     name = "good" if result.value * good > 0 else "bad" if result.value else ""
     return (
-        f'<td><span class="{name}">{text.replace("-", "&minus;")}</span>'
-        f"<small>{result.low:.{decimals}f} to {result.high:.{decimals}f}</small></td>"
+        f'<span class="{name}">{text.replace("-", "&minus;")}</span>'
+        f"<small>{result.low:.{decimals}f} to {result.high:.{decimals}f}</small>"
     )
 
 

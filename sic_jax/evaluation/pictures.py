@@ -5,7 +5,7 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, features
@@ -37,12 +37,23 @@ class Crop(NamedTuple):
 class Shown(NamedTuple):
     """One picture of the report."""
 
+    codec: str
+    """Empty for the original."""
     label: str
     rate: str
     facts: str
     """Metrics; like the rate, of the whole image."""
     uri: str
     """The crop as a data URI."""
+
+
+class Group(NamedTuple):
+    """Decodings of an image at nearly one rate."""
+
+    bpp: float
+    """Of the reference codec's file."""
+    pictures: list[Shown]
+    """The reference codec's, then those of the others."""
 
 
 class Comparison(NamedTuple):
@@ -53,8 +64,8 @@ class Comparison(NamedTuple):
     full_height: int
     full_width: int
     original: Shown
-    groups: list[tuple[str, list[Shown]]]
-    """Of each setting of the reference codec a title, its picture and those of the others."""
+    groups: list[Group]
+    """One of each setting of the reference codec, lowest rate first."""
 
 
 def choose_images(paths: Sequence[str], names: Sequence[str] | None) -> list[str]:
@@ -102,6 +113,7 @@ def compare_pictures(
         codec = codecs[record.codec]
         decoded = codec.decode((out / record.file).read_bytes(), 0)
         return Shown(
+            record.codec,
             f"{record.codec}, {codec.setting_name} {setting_text(record.setting)}",
             f"{record.bpp:.3f} bpp",
             _facts(record, metrics),
@@ -117,13 +129,13 @@ def compare_pictures(
             for name in others
         )
         near = [record for record in matched if record is not None]
-        groups.append((f"Near {ours.bpp:.3f} bpp", [show(record) for record in (ours, *near)]))
+        groups.append(Group(ours.bpp, [show(record) for record in (ours, *near)]))
     return Comparison(
         name=Path(path).name,
         crop=crop,
         full_height=image.shape[0],
         full_width=image.shape[1],
-        original=Shown("original", "", "", to_data_uri(image, crop)),
+        original=Shown("", "original", "", "", to_data_uri(image, crop)),
         groups=groups,
     )
 
@@ -158,14 +170,18 @@ def choose_crop(image: Pixels) -> Crop:
     return Crop(*place, height, width)
 
 
-def to_data_uri(image: Pixels, crop: Crop) -> str:
-    """The crop as a WebP file (JPEG where Pillow has no WebP) in a data URI."""
+def to_data_uri(image: Pixels, crop: Crop, *, lossless: bool = False) -> str:
+    """The crop as a WebP file in a data URI; where Pillow has no WebP, as a JPEG or PNG file."""
     top, left, height, width = crop
     part = np.ascontiguousarray(image[top : top + height, left : left + width])
-    kind = "webp" if features.check("webp") else "jpeg"
-    options = {"method": 4} if kind == "webp" else {"subsampling": 0}
+    kind = "webp" if features.check("webp") else "png" if lossless else "jpeg"
+    options: dict[str, dict[str, Any]] = {
+        "webp": {"method": 4, "lossless": lossless, "quality": WEBP_QUALITY},
+        "jpeg": {"subsampling": 0, "quality": WEBP_QUALITY},
+        "png": {},
+    }
     buffer = io.BytesIO()
-    Image.fromarray(part).save(buffer, kind, quality=WEBP_QUALITY, **options)
+    Image.fromarray(part).save(buffer, kind, **options[kind])
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 

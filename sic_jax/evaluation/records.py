@@ -4,7 +4,8 @@ A record in results.json and records.jsonl is an object with these keys:
 
     image                   path as given
     image_id                16 hex digits, a digest of the pixels
-    codec                   "sic", "jpeg", "webp", "avif", "jpeg2000", "jxl" or an external name
+    codec                   "sic", "jpeg", "webp", "avif", "jpeg2000", "jxl" or an external name;
+                            in results.json the curve's name where a run has several of "sic"
     options                 all that fixes the codec's result beside the setting: the model and how
                             it draws details, or the encoder's options and version
     setting                 level of `sic`; quality of the others (compression ratio of jpeg2000)

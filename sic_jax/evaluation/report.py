@@ -1,6 +1,6 @@
 """The files that a run leaves in its output folder.
 
-    files/NAME-ID/     the compressed files, SETTING.CODEC
+    files/NAME-ID/     the compressed files, SETTING.CODEC (SETTING-ID.sic of several bundles)
     records.jsonl      every measurement that was made into this folder, one a line
     results.json       this run
     summary.csv        means over images, then codecs at equal rate (`sic_jax.evaluation.means`)
@@ -9,13 +9,16 @@
     compressai/        one file a codec, in the JSON format of CompressAI's results
     plots/             one PNG and one SVG a metric
     report.html        all of it, with pictures
+    survey.html        a blind test, where it was asked for (`sic_jax.evaluation.survey`)
 
 Those of earlier runs that a run does not write again are removed, except compressed files and
 records.jsonl, from which runs are resumed.
 
 results.json is an object:
 
-    bundle, model_id, coder   of `sic`; null where it was not measured
+    bundle, model_id, coder   of `sic`; null where it was not measured; of several of its curves the
+                              first two are objects, with a key for each curve
+    command, revision         of eval.py, and of the checkout that it lies in (null: in none)
     device, versions          what the times were measured on and with
     metrics                   names of the metrics
     seconds                   that the run took, without the report
@@ -28,10 +31,10 @@ results.json is an object:
 import json
 from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sic_jax.evaluation import records as records_module
-from sic_jax.evaluation.codecs import SIC, ImageCodec
+from sic_jax.evaluation.codecs import SIC, ImageCodec, names_of_sic
 from sic_jax.evaluation.fid import FID_FILE, FidRow
 from sic_jax.evaluation.means import Curve, Row, curves_of, mean_rows, rows_at_equal_rate
 from sic_jax.evaluation.page import Content, make_page
@@ -48,8 +51,12 @@ from sic_jax.evaluation.summary import (
     to_compressai,
     to_csv,
 )
+from sic_jax.evaluation.survey import SURVEY_FILE
 from sic_jax.files import write_atomic
 from sic_jax.metrics.table import METRICS, Metric
+
+if TYPE_CHECKING:
+    from sic_jax.evaluation.plots import Plot  # Needs matplotlib.
 
 
 class ReportOptions(NamedTuple):
@@ -92,11 +99,13 @@ def write_report(
     Raises:
         OSError: If something cannot be written.
     """
+    earlier = _codecs_of(out)
     flat = [to_json(record) for record in measured.records]
     errors = [failure._asdict() for failure in measured.failures]
     _write(out / "results.json", _json({**about, "errors": errors, "records": flat}))
     means = mean_rows(measured.records)
-    compared = rows_at_equal_rate(means)
+    ours = names_of_sic(codecs) or [SIC]
+    compared = rows_at_equal_rate(means, ours[0])
     columns = summary_columns(metrics, samples=any(row.spread for row in means))
     cells = [summary_cells(row, columns) for row in (*means, *compared)]
     _write(out / "summary.csv", to_csv(columns, cells))
@@ -110,8 +119,10 @@ def write_report(
     if fid:
         _write(out / FID_FILE, to_csv(FidRow._fields, fid))
     title = f"{num_images} images" if num_images != 1 else "1 image"
-    plotted = _plot_all(curves, published, metrics, options, title, out) if options.plots else {}
-    _remove_old(out, {row.codec for row in means}, set(plotted), fid=bool(fid))
+    plotted = {}
+    if options.plots:
+        plotted = _plot_all(curves, ours, published, metrics, options, title, out)
+    _remove_old(out, earlier - {row.codec for row in means}, set(plotted), fid=bool(fid))
     for codec in codecs:
         rows = [row for row in means if row.codec == codec.name]
         if rows:
@@ -128,10 +139,12 @@ def write_report(
         equal_rate=compared,
         bd=bd,
         fid=fid,
-        plots=list(plotted.values()),
+        plots=[(plot.metric, plot.inline_svg) for plot in plotted.values()],
+        legend={name: line for plot in plotted.values() for name, line in plot.legend.items()},
         pictures=pictures,
         published=published,
         failures=measured.failures,
+        ours=ours,
         schema=f"{(__doc__ or '').strip()}\n\n{(records_module.__doc__ or '').strip()}",
     )
     _write(out / "report.html", make_page(content))
@@ -150,39 +163,50 @@ def _wants_published(records: Sequence[Record], wanted: bool | None) -> bool:
 
 def _plot_all(
     curves: Sequence[Curve],
+    ours: Sequence[str],
     published: Published | None,
     metrics: Sequence[Metric],
     options: ReportOptions,
     title: str,
     out: Path,
-) -> dict[str, str]:
-    """Draws and writes the plots; returns them for the page, by the metric's name."""
+) -> dict[str, "Plot"]:
+    """Draws and writes the plots; returns them by the metric's name."""
     from sic_jax.evaluation.plots import draw_plot  # Needs matplotlib.
 
     title = f"Means over {title}"
     if published:
         title += f"; dashed: published means over {published.num_images} of {published.dataset}"
-    inline = {}
+    drawn = {}
     for metric in metrics:
         others = published.curves if published else []
-        plot = draw_plot(metric, curves, others, log_rate=options.log_rate, title=title)
+        plot = draw_plot(metric, curves, others, log_rate=options.log_rate, title=title, ours=ours)
         if plot is not None:
             _write(out / "plots" / f"{metric.name}.svg", plot.svg)
             write_atomic(out / "plots" / f"{metric.name}.png", plot.png)
-            inline[metric.name] = plot.inline_svg
-    return inline
+            drawn[metric.name] = plot
+    return drawn
+
+
+def _codecs_of(out: Path) -> set[str]:
+    """Names of the codecs of earlier runs into this folder, those of curves from the last one."""
+    names = {key.codec for key in load_records(out / RECORDS_FILE)}
+    try:
+        last = json.loads((out / "results.json").read_bytes())
+        return names | {record["codec"] for record in last["records"]}
+    except (OSError, ValueError, TypeError, KeyError):
+        return names
 
 
 def _remove_old(out: Path, codecs: Set[str], plotted: Set[str], *, fid: bool) -> None:
-    """Removes what earlier runs wrote of other codecs and metrics; no file that is not theirs."""
-    known = {key.codec for key in load_records(out / RECORDS_FILE)} - codecs
+    """Removes what earlier runs wrote of these codecs and of metrics that are not plotted now."""
     # Found in the folder, not made of the names, which a records file from elsewhere may hold.
-    old = [file for file in (out / "compressai").glob("*.json") if file.stem in known]
+    old = [file for file in (out / "compressai").glob("*.json") if file.stem in codecs]
     for metric in METRICS:
         if metric.name not in plotted:
             old += [out / "plots" / f"{metric.name}.{kind}" for kind in ("png", "svg")]
     if not fid:
         old.append(out / FID_FILE)
+    old.append(out / SURVEY_FILE)  # Written after the report.
     for file in old:
         if file.is_file():
             file.unlink()
@@ -195,7 +219,8 @@ def _show(
     show: Sequence[str] | None,
     out: Path,
 ) -> list[Comparison]:
-    by_name = {codec.name: codec for codec in sorted(codecs, key=lambda codec: codec.name != SIC)}
+    ours = names_of_sic(codecs)
+    by_name = {c.name: c for c in sorted(codecs, key=lambda codec: codec.name not in ours)}
     order = list(by_name)
     comparisons = []
     measured = list(dict.fromkeys(record.image for record in records))

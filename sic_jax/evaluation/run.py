@@ -3,6 +3,7 @@
 import functools
 import importlib.metadata
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 
 from sic_jax import metrics
+from sic_jax.compilation_cache import KEPT
 from sic_jax.evaluation.codecs import ImageCodec, Pixels, setting_text
 from sic_jax.evaluation.measurer import Measurer
 from sic_jax.evaluation.records import Key, Record, append_records, digest, key_of, load_records
@@ -142,7 +144,7 @@ class _Step(NamedTuple):
 
 
 class _Work:
-    """What stays the same from image to image, and which image sizes are compiled."""
+    """What stays the same from image to image, and which image sizes are surely compiled."""
 
     def __init__(
         self,
@@ -160,7 +162,8 @@ class _Work:
         self._progress = progress
         self._num_images = num_images
         self._timed_with = {codec.name: timed_with(codec) for codec in codecs}
-        self._warm: set[tuple[str, tuple[int, ...]]] = set()
+        # A codec may keep the programs of no more sizes than that.
+        self._warm: deque[tuple[str, tuple[int, ...]]] = deque(maxlen=KEPT // 2)
         self._started = time.perf_counter()
         self.num_made = 0
 
@@ -169,13 +172,13 @@ class _Work:
         image = read_image(path).pixels
         image_id = digest(repr(image.shape).encode() + image.tobytes())
         names = [metric.name for metric in self._measurer.metrics]
-        wanted: list[Key] = []
+        wanted: list[tuple[Key, str]] = []
         done: dict[Key, Record] = {}
         missing: dict[tuple[str, ...], list[_Step]] = {}
         for codec in self._codecs:
             for setting in codec.settings:
-                key = Key(image_id, codec.name, codec.options, setting)
-                wanted.append(key)
+                key = Key(image_id, codec.kind or codec.name, codec.options, setting)
+                wanted.append((key, codec.name))
                 record = self._intact(key)
                 known = {} if record is None else record.metrics
                 if record is not None and all(name in known for name in names):
@@ -185,7 +188,9 @@ class _Work:
                     missing.setdefault(lacking, []).append(_Step(key, codec, record))
         for lacking, steps in missing.items():
             self._make(path, number, image, lacking, steps, done)
-        records = [_only(done[key]._replace(image=str(path)), names) for key in wanted]
+        records = [
+            _only(done[key]._replace(image=str(path), codec=name), names) for key, name in wanted
+        ]
         return [self._without_foreign_times(record) for record in records]
 
     def _intact(self, key: Key) -> Record | None:
@@ -230,10 +235,10 @@ class _Work:
         for step, (key, codec, known) in enumerate(steps):
             setting = setting_text(key.setting)
             self._progress.show(
-                f"[{number}/{self._num_images}] {path.name}  {key.codec} {setting}"
+                f"[{number}/{self._num_images}] {path.name}  {codec.name} {setting}"
                 f"  {self._remaining(number, step, len(steps))}"
             )
-            file = f"{folder}/{setting}.{codec.name}"
+            file = f"{folder}/{codec.file_name(key.setting)}"
             try:
                 if known is None:
                     record, found = self._code(path, image, key, codec, encoders[codec.name], file)
@@ -260,9 +265,9 @@ class _Work:
         if codec.compiles and (codec.name, image.shape) not in self._warm:
             if codec.times_encoding:
                 encode = _encoder(codec, image)  # It keeps nothing that is to be timed.
-            # The lowest setting leaves most to draw.
+            # At the highest setting nothing may be left to draw, and no program of it be compiled.
             codec.decode(encode(codec.settings[0])[0], 0)
-            self._warm.add((codec.name, image.shape))
+            self._warm.append((codec.name, image.shape))
 
     def _code(
         self,
@@ -284,7 +289,7 @@ class _Work:
         record = Record(
             image=str(path),
             image_id=key.image_id,
-            codec=codec.name,
+            codec=key.codec,
             options=codec.options,
             setting=key.setting,
             file=file,

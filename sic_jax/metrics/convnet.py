@@ -10,25 +10,21 @@ import jax.numpy as jnp
 from jax import lax
 from numpy.typing import NDArray
 
+from sic_jax.sizes import Size, zero_outside
+
 __all__ = [
     "Array",
     "Features",
-    "Size",
     "Weights",
     "check_images",
     "check_same_shape",
     "conv_relu",
     "spatial_mean",
-    "zero_outside",
 ]
 
 Array = jax.Array | NDArray[Any]
 Weights = Mapping[str, Array]
 Features = tuple[jax.Array, ...]
-Size = jax.Array | None
-"""Heights and widths, int32 ``[B, 2]``, of images that fill only the top left of their arrays; None
-where they fill them. Functions that take it give the values of the images cut out: images of many
-sizes share one program."""
 
 
 def check_images(x: Array, *, metric: str, min_size: int) -> None:
@@ -77,21 +73,9 @@ def conv_relu(
     return activations
 
 
-def zero_outside(h: jax.Array, size: Size) -> jax.Array:
-    """``[B, H, W, C]`` with zeros outside the images: what a convolution's padding would be."""
-    return h if size is None else jnp.where(_inside(h, size), h, 0.0)
-
-
 def spatial_mean(h: jax.Array, size: Size) -> jax.Array:
     """Means ``[B, C]`` over the samples ``[B, H, W, C]`` of the images."""
     if size is None:
         return jnp.mean(h, axis=(1, 2))
     total = jnp.sum(zero_outside(h, size), axis=(1, 2))
     return total / jnp.prod(size, axis=1).astype(jnp.float32)[:, None]
-
-
-def _inside(h: jax.Array, size: jax.Array) -> jax.Array:
-    """Where the images are, ``[B, H, W, 1]``."""
-    rows = jnp.arange(h.shape[1]) < size[:, 0, None]
-    columns = jnp.arange(h.shape[2]) < size[:, 1, None]
-    return (rows[:, :, None] & columns[:, None, :])[..., None]

@@ -20,13 +20,13 @@ from numpy.typing import NDArray
 from sic_jax.metrics.convnet import (
     Array,
     Features,
-    Size,
     Weights,
     check_same_shape,
     spatial_mean,
 )
 from sic_jax.metrics.pretrained import WEIGHTS_FOLDER, load_weights, on_device
 from sic_jax.metrics.vgg import STAGE_CHANNELS, load_vgg16_weights, vgg16_stages
+from sic_jax.sizes import Size
 
 __all__ = [
     "WEIGHTS_FILE",
@@ -78,7 +78,7 @@ def dists(
         x_hat: Same shape as `x`.
         weights: From `load_dists_weights`. None: the packaged ones, read once a process. Give them
             where this is compiled, in training too: they would be constants of the program.
-        size: Of images that do not fill the arrays; `sic_jax.metrics.convnet.Size`.
+        size: Of images that do not fill the arrays; `sic_jax.sizes.Size`.
 
     Returns:
         ``[B]`` float32.
@@ -104,7 +104,7 @@ def dists_features(x: Array, *, weights: Weights, size: Size = None) -> Features
     Args:
         x: ``[B, H, W, 3]`` in [0, 1], H and W at least `sic_jax.metrics.vgg.MIN_SIZE`.
         weights: From `load_dists_weights`.
-        size: Of images that do not fill the arrays; `sic_jax.metrics.convnet.Size`.
+        size: Of images that do not fill the arrays; `sic_jax.sizes.Size`.
 
     Returns:
         Six arrays ``[B, h, w, C]``, for `dists_from_features`.

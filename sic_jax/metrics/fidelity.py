@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from sic_jax.metrics.convnet import Size, spatial_mean, zero_outside
+from sic_jax.metrics.convnet import spatial_mean
+from sic_jax.sizes import Size, zero_outside
 
 __all__ = [
     "MS_SSIM_MIN_SIZE",
@@ -37,7 +38,7 @@ def psnr(x: ArrayLike, x_hat: ArrayLike, *, size: Size = None) -> jax.Array:
     Args:
         x: ``[B, H, W, C]`` in [0, 1]; for 8-bit images divide by 255.
         x_hat: Same shape as `x`.
-        size: Of images that do not fill the arrays; `sic_jax.metrics.convnet.Size`.
+        size: Of images that do not fill the arrays; `sic_jax.sizes.Size`.
 
     Returns:
         ``[B]`` float32, infinite for equal images.
@@ -60,7 +61,7 @@ def ssim(x: ArrayLike, x_hat: ArrayLike, *, size: Size = None) -> jax.Array:
     Args:
         x: ``[B, H, W, C]`` in [0, 1], H and W at least `SSIM_MIN_SIZE`.
         x_hat: Same shape as `x`.
-        size: Of images that do not fill the arrays; `sic_jax.metrics.convnet.Size`.
+        size: Of images that do not fill the arrays; `sic_jax.sizes.Size`.
 
     Returns:
         ``[B]`` float32 in [-1, 1].
@@ -85,7 +86,7 @@ def ms_ssim(x: ArrayLike, x_hat: ArrayLike, *, size: Size = None) -> jax.Array:
     Args:
         x: ``[B, H, W, C]`` in [0, 1], H and W at least `MS_SSIM_MIN_SIZE`.
         x_hat: Same shape as `x`.
-        size: Of images that do not fill the arrays; `sic_jax.metrics.convnet.Size`.
+        size: Of images that do not fill the arrays; `sic_jax.sizes.Size`.
 
     Returns:
         ``[B]`` float32.

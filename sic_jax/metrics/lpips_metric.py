@@ -19,16 +19,15 @@ from numpy.typing import NDArray
 from sic_jax.metrics.convnet import (
     Array,
     Features,
-    Size,
     Weights,
     check_images,
     check_same_shape,
     conv_relu,
     spatial_mean,
-    zero_outside,
 )
 from sic_jax.metrics.pretrained import WEIGHTS_FOLDER, load_weights, on_device
 from sic_jax.metrics.vgg import load_vgg16_weights, max_pool, vgg16_stages
+from sic_jax.sizes import Size, zero_outside
 
 __all__ = [
     "MIN_SIZE",
@@ -105,7 +104,7 @@ def lpips(
             None: the packaged ones, read once a process. Give them where this is compiled, in
             training too: they would be constants of the program.
         net: The network whose features are compared: "alex" or "vgg".
-        size: Of images that do not fill the arrays; `sic_jax.metrics.convnet.Size`.
+        size: Of images that do not fill the arrays; `sic_jax.sizes.Size`.
 
     Returns:
         ``[B]`` float32.
@@ -134,7 +133,7 @@ def lpips_features(x: Array, *, weights: Weights, net: Net = "alex", size: Size 
         x: ``[B, H, W, 3]`` in [0, 1], H and W at least `MIN_SIZE`.
         weights: Those of the net.
         net: "alex" or "vgg".
-        size: Of images that do not fill the arrays; `sic_jax.metrics.convnet.Size`.
+        size: Of images that do not fill the arrays; `sic_jax.sizes.Size`.
 
     Returns:
         Five arrays ``[B, h, w, C]``, for `lpips_from_features`.

@@ -10,7 +10,8 @@ from sic_jax.metrics import dists_metric as dists
 from sic_jax.metrics import fidelity, vgg
 from sic_jax.metrics import lpips_metric as lpips
 from sic_jax.metrics import wasserstein_metric as wasserstein
-from sic_jax.metrics.convnet import Size, Weights
+from sic_jax.metrics.convnet import Weights
+from sic_jax.sizes import Size
 
 __all__ = ["METRICS", "Metric", "to_decibels"]
 

@@ -17,13 +17,12 @@ from numpy.typing import NDArray
 from sic_jax.metrics.convnet import (
     Array,
     Features,
-    Size,
     Weights,
     check_images,
     conv_relu,
-    zero_outside,
 )
 from sic_jax.metrics.pretrained import WEIGHTS_FOLDER, load_weights
+from sic_jax.sizes import Size, zero_outside
 
 __all__ = [
     "MIN_SIZE",

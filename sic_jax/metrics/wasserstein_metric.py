@@ -43,12 +43,10 @@ import jax.numpy as jnp
 from sic_jax.metrics.convnet import (
     Array,
     Features,
-    Size,
     Weights,
     check_images,
     check_same_shape,
     spatial_mean,
-    zero_outside,
 )
 from sic_jax.metrics.pretrained import on_device
 from sic_jax.metrics.vgg import (
@@ -57,6 +55,7 @@ from sic_jax.metrics.vgg import (
     normalise,
     stages_from_normalised,
 )
+from sic_jax.sizes import Size, zero_outside
 
 __all__ = [
     "LOG2_SIGMA",
@@ -104,7 +103,7 @@ def wasserstein(
             the program.
         log2_sigma: Base-two logarithm of the scale of pooling in pixels, in [0, `MAX_LOG2_SIGMA`].
             A Python number: another one is another program.
-        size: Of images that do not fill the arrays; `sic_jax.metrics.convnet.Size`.
+        size: Of images that do not fill the arrays; `sic_jax.sizes.Size`.
 
     Returns:
         ``[B]`` float32.
@@ -131,7 +130,7 @@ def wasserstein_features(x: Array, *, weights: Weights, size: Size = None) -> Fe
     Args:
         x: ``[B, H, W, 3]`` in [0, 1], H and W at least `MIN_SIZE`.
         weights: From `sic_jax.metrics.vgg.load_vgg16_weights`.
-        size: Of images that do not fill the arrays; `sic_jax.metrics.convnet.Size`.
+        size: Of images that do not fill the arrays; `sic_jax.sizes.Size`.
 
     Returns:
         16 arrays ``[B, h, w, C]``, for `wasserstein_from_features`.
@@ -179,7 +178,7 @@ def map_distortion(
         f: ``[B, H, W, C]`` float32, zeros outside the images.
         g: Same shape as `f`.
         log2_sigma: Base-two logarithm of the scale of pooling in samples of the map, at least 0.
-        size: Of maps that do not fill the arrays; `sic_jax.metrics.convnet.Size`.
+        size: Of maps that do not fill the arrays; `sic_jax.sizes.Size`.
 
     Returns:
         ``[B]`` float32: the mean over positions and channels.

@@ -10,6 +10,7 @@ from sic_jax.model.entropy_models.entropy_model import Rated
 from sic_jax.model.levels import add_refinements
 from sic_jax.model.model_config import ModelConfig
 from sic_jax.model.noise import split_keys
+from sic_jax.sizes import Size
 
 
 class SicOutput(NamedTuple):
@@ -65,13 +66,17 @@ class SicModel(nn.Module):
         y = self.latents(x)
         return y, self.entropy.hyper_latents(y)
 
-    def latents(self, x: jax.Array) -> jax.Array:
-        """Unquantised y [B, h, w, C] of images."""
-        return add_refinements(self.g_a(x), self.cfg.levels)
+    def latents(self, x: jax.Array, size: Size = None) -> jax.Array:
+        """Unquantised y [B, h, w, C] of images; `size` only for transforms that are `sized`."""
+        return add_refinements(self.g_a(x) if size is None else self.g_a(x, size), self.cfg.levels)
 
-    def synthesise(self, y_hat: jax.Array, level: jax.Array) -> jax.Array:
-        """Images [B, H, W, 3], not clipped, from latents and their levels int [B]."""
-        x_hat: jax.Array = self.g_s(y_hat, level)
+    def synthesise(self, y_hat: jax.Array, level: jax.Array, size: Size = None) -> jax.Array:
+        """Images [B, H, W, 3], not clipped, from latents and their levels int [B].
+
+        `size` as for `latents`.
+        """
+        x_hat: jax.Array
+        x_hat = self.g_s(y_hat, level) if size is None else self.g_s(y_hat, level, size)
         return x_hat
 
     def rate(

@@ -113,9 +113,10 @@ def _backward(function: Callable[..., Any]) -> Callable[..., Any]:
 
     def total(args: Any) -> jax.Array:
         leaves = jax.tree.leaves(function(*args))
-        return sum((leaf.sum(dtype=jnp.float32) for leaf in leaves), jnp.float32(0))
+        return jnp.stack([leaf.sum(dtype=jnp.float32) for leaf in leaves]).sum()
 
-    return lambda *args: jax.grad(total, allow_int=True)(args)
+    gradients: Any = jax.grad(total, allow_int=True)
+    return lambda *args: gradients(args)
 
 
 def _cost(part: str, function: Callable[..., Any], *args: Any) -> Cost:

@@ -1,11 +1,10 @@
 """Writes golden files of the current format, with what they must decode to.
 
 python tests/golden/make_golden.py tests/golden/v2           (a tiny model; made once a version)
-python tests/golden/make_golden.py tests/golden/default --bundle default
+python tests/golden/make_golden.py tests/golden/pyramid-1 --bundle pyramid-1   (once a bundle)
 
 A folder holds files, the picture of each without grain as PNG, and golden.json: hashes of all
-symbols, table indices, integer means, details and grain. The folder of a format version is never
-written again; that of the default bundle is made anew with each new bundle.
+symbols, table indices, integer means, details and grain. A folder is never written again.
 """
 
 import argparse

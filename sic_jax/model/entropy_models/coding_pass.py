@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Ints = NDArray[np.int32]
+Floats = jax.Array | NDArray[np.float32]
 
 TEMPERATURE_BITS: Final = 8
 """Coding passes count temperatures in 2^-8."""
@@ -42,7 +43,7 @@ class Request(NamedTuple):
 class CodingPass(Protocol):
     """The pass that encoder and decoder share; made once a model, used for all pictures."""
 
-    def hyper(self, z_hat: Ints, shape: tuple[int, int]) -> jax.Array:
+    def hyper(self, z_hat: Ints, shape: tuple[int, int]) -> Floats:
         """h_s: what `EntropyNetworks.hyper_features` gives, [1, h, w, F], from a file's integers.
 
         Args:
@@ -50,7 +51,7 @@ class CodingPass(Protocol):
             shape: (h, w), that of the latents.
         """
 
-    def run(self, hyper: jax.Array, level: int) -> Generator[Request, Ints, Ints]:
+    def run(self, hyper: Floats, level: int) -> Generator[Request, Ints, Ints]:
         """Code the levels 1 to `level`.
 
         Yields requests and expects the symbols of each, int32 [n], by `send`.
@@ -63,8 +64,8 @@ class CodingPass(Protocol):
         """Noise of the details, int32, of a seed and a shape [h, w, C]."""
 
     def complete(
-        self, y_s: Ints, hyper: jax.Array, level: int, noise: Ints, temperature: int
-    ) -> jax.Array:
+        self, y_s: Ints, hyper: Floats, level: int, noise: Ints, temperature: int
+    ) -> Floats:
         """Latents for g_s, float32 [1, h, w, C]: y_s and, above `level`, details.
 
         `noise` is that of a seed, `temperature` in 1/256.

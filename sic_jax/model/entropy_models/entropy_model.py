@@ -22,6 +22,7 @@ from sic_jax.model.entropy_models.coding_pass import CodingPass
 from sic_jax.model.entropy_models.prior import quantise_hyper
 from sic_jax.model.levels import LevelConfig, channel_levels
 from sic_jax.model.noise import draw_each, split_keys, unit_noise
+from sic_jax.sizes import Size, zero_outside
 
 Leaves = Mapping[str, NDArray[Any]]
 """Arrays by path, such as ``h_s/first/kernel``."""
@@ -155,7 +156,13 @@ class EntropyNetworks(nn.Module):
         return Rated(bits_z, bits_y, y_hat, hyper)
 
     def level_bits(
-        self, y_rated: jax.Array, y_hat: jax.Array, hyper: jax.Array, *, escapes: bool = True
+        self,
+        y_rated: jax.Array,
+        y_hat: jax.Array,
+        hyper: jax.Array,
+        *,
+        escapes: bool = True,
+        size: Size = None,
     ) -> jax.Array:
         """Estimated bits of each level of `y_rated`, float32 [B, L].
 
@@ -164,13 +171,14 @@ class EntropyNetworks(nn.Module):
             y_hat: Rounded latents.
             hyper: Of `hyper_features`.
             escapes: Whether outliers cost no more than they do in a file.
+            size: Of latents that do not fill their array; `y_hat` is zero outside.
         """
         bits, mu = self.symbol_bits(y_rated, y_hat, hyper)
         if escapes:
             distance = jnp.maximum(jnp.abs(y_rated - mu), 1.0)
             bits = jnp.minimum(bits, _ESCAPE_BITS + 2 * jnp.log2(distance))
         to_level = jax.nn.one_hot(channel_levels(self.levels) - 1, self.levels.num_levels)
-        return bits.sum((1, 2)) @ to_level
+        return zero_outside(bits, size).sum((1, 2)) @ to_level
 
 
 class Stored(NamedTuple):
@@ -190,6 +198,9 @@ class EntropyModel(Family, ABC):
     """Whether coding tables are found in integers, so that files decode on every machine."""
     hyper_stride: ClassVar[int]
     """Latent positions that a position of z covers in each direction."""
+    sized: ClassVar[bool] = False
+    """Whether `EntropyNetworks.hyper_latents` takes one more argument, the sizes of latents that do
+    not fill their array (`sic_jax.sizes.Size`). Then a bucket of sizes shares a program of it."""
     auxiliary_params: ClassVar[tuple[str, ...]] = ()
     """Names of the parameters that learn from `EntropyNetworks.auxiliary_loss` alone."""
 

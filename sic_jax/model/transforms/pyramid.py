@@ -32,6 +32,7 @@ from sic_jax.model.levels import LevelConfig, refinement_sources
 from sic_jax.model.maps import depth_to_space, log_compress, space_to_depth
 from sic_jax.model.transforms.transforms import Transforms
 from sic_jax.model.tree import Params
+from sic_jax.sizes import Size, zero_outside
 
 _STRIDE = 16
 _FINEST = 2
@@ -45,6 +46,7 @@ class PyramidTransforms(Transforms):
 
     kind: ClassVar[str] = "pyramid"
     stride: ClassVar[int] = _STRIDE
+    sized: ClassVar[bool] = True
 
     widths: tuple[int, int, int, int] = (64, 96, 160, 256)
     """Features at 1/2, 1/4, 1/8 and 1/16 of the picture's resolution."""
@@ -150,18 +152,23 @@ class PyramidAnalysis(nn.Module):
     remat: bool = False
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Latents of images [B, H, W, 3] in [0, 1], H and W multiples of 16."""
+    def __call__(self, x: jax.Array, size: Size = None) -> jax.Array:
+        """Latents of images [B, H, W, 3] in [0, 1], H and W multiples of 16.
+
+        `size` is that of the latents, if the images do not fill their array.
+        """
         cfg = self.cfg
-        x = x - 0.5
+        # What lies beside an image must be zero, as padding is, wherever a 3x3 convolution reads.
+        x = zero_outside(x - 0.5, size, _STRIDE)
         shape = (3 * _STRIDE**2, self.channels)
         linear = space_to_depth(x, _STRIDE) @ self.param("linear", _LINEAR_INIT, shape)
         h = nn.Conv(cfg.widths[0], (3, 3), dtype=self.dtype)(space_to_depth(x, _FINEST))
         for stage, width in enumerate(cfg.widths):
             if stage:
                 h = nn.Conv(width, (1, 1), dtype=self.dtype)(space_to_depth(h, 2))
+            scale = _STRIDE // _FINEST // 2**stage
             for block in _blocks(cfg.analysis_depths, stage, self.remat, width, 0, self.dtype):
-                h = block(h)
+                h = block(zero_outside(h, size, scale))
         last = nn.Conv(self.channels, (1, 1), kernel_init=nn.initializers.zeros)
         return linear + last(h.astype(jnp.float32))
 
@@ -178,9 +185,13 @@ class PyramidSynthesis(nn.Module):
     remat: bool = False
 
     @nn.compact
-    def __call__(self, y_hat: jax.Array, level: jax.Array) -> jax.Array:
-        """The image of y_hat [B, h, w, C] at level int [B], 1-based."""
+    def __call__(self, y_hat: jax.Array, level: jax.Array, size: Size = None) -> jax.Array:
+        """The image of y_hat [B, h, w, C] at level int [B], 1-based.
+
+        `size` is that of the latents, if they do not fill their array.
+        """
         cfg, channels = self.cfg, y_hat.shape[-1]
+        y_hat = zero_outside(y_hat, size)
         widths = cfg.widths[::-1]
         basis = self.param("linear", _LINEAR_INIT, (channels, 3 * _STRIDE**2))
         # Drawn details are worth less, the lower the level: the gain can shrink them.
@@ -196,7 +207,8 @@ class PyramidSynthesis(nn.Module):
                 h = h + nn.Conv(width, (3, 3), dtype=self.dtype)(fine)
             sizes = (width, self.num_levels, self.dtype)
             for block in _blocks(cfg.synthesis_depths, stage, self.remat, *sizes):
-                h = block(h, level)
+                h = block(zero_outside(h, size, 2**stage), level)
+        h = zero_outside(h, size, _STRIDE // _FINEST)
         zeros = nn.initializers.zeros
         last = nn.Conv(3 * _FINEST**2, (3, 3), kernel_init=zeros, dtype=self.dtype)(h)
         return linear + 0.5 + depth_to_space(last.astype(jnp.float32), _FINEST)

@@ -25,6 +25,10 @@ class Transforms(Family, ABC):
 
     stride: ClassVar[int]
     """Pixels that a latent position covers in each direction."""
+    sized: ClassVar[bool] = False
+    """Whether the modules take one more argument, the sizes of pictures that do not fill their
+    array, in latent positions (`sic_jax.sizes.Size`). Then the codec compiles a program a bucket of
+    sizes, else one a size."""
 
     @abstractmethod
     def analysis(

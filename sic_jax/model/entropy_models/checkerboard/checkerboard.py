@@ -51,6 +51,7 @@ from sic_jax.model.entropy_models.scales import MEAN_BINS, ScaleGrid
 from sic_jax.model.levels import LevelConfig, refinement_limit, refinement_sources, split_latents
 from sic_jax.model.macs import count_macs
 from sic_jax.model.noise import draw_each
+from sic_jax.sizes import Size
 
 _STORED = (("kernel", "|i1"), ("bias", "<i4"), ("shift", "|u1"))
 """Arrays of a layer in a bundle, and their types."""
@@ -63,6 +64,7 @@ class CheckerboardEntropy(EntropyModel):
     kind: ClassVar[str] = "checkerboard"
     exact: ClassVar[bool] = True
     hyper_stride: ClassVar[int] = HYPER_STRIDE
+    sized: ClassVar[bool] = True
 
     hyper_width: int = 96
     """Features of h_a and h_s."""
@@ -195,9 +197,9 @@ class CheckerboardNetworks(EntropyNetworks):
         self.h_s = ExactLayers(specs["h_s"])
         self.context = ExactLayers(specs["context"])
 
-    def hyper_latents(self, y: jax.Array) -> jax.Array:
-        """See `EntropyNetworks`."""
-        z: jax.Array = self.h_a(y)
+    def hyper_latents(self, y: jax.Array, size: Size = None) -> jax.Array:
+        """See `EntropyNetworks`; `size` is that of y, if it does not fill its array."""
+        z: jax.Array = self.h_a(y, size)
         return z
 
     def prior(self) -> FactorisedParams:

@@ -43,6 +43,7 @@ from sic_jax.model.entropy_models.checkerboard.exact import (
 )
 from sic_jax.model.entropy_models.scales import FRACTION_BITS, MEAN_LIMIT, ScaleGrid
 from sic_jax.model.levels import LevelConfig, channel_levels, level_starts, merge_latents
+from sic_jax.sizes import Size, inside
 
 _SIGMA_ONE = 22 / 2**FRACTION_BITS
 """Initial scale output: index 22 is near sigma = 1 on the default grid."""
@@ -230,6 +231,7 @@ def complete(
     level: jax.Array,
     noise: jax.Array,
     temperature: jax.Array,
+    size: Size = None,
 ) -> jax.Array:
     """Draw the channels above `level` from the learned p(y_eps | y_s, z), group by group.
 
@@ -243,17 +245,19 @@ def complete(
         noise: int32 [B,h,w,C], as `sic_jax.model.entropy_models.checkerboard.detail` defines it.
         temperature: int32 [B], in 1/256; scales sigma; 0 gives the means. g_s gets the draws as
             they are, the context model their rounded values, as it knows only integers.
+        size: Of latents that do not fill their array; zeros stay outside.
 
     Returns:
         y_hat [B,h,w,C]: y_s in its channels, details, multiples of 1/256, in the others. Gradients
         flow through y_s alone.
     """
-    size = group_size(levels)
+    group = group_size(levels)
     layers, fixed, hyper = jax.lax.stop_gradient((layers, y_s, hyper))
     starts = jnp.asarray(level_starts(levels))
     counts = jnp.asarray(np.array(levels.channels))
     is_anchor = jnp.asarray(checkerboard(*y_s.shape[1:3]))
-    pad = ((0, 0), (0, 0), (0, 0), (0, size))
+    within = True if size is None else inside(y_s, size)
+    pad = ((0, 0), (0, 0), (0, 0), (0, group))
     noise = jnp.pad(noise, pad)
     limited_means, limited_sigmas = limited_moments(scales, levels)
     table = detail_spreads(np.concatenate([prior_sigmas(scales), limited_sigmas]), temperature)
@@ -269,10 +273,10 @@ def complete(
     def body(g: jax.Array, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         y, logs = carry
         known = (level > g)[:, None, None, None]
-        valid = jnp.arange(size) < counts[g]
+        valid = within & (jnp.arange(group) < counts[g])
         context = context_of_group(layers, g, logs[..., : levels.num_channels])
-        old = jax.lax.dynamic_slice_in_dim(y, starts[g], size, axis=-1)
-        n = jax.lax.dynamic_slice_in_dim(noise, starts[g], size, axis=-1)
+        old = jax.lax.dynamic_slice_in_dim(y, starts[g], group, axis=-1)
+        n = jax.lax.dynamic_slice_in_dim(noise, starts[g], group, axis=-1)
         nothing = jnp.zeros_like(old)
         first = draw(group_parameters(layers, scales, g, hyper, context, nothing), n, g)
         first = jnp.where(known, old, first)

@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sic_jax.compilation_cache import jit_per_shape
 from sic_jax.entropy.counter_noise import NOISE_BITS, uniform_noise
-from sic_jax.model.entropy_models.coding_pass import TEMPERATURE_BITS, Ints, Request
+from sic_jax.model.entropy_models.coding_pass import TEMPERATURE_BITS, Floats, Ints, Request
 from sic_jax.model.entropy_models.prior import medians
 from sic_jax.model.entropy_models.raster.networks import (
     Params,
@@ -50,7 +51,10 @@ def quantise_parameters(
 
 
 class DiagonalCodingPass:
-    """Compiled steps of the coding pass of one model; reused for all levels, compiled a size."""
+    """Compiled steps of the coding pass of one model; reused for all levels.
+
+    Each size of pictures is compiled; the programs of the last few are kept.
+    """
 
     def __init__(self, levels: LevelConfig, scales: ScaleGrid, networks: Params) -> None:
         """Place the entropy networks on the CPU.
@@ -63,13 +67,15 @@ class DiagonalCodingPass:
         self.levels = levels
         self.scales = scales
         networks = jax.device_put(networks, jax.devices("cpu")[0])
-        self._medians = medians(networks["prior_z"])
+        self._medians = np.asarray(medians(networks["prior_z"]))
         self._networks = networks
         self._layers: StepLayers = jax.jit(partial(step_layers, levels=levels))(networks)
-        self._hyper = jax.jit(hyper_features, static_argnums=2)
-        self._by_diagonal = jax.jit(self._features_by_diagonal)
-        self._step = jax.jit(self._entropy_step, static_argnames="width", donate_argnames="board")
-        self._complete = jax.jit(self._with_details)
+        self._hyper = jit_per_shape(hyper_features, static_argnames="shape")
+        self._by_diagonal = jit_per_shape(self._features_by_diagonal)
+        self._step = jit_per_shape(
+            self._entropy_step, static_argnames="width", donate_argnames="board"
+        )
+        self._complete = jit_per_shape(self._with_details)
 
     def noise(self, seed: int, shape: tuple[int, ...]) -> Ints:
         """See `CodingPass`."""
@@ -78,14 +84,15 @@ class DiagonalCodingPass:
     def hyper(self, z_hat: Ints, shape: tuple[int, int]) -> jax.Array:
         """See `CodingPass`; features [1, h, w, 2C]."""
         z = z_hat.astype(np.float32)[None] + self._medians
-        features: jax.Array = self._hyper({"h_s": self._networks["h_s"]}, z, shape)
+        networks = {"h_s": self._networks["h_s"]}
+        features: jax.Array = self._hyper(*shape)(networks, z, shape=shape)
         return features
 
     def complete(
-        self, y_s: Ints, hyper: jax.Array, level: int, noise: Ints, temperature: int
-    ) -> jax.Array:
+        self, y_s: Ints, hyper: Floats, level: int, noise: Ints, temperature: int
+    ) -> Floats:
         """See `CodingPass`."""
-        y_hat: jax.Array = self._complete(
+        y_hat: jax.Array = self._complete(*y_s.shape[:2])(
             y_s.astype(np.float32)[None],
             hyper,
             np.array([level], np.int32),
@@ -126,17 +133,20 @@ class DiagonalCodingPass:
         )
         return board, *table_indices(*quantise_parameters(mu, sigma, self.scales))
 
-    def run(self, hyper: jax.Array, level: int) -> Generator[Request, Ints, Ints]:
+    def run(self, hyper: Floats, level: int) -> Generator[Request, Ints, Ints]:
         """See `CodingPass`; diagonal by diagonal, all levels at once, row by row within one."""
         levels, (h, w) = self.levels, hyper.shape[1:3]
         size, order = levels.channels[0], schedule(h, w)
-        features = self._by_diagonal(hyper, order.rows, order.columns)
-        board = empty_board(order, levels.num_channels, device=jax.devices("cpu")[0])
+        step_of_size = self._step(h, w)
+        features = self._by_diagonal(h, w)(hyper, order.rows, order.columns)
+        board: jax.Array = jax.device_put(
+            empty_board(order, levels.num_channels), jax.devices("cpu")[0]
+        )
         y = np.zeros((h, w, levels.num_channels), np.int32)
         shape = (levels.num_levels, order.rows.shape[1], size)
         symbols = np.zeros(shape, np.int32)
         for step in range(order.num_steps(level)):
-            board, *tables = self._step(
+            board, *tables = step_of_size(
                 self._layers,
                 board,
                 features,

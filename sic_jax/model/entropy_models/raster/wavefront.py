@@ -96,19 +96,10 @@ def step_layers(params: Params, levels: LevelConfig) -> StepLayers:
     )
 
 
-def empty_board(
-    order: Schedule, num_channels: int, *, device: jax.Device | None = None
-) -> jax.Array:
-    """No symbols yet: zeros [D + 2 MARGIN, n + 2 REACH, C].
-
-    Args:
-        order: Of the latents.
-        num_channels: C.
-        device: Where the board is made. None: where JAX makes arrays.
-    """
+def empty_board(order: Schedule, num_channels: int) -> NDArray[np.float32]:
+    """No symbols yet: zeros [D + 2 MARGIN, n + 2 REACH, C], C channels."""
     diagonals, size = order.rows.shape
-    shape = (diagonals + 2 * MARGIN, size + 2 * REACH, num_channels)
-    return jnp.zeros(shape, device=device)
+    return np.zeros((diagonals + 2 * MARGIN, size + 2 * REACH, num_channels), np.float32)
 
 
 def by_diagonal(features: jax.Array, rows: ArrayLike, columns: ArrayLike) -> jax.Array:
