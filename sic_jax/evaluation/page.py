@@ -208,6 +208,8 @@ def _means(content: Content) -> str:
     samples = any(row.spread for row in content.means)
     columns = [c for c in summary_columns(content.metrics, samples=samples) if c != "level"]
     note = "Times are seconds an image, in memory, compilation excluded; external commands start."
+    if any(row.codec in content.ours for row in content.means):
+        note += f" {SIC} encodes an image once, at the highest level: its files are cut from one."
     if any(row.encode_s is None for row in content.means):
         note += (
             " - where some were measured with another coder, device or version,"
