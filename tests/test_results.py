@@ -46,6 +46,16 @@ def test_one_digit_of_a_file_changes_tables_and_plot(tmp_path, monkeypatch):
     assert update.stamp(name) != before
 
 
+def test_a_change_of_published_curves_changes_the_stamp_of_a_plot(tmp_path, monkeypatch):
+    before = update.stamp("kodak-default")
+    changed = tmp_path / "published.json"
+    changed.write_bytes(update.PUBLISHED_FILE.read_bytes())
+    monkeypatch.setattr(update, "PUBLISHED_FILE", changed)
+    assert update.stamp("kodak-default") == before
+    changed.write_bytes(changed.read_bytes() + b"\n")
+    assert update.stamp("kodak-default") != before
+
+
 def test_every_file_is_read_and_written_the_same():
     files = sorted(SCRIPT.parent.glob("*.csv"))
     assert files
