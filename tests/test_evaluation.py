@@ -640,7 +640,7 @@ def test_each_bundle_and_setting_is_a_curve_of_its_own(finished, tmp_path, monke
     svg = (out / "plots" / "psnr.svg").read_text()
     for name in names:
         assert f"<td>{name}</td>" in page
-        assert f"<!-- {name} -->" in svg
+        assert f">{name}</text>" in svg
         assert name in deltas
         file = out / "compressai" / f"{name.replace(':', '%3A')}.json"  # Windows takes no colon.
         assert json.loads(file.read_text())["name"] == name

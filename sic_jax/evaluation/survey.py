@@ -94,11 +94,11 @@ def choose_pairs(
     queues = deque(filter(differ, drawn[k]) for k in rng.permutation(len(drawn)))
     chosen: list[Pair] = []
     while queues and len(chosen) < num_pairs:
-        pair = next(queues[0], None)
-        if pair is None:
+        best = next(queues[0], None)
+        if best is None:
             queues.popleft()
         else:
-            chosen.append(pair)
+            chosen.append(best)
             queues.rotate(-1)
     if not chosen:
         raise ValueError(
