@@ -1,10 +1,10 @@
 """survey.html: a blind test at equal file size, in one file that needs no server.
 
 It shows pairs: the same part of an image, decoded from files of two codecs of nearly equal size.
-Pairs whose pixels are equal there are left out.
-Who takes the test says which is closer to the original. The browser keeps the choices and draws
-their order and sides; at the end it tells the names, computes Elo scores, and saves the choices as
-JSON or CSV. Until then names are encoded, not encrypted: this hides them from honest eyes only.
+Pairs whose pixels are equal there are left out. Who takes the test says which is closer to the
+original. The browser keeps the choices and draws their order and sides; at the end it tells the
+names, computes Elo scores, and saves the choices as JSON or CSV. Until then names are encoded, not
+encrypted: this hides them from honest eyes only.
 
 The page holds one object as JSON:
 
@@ -94,11 +94,11 @@ def choose_pairs(
     queues = deque(filter(differ, drawn[k]) for k in rng.permutation(len(drawn)))
     chosen: list[Pair] = []
     while queues and len(chosen) < num_pairs:
-        best = next(queues[0], None)
-        if best is None:
+        taken = next(queues[0], None)
+        if taken is None:
             queues.popleft()
         else:
-            chosen.append(best)
+            chosen.append(taken)
             queues.rotate(-1)
     if not chosen:
         raise ValueError(
