@@ -685,9 +685,10 @@ def test_each_bundle_and_setting_is_a_curve_of_its_own(finished, tmp_path, monke
     svg = (out / "plots" / "psnr.svg").read_text()
     for name in names:
         assert f"<td>{name}</td>" in page
-        assert f"<!-- {name} -->" in svg
+        assert f">{name}</text>" in svg
         assert name in deltas
-        assert json.loads((out / "compressai" / f"{name}.json").read_text())["name"] == name
+        file = out / "compressai" / f"{name.replace(':', '%3A')}.json"  # Windows takes no colon.
+        assert json.loads(file.read_text())["name"] == name
     assert not alone.exists()
     # In another order and under another name everything is there already.
     code, _, stderr = run(*common, second, hot)
@@ -696,7 +697,8 @@ def test_each_bundle_and_setting_is_a_curve_of_its_own(finished, tmp_path, monke
     last = json.loads((out / "results.json").read_text())["records"]
     assert [r["codec"] for r in last] == [n for n in names[:0:-1] for _ in (1, 3)]
     assert last == records[4:] + records[2:4]
-    assert sorted(p.stem for p in (out / "compressai").iterdir()) == names[1:]
+    kept = [f"{x}%3Atemperature=2,grain=no.json", "y-tiny.json"]
+    assert sorted(p.name for p in (out / "compressai").iterdir()) == kept
     code, _, stderr = run(*common, second)
     assert "2 measurements (2 from before)" in stderr
     assert json.loads((out / "results.json").read_text())["bundle"] == second

@@ -278,7 +278,11 @@ def _fid(content: Content) -> str:
         " of the same images."
     )
     head = "".join(f"<th>{title}</th>" for title in ("codec", "setting", "patches", "FID", "KID"))
-    lines = ["".join(f"<td>{escape(cell)}</td>" for cell in fid_cells(row)) for row in content.fid]
+    lines = []
+    for row in content.fid:
+        first, *others = map(escape, fid_cells(row))
+        cells = "".join(f"<td>{cell}</td>" for cell in others)
+        lines.append(_codec_cell("td", row.codec, first) + cells)
     return f'<p class="soft">{note}</p>{_grid(head, lines)}'
 
 
