@@ -361,7 +361,7 @@ def test_loss_validation(changes: dict[str, object], message: str) -> None:
         ),
         (
             {"stages": preset("default").stages},
-            "loss is 'weights for 16 levels'; it must be for 3 levels",
+            r"stages\[0\]\.loss is 'weights for 16 levels'; it must be for 3 levels",
         ),
         (
             {"stages": (Stage(loss=preset("smoke").loss, share=0.5),) * 2},

@@ -75,7 +75,9 @@ def test_the_page_has_the_rows_and_a_run_without_them_leaves_none(tmp_path, monk
     assert '<a href="#fid">' in page
     for row in rows[1:]:
         cells = [*row[:3], f"{float(row[3]):.3f}", f"{float(row[4]):.6f}"]
-        assert "".join(f"<td>{cell}</td>" for cell in cells) in page
+        # The page's filter of codecs hides rows whose first cell names the codec.
+        others = "".join(f"<td>{cell}</td>" for cell in cells[1:])
+        assert f'<tr><td data-codec="jpeg">jpeg</td>{others}</tr>' in page
         assert f"| {' | '.join(cells)} |" in said.out
     code, _, page = evaluate(*large)
     assert (code, "#fid" in page, (out / "fid.csv").exists()) == (0, False, False)

@@ -319,6 +319,11 @@ def test_curves_of_ours_are_thick_and_no_two_look_alike():
     thick = {style for style in curves_only if "stroke-width: 2.6" in style}
     assert {re.search("#[0-9a-f]{6}", style)[0] for style in thick} == {"#d55e00", "#0072b2"}
     assert sum("stroke-dasharray" in style for style in curves_only) == 2
+    # So do the samples of the page's legend: the two colours that come again have dashes and dots.
+    dashed = {name for name, sample in plot.legend.items() if "stroke-dasharray" in sample}
+    again = {re.search("#[0-9a-f]{6}", plot.legend[name])[0] for name in dashed}
+    assert (len(dashed), len(again)) == (2, 2)
+    assert len(set(plot.legend.values())) == 9
 
 
 def test_results_hold_records_and_errors(report):

@@ -17,8 +17,9 @@ from PIL import Image
 
 from sic_jax.cli.evaluate import main
 from sic_jax.evaluation import survey
+from sic_jax.evaluation.codecs import ImageCodec
 from sic_jax.evaluation.records import Record, key_of
-from sic_jax.evaluation.survey import MAX_RATIO, choose_pairs
+from sic_jax.evaluation.survey import MAX_RATIO, choose_pairs, write_survey
 
 NODE = shutil.which("node")
 SCORES = Path(survey.__file__).parent / "survey_scores.js"
@@ -61,6 +62,40 @@ def test_without_a_pair_a_clear_message():
         choose_pairs(far, 5, seed=0)
     near = [record("a", "x", 1, 0.1), record("a", "y", 1, 0.1099)]
     assert choose_pairs(near, 5, seed=0) == [tuple(near)]
+
+
+def test_pairs_that_do_not_differ_are_left_out_and_others_take_their_place():
+    same = {("y", image, 3) for image in "abcd"} | {("z", "a", setting) for setting in range(6)}
+
+    def differ(pair):
+        return (pair.second.codec, pair.second.image, pair.second.setting) not in same
+
+    pairs = choose_pairs(MANY, 12, 0, differ)
+    assert all(map(differ, pairs))
+    assert Counter(second.codec for _, second in pairs) == {"y": 6, "z": 6}
+    assert len(choose_pairs(MANY, 1000, 0, differ)) == 2 * 4 * 6 - len(same)
+    with pytest.raises(ValueError, match="and whose pictures differ"):
+        choose_pairs(MANY, 12, 0, lambda pair: False)
+
+
+def test_a_page_has_no_pair_of_equal_pixels(tmp_path):
+    x = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    Image.fromarray(x).save(tmp_path / "x.png")
+    (tmp_path / "f").write_bytes(b"")
+
+    def codec(name: str, shift: int) -> ImageCodec:
+        return ImageCodec(name, (1,), "", lambda image, _: b"", lambda data, _: x ^ np.uint8(shift))
+
+    codecs = [codec("p", 1), codec("q", 1), codec("r", 2)]
+    records = [record(str(tmp_path / "x.png"), c.name, 1, 0.1)._replace(file="f") for c in codecs]
+    assert write_survey(records, codecs, 9, 0, tmp_path) == 2
+    content = content_of((tmp_path / "survey.html").read_text())
+    key = json.loads(base64.b64decode(content["key"]))
+    found = {tuple(key["codecs"][k] for k in pair["codecs"]) for pair in key["pairs"]}
+    assert found == {("p", "r"), ("q", "r")}
+    assert len(content["pictures"]) == 3  # The original, that of p and q, that of r.
+    with pytest.raises(ValueError, match="and whose pictures differ"):
+        write_survey(records[:2], codecs, 9, 0, tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -233,6 +268,9 @@ def test_scores_are_finite_or_there_is_a_reason():
     assert "no choice" in in_node("eloScores(2, [])")["reason"]
     apart = in_node(f"eloScores(4, {votes((0, 1, 0.5, 2), (2, 3, 0.5, 2))})")
     assert "Not all codecs were compared" in apart["reason"]
+    # A chain of 40, each 1e15 times as strong as the next: too far for 500 rounds.
+    chain = json.dumps([{"first": k, "second": k + 1, "result": 1 - 1e-15} for k in range(39)])
+    assert "could not be computed" in in_node(f"eloScores(40, {chain})")["reason"]
 
 
 @needs_node

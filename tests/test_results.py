@@ -36,14 +36,27 @@ def test_one_digit_of_a_file_changes_tables_and_plot(tmp_path, monkeypatch):
     path = update.csv_path("kodak-default")
     name, _ = update.PLOTS["docs/kodak_lpips.svg"]
     before = update.stamp(name)
-    text = path.read_text()
+    results = update.read_results(path)
+    row = next(row for row in results.rows if row.setting == 6)
+    digits = f"{row.metrics['lpips']:.4f}", f"{row.metrics['lpips'] + 1e-4:.4f}"
+    row.metrics["lpips"] += 1e-4
     monkeypatch.setattr(update, "HERE", tmp_path)
-    update.csv_path("kodak-default").write_text(text.replace("0.1417", "0.1418"))
+    update.csv_path("kodak-default").write_text(update.to_text(results))
     old, new = readme.splitlines(), update.renewed(readme).splitlines()
     changed = [(a, b) for a, b in zip(old, new, strict=True) if a != b]
     ((a, b),) = changed
-    assert (a.replace("0.1417", "0.1418"), "| 6 | " in a) == (b, True)
+    assert (a.replace(*digits), "| 6 | " in a) == (b, True)
     assert update.stamp(name) != before
+
+
+def test_a_change_of_published_curves_changes_the_stamp_of_a_plot(tmp_path, monkeypatch):
+    before = update.stamp("kodak-default")
+    changed = tmp_path / "published.json"
+    changed.write_bytes(update.PUBLISHED_FILE.read_bytes())
+    monkeypatch.setattr(update, "PUBLISHED_FILE", changed)
+    assert update.stamp("kodak-default") == before
+    changed.write_bytes(changed.read_bytes() + b"\n")
+    assert update.stamp("kodak-default") != before
 
 
 def test_every_file_is_read_and_written_the_same():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -71,22 +72,57 @@ def test_budget(by_clock: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = FakeTime(0.0)
     monkeypatch.setattr(stages, "time", clock)
     budget = Budget(by_clock, began=90.0, used=4.0, progress=0.2)
-    # Ten seconds were needed until the first step; a tenth of the minute is for the end.
+    # Ten seconds are needed until the first step, in which nothing is over.
+    assert budget.progress(0) == 0.2
     budget.start()
     assert budget.progress(0) == pytest.approx(0.2)
     assert budget.used() == pytest.approx(14)
+    # A tenth of the minute is for the end.
     end = 90 + 60 - 4 - 6
     clock.now = (100 + end) / 2
     assert budget.progress(0) == pytest.approx(0.6)
     clock.now = end - 0.01
-    assert not budget.over(0)
+    assert budget.progress(0) < 1
     clock.now = end
-    assert budget.over(0)
-    # A validation of 5 s comes after the last step.
-    clock.now = 100.0
-    budget.keep(5.0)
-    clock.now = 90 + 60 - 4 - 25
-    assert budget.over(0)
+    assert budget.progress(0) == 1
+    # A validation comes after the last step; the last one tells how long it takes.
+    budget.reserve(20.0)
+    budget.reserve(5.0)
+    clock.now = end - 5.01
+    assert budget.progress(0) < 1
+    clock.now = end - 5
+    assert budget.progress(0) == 1
+
+
+def test_nothing_is_left_of_a_budget(
+    by_clock: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = FakeTime(0.0)
+    monkeypatch.setattr(stages, "time", clock)
+    budget = Budget(by_clock, began=30.0)
+    budget.start()
+    assert budget.progress(0) == 1
+
+
+def test_sizes_of_dispatches(tiny_run: TrainConfig) -> None:
+    cfg = dataclasses.replace(
+        tiny_run, steps=23, steps_per_dispatch=5, stages=(Stage(loss=tiny_run.loss, share=0.5),)
+    )
+
+    def dispatches(cfg: TrainConfig, step: int, end: int) -> list[int]:
+        found = []
+        while step < end:
+            due = cfg.stage_at(step / cfg.steps) if not cfg.minutes else 0
+            found.append(loop._steps_of_dispatch(cfg, step, due))
+            step += found[-1]
+        assert step == end
+        return found
+
+    # The second stage begins at step 12; three steps are left at the end.
+    assert dispatches(cfg, 0, 23) == [5, 5, 1, 1, 1, 1, 1, 5, 1, 1, 1]
+    # A run that was saved at any step falls into step again.
+    by_clock = dataclasses.replace(cfg, minutes=1.0)
+    assert dispatches(by_clock, 13, 30) == [1, 1, 5, 5, 5]
 
 
 def test_several_steps_a_dispatch(
@@ -161,8 +197,8 @@ def test_a_run_by_the_clock(
         state, complete = loop.train(cfg, tmp_path, source, params=untrained)
         steps = int(state.step)
         assert complete
-        # The clock is read twice a step, and a few times more for records and checkpoints.
-        assert 30 < steps < 60
+        # The clock is read once a step, and a few times more for checkpoints.
+        assert 80 < steps < 110
         assert 50 < clock.now - 100 < 60
         records = [json.loads(s) for s in (tmp_path / "metrics.jsonl").read_text().splitlines()]
         progress = [r["progress"] for r in records]
@@ -181,7 +217,7 @@ def test_a_run_by_the_clock(
         before = clock.now
         state, complete = loop.train(longer, tmp_path, source)
         assert complete
-        assert int(state.step) > steps + 30
+        assert int(state.step) > steps + 80
         assert clock.now - before < 60
 
 
@@ -193,31 +229,48 @@ def test_minutes_that_do_not_suffice(
         loop.train(cfg, tmp_path, source, params=untrained)
 
 
+class FakeRunner:
+    """A runner whose compilation waits until it may."""
+
+    def __init__(self, cfg: TrainConfig) -> None:
+        self.cfg = cfg
+        self.may = threading.Event()
+        self.compiled: list[int] = []
+
+    def shapes(self, like: Any) -> Any:
+        return like
+
+    def compile(self, like: Any, count: int) -> None:
+        assert self.may.wait(60)
+        self.compiled.append(count)
+
+
 def test_programs_are_compiled_ahead(
     tiny_run: TrainConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    compiled = []
+    runners: list[FakeRunner] = []
 
-    class Fake:
-        def __init__(self, cfg: TrainConfig) -> None:
-            self.cfg = cfg
+    def make(cfg: TrainConfig, weights: Any) -> FakeRunner:
+        runners.append(FakeRunner(cfg))
+        return runners[-1]
 
-        def shapes(self, like: Any) -> Any:
-            return like
-
-        def compile(self, like: Any, count: int) -> None:
-            compiled.append((self.cfg.loss.temperature, count))
-
-    monkeypatch.setattr(stages, "make_runner", lambda cfg, weights: Fake(cfg))
-    other = dataclasses.replace(tiny_run.loss, temperature=0.5)
-    cfg = dataclasses.replace(
-        tiny_run, stages=(Stage(loss=other, share=0.5),), steps_per_dispatch=5
-    )
+    monkeypatch.setattr(stages, "make_runner", make)
+    stage = Stage(loss=dataclasses.replace(tiny_run.loss, temperature=0.5), share=0.25)
+    cfg = dataclasses.replace(tiny_run, stages=(stage,) * 2, steps_per_dispatch=5)
     programs = Programs(cfg)
-    assert not programs.ready(1)
-    programs.begin(1)
-    programs.begin(2)  # There is none.
-    assert programs.runner(1).cfg == dataclasses.replace(cfg, stages=())  # type: ignore[attr-defined]
-    assert programs.ready(1)
-    assert compiled == [(0.0, 5)]
+    assert [r.cfg for r in runners] == list(cfg.stage_configs())
+    runners[0].may.set()
+    programs.begin(0)
+    programs.begin(0)
+    assert programs.runner(0) is runners[0]
+    assert runners[0].compiled == [5]
+    # The next ones are not ready, so the first goes on, whatever is due.
+    assert programs.ready(0, 1) == programs.ready(0, 2) == 0
+    runners[1].may.set()
+    assert programs.runner(1) is runners[1]
+    assert (programs.ready(0, 1), programs.ready(0, 2)) == (1, 1)
+    runners[2].may.set()
+    assert programs.runner(2) is runners[2]
+    assert (programs.ready(0, 1), programs.ready(0, 2), programs.ready(1, 2)) == (1, 2, 2)
+    assert runners[2].compiled == [5]
     programs.close()

@@ -10,7 +10,9 @@ A table stands in README.md or a model card, between two lines:
 
 Each word is a column: a value of the first codec in NAME.csv, or values of another codec at the
 same bpp, read off its curve as eval.py does. A NAME that ends in "-default" means the file of the
-default bundle. tests/test_results.py says where a table or a plot is not that of its file.
+default bundle. tests/test_results.py says where a table or a plot is not that of its file. A plot's
+last line holds digests of the CSV file and of the published curves, not of the code that draws:
+after a change of that, remove the plot's last line and run this script.
 """
 
 import argparse
@@ -26,7 +28,7 @@ from typing import Any, NamedTuple
 from sic_jax.codec.library import DEFAULT
 from sic_jax.evaluation.codecs import setting_text
 from sic_jax.evaluation.means import Row, curves_of, mean_rows, rows_at_equal_rate
-from sic_jax.evaluation.published import load_published
+from sic_jax.evaluation.published import PUBLISHED_FILE, load_published
 from sic_jax.evaluation.records import digest, from_json
 from sic_jax.evaluation.summary import formatted, summary_cells, to_csv, to_markdown
 from sic_jax.files import write_atomic
@@ -173,8 +175,9 @@ def texts() -> list[Path]:
 
 def stamp(name: str) -> str:
     """The last line of a plot: what it is drawn of."""
-    path = csv_path(name)
-    return f"<!-- of {path.name}, {digest(path.read_bytes())} -->\n"
+    files = (csv_path(name), PUBLISHED_FILE)
+    digests = "; ".join(f"{path.name}, {digest(path.read_bytes())}" for path in files)
+    return f"<!-- of {digests} -->\n"
 
 
 def draw(name: str, metric: str) -> str:

@@ -154,5 +154,5 @@ def _typed(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, dict):
-        return json.dumps(value)
+        return "{...}"
     return f"{value:g}" if isinstance(value, float) else str(value)

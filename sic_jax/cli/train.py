@@ -78,7 +78,7 @@ def parse(
         type=int,
         nargs=2,
         metavar=("FIRST", "LAST"),
-        help="write a trace of these steps into WORKDIR/profile",
+        help="write a trace of these steps, and of those done with them, into WORKDIR/profile",
     )
     parser.add_argument(
         "--dry-run",

@@ -44,7 +44,9 @@ class ImageCodec(NamedTuple):
     compiles: bool = False
     """The first call for an image size takes longer, and is not timed."""
     times_encoding: bool = True
-    """Whether every setting is encoded by itself; else encoding has no times."""
+    """False where encoding takes so long that none is made but for its file."""
+    cut: Callable[[bytes, float], bytes] | None = None
+    """Of the file of the highest setting, makes that of another: an image is encoded once."""
     coder: str | None = None
     """What its times depend on, but not its files: the range coder of `sic`."""
     kind: str = ""
@@ -76,8 +78,9 @@ def sic_codec(
     Args:
         codec: A loaded bundle.
         levels: Default: five, up to the bundle's highest.
-        encoding: How files are made, but for the level. Latents are optimised once an image, over
-            the levels up to the highest of `levels`: all its files are cut from one.
+        encoding: How files are made, but for the level. An image is encoded once, at the highest of
+            `levels`, and all its files are cut from that one. They are those that encoding at each
+            level makes; but latents are optimised over all levels up to the highest.
         decoding: How they are decoded; always `strict`. Its seed is the first of `samples`.
         samples: Members of the synset to decode, with seeds seed, seed + 1, ...
         name: Of its curve, where a run has several of this codec; default: `SIC`.
@@ -100,17 +103,13 @@ def sic_codec(
             f"seed must be 0 to {MAX_SEED - samples + 1} for {samples} samples, got {first}"
         )
     decoding = dataclasses.replace(decoding, strict=True, seed=first, temperature=spread)
-    steps, top = encoding.optimise_steps, max(levels)
-    latest: dict[bytes, bytes] = {}
+    steps = encoding.optimise_steps
 
     def encode(image: Pixels, level: float) -> bytes:
-        if not steps:
-            return codec.compress(image, encoding, level=int(level))
-        key = repr(image.shape).encode() + image.tobytes()
-        if key not in latest:
-            latest.clear()
-            latest[key] = codec.compress(image, encoding, level=top)
-        return truncate(latest[key], int(level))
+        return codec.compress(image, encoding, level=int(level))
+
+    def cut(data: bytes, level: float) -> bytes:
+        return truncate(data, int(level))
 
     def decode(data: bytes, sample: int) -> Pixels:
         return codec.decompress(data, decoding, seed=first + sample)
@@ -127,7 +126,7 @@ def sic_codec(
         options=f"model {codec.bundle.model_id.hex()}, temperature {spread:g}, seed {first}, "
         f"samples {samples}"
         + (", grain" if decoding.grain else "")
-        + (f", optimised {steps} steps to level {top}" if steps else "")
+        + (f", optimised {steps} steps to level {max(levels)}" if steps else "")
         + _others(encoding, {"level", "optimise_steps"})
         + _others(decoding, {"seed", "temperature", "grain", "strict", "max_pixels"}),
         encode=encode,
@@ -138,6 +137,7 @@ def sic_codec(
         setting_name="level",
         compiles=True,
         times_encoding=not steps,
+        cut=cut,
         coder=codec.coder,
         kind=SIC if name else "",
     )

@@ -208,6 +208,8 @@ def _means(content: Content) -> str:
     samples = any(row.spread for row in content.means)
     columns = [c for c in summary_columns(content.metrics, samples=samples) if c != "level"]
     note = "Times are seconds an image, in memory, compilation excluded; external commands start."
+    if any(row.codec in content.ours for row in content.means):
+        note += f" {SIC} encodes an image once, at the highest level: its files are cut from one."
     if any(row.encode_s is None for row in content.means):
         note += (
             " - where some were measured with another coder, device or version,"
@@ -276,7 +278,11 @@ def _fid(content: Content) -> str:
         " of the same images."
     )
     head = "".join(f"<th>{title}</th>" for title in ("codec", "setting", "patches", "FID", "KID"))
-    lines = ["".join(f"<td>{escape(cell)}</td>" for cell in fid_cells(row)) for row in content.fid]
+    lines = []
+    for row in content.fid:
+        first, *others = map(escape, fid_cells(row))
+        cells = "".join(f"<td>{cell}</td>" for cell in others)
+        lines.append(_codec_cell("td", row.codec, first) + cells)
     return f'<p class="soft">{note}</p>{_grid(head, lines)}'
 
 

@@ -25,6 +25,7 @@ _PUBLISHED_COLOURS = ("#8c8c8c", "#b07d62", "#7d8cc4", "#6fa287")
 _PUBLISHED_MARKERS = ("s", "^", "D", "v", "P", "X", "<", ">", "*", "h", "d", "p", "8", "H")
 _TICKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 4)
 _INK = "#01020a"  # Colour of text and axes: the page replaces it by the colour of its text.
+_DASHES = {"--": "4 2", "-.": "6 2 1 2"}  # In samples of lines.
 _CODEC = "codec-"  # Before the names of codecs in ids.
 # In inches and points of 1/72 inch. A page of 390 pixels shows 72 pixels an inch of this size.
 _PAGE_SIZE, _PAGE_FONT = (4.8, 3.1), 12
@@ -201,7 +202,8 @@ def _sample(line: Line2D) -> str:
     for polygon in marker.get_path().to_polygons(transform=place):
         points = " ".join(f"{x:.1f},{y:.1f}" for x, y in np.asarray(polygon, np.float64))
         shapes.append(f'<polygon points="{points}" fill="{colour}"/>')
-    dashes = ' stroke-dasharray="4 2"' if line.get_linestyle() == "--" else ""
+    pattern = _DASHES.get(str(line.get_linestyle()))
+    dashes = f' stroke-dasharray="{pattern}"' if pattern else ""
     return (
         '<svg class="sample" viewBox="0 0 28 12" width="28" height="12" aria-hidden="true">'
         f'<path d="M0 6H28" stroke="{colour}" stroke-width="{width:g}"{dashes}/>'

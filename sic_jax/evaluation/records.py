@@ -16,10 +16,11 @@ A record in results.json and records.jsonl is an object with these keys:
     bpp_est                 bpp by the model's probabilities; null for other codecs, and after
                             latent optimisation
     samples                 decodings that were measured: members of the synset
-    encode_s, decode_s      seconds of one call, compilation excluded; mean over samples; in
-                            results.json null if they were measured with something else than the
-                            run; encode_s is null after latent optimisation,
-                            which is one for all settings
+    encode_s, decode_s      seconds of one call with nothing beside it, compilation excluded; null
+                            in results.json if they were measured with something else than the run.
+                            encode_s of `sic`: of the one encoding of the image, at the run's
+                            highest level, that the files of all its levels are cut from; null
+                            after latent optimisation. decode_s: of this file, mean over samples
     timed_with              what they were measured with: range coder, device and versions; null in
                             records of versions that did not keep it
     METRIC                  mean over samples; null where it is not finite (PSNR of equal images)

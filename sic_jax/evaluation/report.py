@@ -6,7 +6,8 @@
     summary.csv        means over images, then codecs at equal rate (`sic_jax.evaluation.means`)
     fid.csv            FID and KID, with Inception weights (`sic_jax.evaluation.fid`)
     bd.csv             Bjontegaard deltas (`sic_jax.evaluation.bd`)
-    compressai/        one file a codec, in the JSON format of CompressAI's results
+    compressai/        one file a codec, in the JSON format of CompressAI's results; its name is the
+                       codec's, with %3A for ":" and the like for what Windows allows in no name
     plots/             one PNG and one SVG a metric
     report.html        all of it, with pictures
     survey.html        a blind test, where it was asked for (`sic_jax.evaluation.survey`)
@@ -32,6 +33,7 @@ import json
 from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import quote
 
 from sic_jax.evaluation import records as records_module
 from sic_jax.evaluation.codecs import SIC, ImageCodec, names_of_sic
@@ -127,7 +129,7 @@ def write_report(
         rows = [row for row in means if row.codec == codec.name]
         if rows:
             text = to_compressai(codec.name, rows, metrics, f"{title}; {codec.options}")
-            _write(out / "compressai" / f"{codec.name}.json", text)
+            _write(out / "compressai" / _file_name(codec.name), text)
     pictures = _show(measured.records, codecs, metrics, options.show, out)
     facts = {name: _plain(value) for name, value in about.items()}
     facts |= {codec.name: codec.options for codec in codecs}
@@ -200,7 +202,8 @@ def _codecs_of(out: Path) -> set[str]:
 def _remove_old(out: Path, codecs: Set[str], plotted: Set[str], *, fid: bool) -> None:
     """Removes what earlier runs wrote of these codecs and of metrics that are not plotted now."""
     # Found in the folder, not made of the names, which a records file from elsewhere may hold.
-    old = [file for file in (out / "compressai").glob("*.json") if file.stem in codecs]
+    names = set(map(_file_name, codecs))
+    old = [file for file in (out / "compressai").glob("*.json") if file.name in names]
     for metric in METRICS:
         if metric.name not in plotted:
             old += [out / "plots" / f"{metric.name}.{kind}" for kind in ("png", "svg")]
@@ -230,6 +233,11 @@ def _show(
         own.sort(key=lambda record: (order.index(record.codec), record.bpp))
         comparisons.append(compare_pictures(path, own, by_name, metrics, out))
     return comparisons
+
+
+def _file_name(codec: str) -> str:
+    """Of the file in compressai/; other codecs have other names."""
+    return quote(codec, safe="=, ") + ".json"
 
 
 def _plain(value: Any) -> str:

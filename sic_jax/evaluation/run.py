@@ -1,9 +1,10 @@
 """The measurements of a run, image by image, kept as they are made."""
 
+import functools
 import importlib.metadata
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -129,6 +130,10 @@ def measure_images(
     return Measured(records, failures, num_reused)
 
 
+_Encode = Callable[[float], tuple[bytes, float]]
+"""Of a setting, the file and the seconds of the encoding that it is from."""
+
+
 class _Step(NamedTuple):
     """A measurement to make, or to complete."""
 
@@ -216,11 +221,17 @@ class _Work:
         features = self._measurer.features(image, names)
         folder = f"files/{path.stem}-{steps[0].key.image_id[:8]}"
         (self._out / folder).mkdir(parents=True, exist_ok=True)
+        coding = {s.codec.name: s.codec for s in steps if s.known is None}
+        encoders = {name: _encoder(codec, image) for name, codec in coding.items()}
         estimates = {
-            codec.name: estimate
-            for codec in {s.codec.name: s.codec for s in steps if s.known is None}.values()
+            name: estimate
+            for name, codec in coding.items()
             if codec.estimate and (estimate := codec.estimate(image))
         }
+        for name, codec in coding.items():
+            self._warm_up(codec, image, encoders[name])
+        # Programs run while others compile; nothing may run beside what is timed.
+        jax.block_until_ready(features)
         pending: list[tuple[Key, Record]] = []
         pictures: list[Pixels] = []
         for step, (key, codec, known) in enumerate(steps):
@@ -232,7 +243,7 @@ class _Work:
             file = f"{folder}/{codec.file_name(key.setting)}"
             try:
                 if known is None:
-                    record, found = self._code(path, image, key, codec, file)
+                    record, found = self._code(path, image, key, codec, encoders[codec.name], file)
                 else:
                     data = (self._out / known.file).read_bytes()
                     record, found = known, _decoded(image, codec, data)
@@ -251,18 +262,27 @@ class _Work:
                 self.num_made += len(records)
                 pending, pictures = [], []
 
+    def _warm_up(self, codec: ImageCodec, image: Pixels, encode: _Encode) -> None:
+        """Compiles what coding an image of this size needs."""
+        if codec.compiles and (codec.name, image.shape) not in self._warm:
+            if codec.times_encoding:
+                encode = _encoder(codec, image)  # It keeps nothing that is to be timed.
+            # At the highest setting nothing may be left to draw, and no program of it be compiled.
+            codec.decode(encode(codec.settings[0])[0], 0)
+            self._warm.append((codec.name, image.shape))
+
     def _code(
-        self, path: Path, image: Pixels, key: Key, codec: ImageCodec, file: str
+        self,
+        path: Path,
+        image: Pixels,
+        key: Key,
+        codec: ImageCodec,
+        encode: _Encode,
+        file: str,
     ) -> tuple[Record, list[Pixels]]:
         """One file, written, read back and decoded; metrics and estimates are not there yet."""
         height, width = image.shape[:2]
-        if codec.compiles and (codec.name, image.shape) not in self._warm:
-            # At the highest setting nothing may be left to draw, and no program of it be compiled.
-            codec.decode(codec.encode(image, codec.settings[0]), 0)
-            self._warm.append((codec.name, image.shape))
-        start = time.perf_counter()
-        data = codec.encode(image, key.setting)
-        encode_s = time.perf_counter() - start
+        data, encode_s = encode(key.setting)
         (self._out / file).write_bytes(data)
         data = (self._out / file).read_bytes()
         start = time.perf_counter()
@@ -305,6 +325,23 @@ class _Work:
         seconds = (time.perf_counter() - self._started) / self.num_made
         minutes = seconds * (steps - step + (self._num_images - number) * steps) / 60
         return f"about {minutes:.0f} min left"
+
+
+def _encoder(codec: ImageCodec, image: Pixels) -> _Encode:
+    """The encoder of one image; whatever it has encoded, it keeps."""
+
+    @functools.cache
+    def encode(setting: float) -> tuple[bytes, float]:
+        start = time.perf_counter()
+        return codec.encode(image, setting), time.perf_counter() - start
+
+    def encode_or_cut(setting: float) -> tuple[bytes, float]:
+        if codec.cut is None:
+            return encode(setting)
+        data, seconds = encode(codec.settings[-1])
+        return codec.cut(data, setting), seconds
+
+    return encode_or_cut
 
 
 def _decoded(image: Pixels, codec: ImageCodec, data: bytes) -> list[Pixels]:

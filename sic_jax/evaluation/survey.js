@@ -237,6 +237,9 @@ for (const event of ["pointerup", "pointerleave", "pointercancel"]) {
 }
 element("original").oncontextmenu = (event) => event.preventDefault();
 
+// Without this, Space after a click would press that button again: a choice that nobody made.
+element("test").addEventListener("click", () => document.activeElement.blur());
+
 const keys = {
   ArrowLeft: () => choose("a"), a: () => choose("a"),
   ArrowRight: () => choose("b"), b: () => choose("b"),
@@ -246,6 +249,8 @@ const keys = {
 addEventListener("keydown", (event) => {
   const name = event.key.length === 1 ? event.key.toLowerCase() : event.key;
   if (element("test").hidden || event.ctrlKey || event.metaKey || event.altKey || !keys[name]) return;
+  // A button in focus is pressed by Space, in some browsers whatever is done here.
+  if (name === " " && event.target.closest("button")) return;
   event.preventDefault();
   if (!event.repeat) keys[name]();
 });

@@ -1,9 +1,10 @@
 """survey.html: a blind test at equal file size, in one file that needs no server.
 
 It shows pairs: the same part of an image, decoded from files of two codecs of nearly equal size.
-Who takes the test says which is closer to the original. The browser keeps the choices and draws
-their order and sides; at the end it tells the names, computes Elo scores, and saves the choices as
-JSON or CSV. Until then names are encoded, not encrypted: this hides them from honest eyes only.
+Pairs whose pixels are equal there are left out. Who takes the test says which is closer to the
+original. The browser keeps the choices and draws their order and sides; at the end it tells the
+names, computes Elo scores, and saves the choices as JSON or CSV. Until then names are encoded, not
+encrypted: this hides them from honest eyes only.
 
 The page holds one object as JSON:
 
@@ -16,14 +17,16 @@ The page holds one object as JSON:
 
 import base64
 import json
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from sic_jax.evaluation.codecs import ImageCodec, Pixels
+from sic_jax.evaluation.codecs import ImageCodec
 from sic_jax.evaluation.pictures import Crop, choose_crop, to_data_uri
 from sic_jax.evaluation.records import Record, digest
 from sic_jax.files import write_atomic
@@ -55,17 +58,22 @@ def check_survey(codecs: Sequence[ImageCodec], num_pairs: int, seed: int) -> Non
         raise ValueError(f"--survey compares codecs, this run has only {codecs[0].name}")
 
 
-def choose_pairs(records: Sequence[Record], num_pairs: int, seed: int) -> list[Pair]:
+def choose_pairs(
+    records: Sequence[Record],
+    num_pairs: int,
+    seed: int,
+    differ: Callable[[Pair], bool] = lambda pair: True,
+) -> list[Pair]:
     """Pairs whose bpp are within `MAX_RATIO`, drawn so that codecs and images have equal shares.
 
     Args:
         records: Of a run.
         num_pairs: At most; fewer where the run does not have as many.
         seed: Fixes the draw.
+        differ: Whether one can tell the pictures of a pair apart; others are left out.
 
     Returns:
-        Two codecs after two others have a pair each, of images that they had least, until there are
-        enough.
+        Each pair of codecs gets one pair in turn, from the image that it has used least.
 
     Raises:
         ValueError: If there is no such pair.
@@ -81,17 +89,24 @@ def choose_pairs(records: Sequence[Record], num_pairs: int, seed: int) -> list[P
             codecs = tuple(sorted({record.codec for record in pair}))
             if len(codecs) == 2 and high <= MAX_RATIO * low:
                 found.setdefault(codecs, {}).setdefault(image, []).append(pair)
-    if not found:
+    drawn = [_one_an_image_in_turn(list(own.values()), rng) for own in found.values()]
+    # Lazily: pictures are decoded to be compared.
+    queues = deque(filter(differ, drawn[k]) for k in rng.permutation(len(drawn)))
+    chosen: list[Pair] = []
+    while queues and len(chosen) < num_pairs:
+        taken = next(queues[0], None)
+        if taken is None:
+            queues.popleft()
+        else:
+            chosen.append(taken)
+            queues.rotate(-1)
+    if not chosen:
         raise ValueError(
             "--survey: no image has files of two codecs whose sizes are within"
-            f" {100 * (MAX_RATIO - 1):.0f} %: give more --levels or --qualities"
+            f" {100 * (MAX_RATIO - 1):.0f} % and whose pictures differ: give more --levels or"
+            " --qualities"
         )
-    queues = [_one_an_image_in_turn(list(own.values()), rng) for own in found.values()]
-    queues = [queues[k] for k in rng.permutation(len(queues))]
-    chosen = []
-    for turn in range(max(map(len, queues))):
-        chosen += [queue[turn] for queue in queues if turn < len(queue)]
-    return chosen[:num_pairs]
+    return chosen
 
 
 def _one_an_image_in_turn(images: list[list[Pair]], rng: np.random.Generator) -> list[Pair]:
@@ -124,28 +139,36 @@ def write_survey(
         ValueError: If there is no pair.
         OSError: If something cannot be read or written.
     """
-    pairs = choose_pairs(records, num_pairs, seed)
     by_name = {codec.name: codec for codec in codecs}
-    images = {path: read_image(path).pixels for path in {pair.first.image for pair in pairs}}
-    crops = {path: choose_crop(image) for path, image in images.items()}
-    pictures = _Pictures()
 
-    def number(record: Record) -> int:
-        key = record.image, record.codec, record.setting
-        if key not in pictures.numbers:
-            decoded = by_name[record.codec].decode((out / record.file).read_bytes(), 0)
-            pictures.add(key, decoded, crops[record.image])
-        return pictures.numbers[key]
+    @cache
+    def original(path: str) -> tuple[Crop, str]:
+        image = read_image(path).pixels
+        crop = choose_crop(image)
+        return crop, to_data_uri(image, crop, lossless=True)
 
+    @cache
+    def decoded(path: str, codec: str, file: str) -> str:
+        crop, _ = original(path)
+        return to_data_uri(by_name[codec].decode((out / file).read_bytes(), 0), crop, lossless=True)
+
+    def sides(pair: Pair) -> list[str]:
+        return [decoded(record.image, record.codec, record.file) for record in pair]
+
+    def differ(pair: Pair) -> bool:
+        # Stored without loss: equal pixels have equal addresses, others do not.
+        first, second = sides(pair)
+        return first != second
+
+    pairs = choose_pairs(records, num_pairs, seed, differ)
+    numbers: dict[str, int] = {}  # Each picture once.
     shown, secrets = [], []
     names = sorted({record.codec for pair in pairs for record in pair})
     for pair in pairs:
         path = pair.first.image
-        if (path,) not in pictures.numbers:
-            pictures.add((path,), images[path], crops[path])
-        first, second = map(number, pair)
-        original = pictures.numbers[(path,)]
-        shown.append({"first": first, "second": second, "original": original})
+        first, second = sides(pair)
+        uris = {"original": original(path)[1], "first": first, "second": second}
+        shown.append({side: numbers.setdefault(uri, len(numbers)) for side, uri in uris.items()})
         secrets.append(
             {
                 "image": Path(path).name,
@@ -156,25 +179,13 @@ def write_survey(
         )
     key = json.dumps({"codecs": names, "pairs": secrets}).encode()
     content = {
-        "pictures": pictures.uris,
+        "pictures": list(numbers),
         "pairs": shown,
         "key": base64.b64encode(key).decode(),
     }
     content = {"id": digest(json.dumps(content).encode()), **content}
     write_atomic(out / SURVEY_FILE, _page(content).encode())
     return len(pairs)
-
-
-class _Pictures:
-    """Each picture once."""
-
-    def __init__(self) -> None:
-        self.uris: list[str] = []
-        self.numbers: dict[tuple[Any, ...], int] = {}
-
-    def add(self, key: tuple[Any, ...], picture: Pixels, crop: Crop) -> None:
-        self.numbers[key] = len(self.uris)
-        self.uris.append(to_data_uri(picture, crop, lossless=True))
 
 
 def _page(content: Mapping[str, Any]) -> str:

@@ -52,6 +52,7 @@ function eloScores(numCodecs, votes) {
   const m = met.length;
   let theta = Array(m).fill(0);
   let covariance;
+  let longest;
   for (let round = 0; round < 500; round++) {
     const p = (i, j) => 1 / (1 + Math.exp(theta[j] - theta[i]));
     const gradient = wins.map((row, i) => row.reduce((g, w, j) => g + w - games[i][j] * p(i, j), 0));
@@ -61,10 +62,12 @@ function eloScores(numCodecs, votes) {
     covariance = inverse(fisher.map((row) => row.map((value) => value + 1 / m)))
       .map((row) => row.map((value) => value - 1 / m));
     const step = covariance.map((row) => row.reduce((sum, value, j) => sum + value * gradient[j], 0));
-    const longest = Math.max(...step.map(Math.abs));
+    longest = Math.max(...step.map(Math.abs));
     theta = theta.map((value, i) => value + step[i] / Math.max(1, longest));
     if (longest < 1e-12) break;
   }
+  // Rounding may keep steps above 1e-12; 1e-6 is 0.0002 on the scale of Elo. Not finite: false.
+  if (!(longest < 1e-6)) return { reason: "The scores could not be computed: their search came to no end." };
   const unit = 400 / Math.LN10;
   const scores = met.map((codec, i) => {
     const won = all[codec].reduce((sum, value) => sum + value, 0) - tied[codec] / 2;

@@ -24,10 +24,11 @@ linearly.
 positions of level i. A map with 2^-k of the picture's sides has lambda = max(log2_sigma - k, 0) and
 the distortion sum over i of max(1 - |lambda - i|, 0) D_i. The result is the sum over the maps.
 
-The authors' PyTorch package has the same values with one sigma for all positions, but that it takes
-k from the sides of map and picture as they are; where 64 divides those of the picture that is k.
-Their JAX library starts a scale with the second row or column where that side is even, and lets its
-map of log2 sigma fall off towards the borders.
+The authors' PyTorch package, with one sigma for all positions, defines the same distortion. One
+thing differs: it computes k from the sides of map and picture. Where 64 divides the picture's sides
+this gives the same k. The package itself was not run: tests compare with its operations, written
+anew in JAX. Their JAX library starts a scale with the second row or column where that side is even,
+and lets its map of log2 sigma fall off towards the borders.
 """
 
 from __future__ import annotations

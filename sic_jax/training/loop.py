@@ -98,7 +98,8 @@ def train(
         params: Start of a new run; default: `initial_params`. Not used when resuming.
         validation: Done every `cfg.validation_every` steps and at the end.
         tensorboard: Write records for TensorBoard too.
-        profile_steps: First and last step of which a trace is written into WORKDIR/profile.
+        profile_steps: First and last step of which a trace is written into WORKDIR/profile, with
+            all of the dispatches that they are in.
         programs: Of `cfg`, where they are being compiled already.
         began: `time.monotonic()` from which `cfg.minutes` count; default: now.
 
@@ -141,7 +142,7 @@ def train(
             if validation is not None and found.info.get("best_on") == validation.identity:
                 best = found.info["best"]
             info = found.info
-            # A prolonged run is less far.
+            # Of a prolonged run, less is over.
             share = info["config"].get("minutes", 0.0) / (cfg.minutes or 1.0)
             progress = info.get("progress", 0.0) * share
             budget = Budget(cfg, began, used=info.get("used", 0.0), progress=progress)
@@ -155,8 +156,16 @@ def train(
             info = {"version": sic_jax.__version__, "config": to_dict(cfg), "best": best}
             info |= {"best_on": None if validation is None else validation.identity}
             if cfg.minutes:
-                info |= {"used": budget.used(), "progress": budget.progress(step)}
+                info |= {"used": budget.used(), "progress": progress}
             return Checkpoint(runner.whole(state), info | {"pending": pending.to_json()})
+
+        def validate() -> dict[str, float]:
+            assert validation is not None
+            ema = jax.block_until_ready(runner.whole(state).ema)
+            asked = time.monotonic()
+            values = validation.measure(ema)
+            budget.reserve(time.monotonic() - asked)
+            return values
 
         stream = batches(
             source,
@@ -168,20 +177,26 @@ def train(
             rows=local_rows(cfg.batch_size),
         )
         with contextlib.closing(stream), _Profile(workdir, profile_steps) as profile:
-            first, stage, several = step, -1, cfg.steps_per_dispatch
+            dispatches = 0
             running: Metrics | None = None
-            last = budget.over(step)
+            progress = budget.progress(step)
+            stage = cfg.stage_at(progress)
+            last = progress >= 1
+            if not last:
+                programs.begin(stage)
+                runner = programs.runner(stage)
+                if cfg.minutes and validation is not None:
+                    for _ in range(2):  # The first time it is compiled.
+                        validate()
+                budget.start()
+                last = budget.progress(step) >= 1
             while not last:
-                progress = budget.progress(step)
                 due = cfg.stage_at(progress)
-                # By the clock, no time is lost with waiting for a program.
-                waits = stage < 0 or not cfg.minutes
-                if due > stage and (waits or programs.ready(due)):
-                    stage = due
+                if due > stage:
+                    # By the clock, no time is lost with waiting for a program.
+                    stage = programs.ready(stage, due) if cfg.minutes else due
                     runner = programs.runner(stage)
-                    programs.begin(stage + 1)
-                full = cfg.minutes or (step % several == 0 and step + several <= cfg.steps)
-                count = several if full else 1
+                count = _steps_of_dispatch(cfg, step, due)
                 profile.before(step + 1, step + count)
                 state, metrics = runner.step(
                     state,
@@ -189,35 +204,33 @@ def train(
                     progress if cfg.minutes else None,
                 )
                 pending.add(metrics)
-                if step == first:
+                if dispatches:
+                    clock.tick(count)
+                else:
                     jax.block_until_ready(metrics)
                     clock.start()
-                    budget.start()
-                else:
-                    clock.tick(count)
+                dispatches += 1
                 step += count
                 profile.after(step, metrics)
                 if cfg.minutes:
                     # The host is ahead by one dispatch, no more: what it began, it waits for.
                     jax.block_until_ready(running)
                     running = metrics
-                last = budget.over(step)
+                progress = budget.progress(step)
+                last = progress >= 1
                 saves = last or step % cfg.save_every == 0
                 validates = last or (cfg.validation_every > 0 and step % cfg.validation_every == 0)
                 validates &= validation is not None
                 if validates or last or step % cfg.log_every == 0:
                     values = pending.flush(stop=stop) | clock.lap(runner.flops)
                     if validation is not None and validates:
-                        ema = runner.whole(state).ema
-                        jax.block_until_ready(ema)
-                        asked = time.monotonic()
-                        found_values = validation.measure(ema)
-                        budget.keep(time.monotonic() - asked)
-                        values |= {f"validation/{k}": v for k, v in found_values.items()}
+                        validated = validate()
+                        values |= {f"validation/{k}": v for k, v in validated.items()}
                         if tensorboard:
-                            reporter.images(step, validation.pictures(ema))
-                        if found_values["loss"] < best:
-                            best = found_values["loss"]
+                            pictures = validation.pictures(runner.whole(state).ema)
+                            reporter.images(step, pictures)
+                        if validated["loss"] < best:
+                            best = validated["loss"]
                             if step not in best_manager.all_steps():
                                 save(best_manager, step, checkpoint())
                     if cfg.minutes:
@@ -226,8 +239,8 @@ def train(
                     clock.start()
                 elif saves:
                     pending.check(stop=stop)
-                # Asked at every step: several processes learn of it at one step only.
-                ends = terminated(step)
+                # Asked at every dispatch: several processes learn of it at one of them only.
+                ends = terminated(dispatches)
                 if saves or ends:
                     save(manager, step, checkpoint())
                     clock.start()
@@ -236,13 +249,27 @@ def train(
                     break
         if step == 0:
             raise ValueError(f"the {cfg.minutes:g} minutes were over before the first step")
+        if last and dispatches and stage < len(cfg.stages):
+            _log.warning("the run ended in stage %d of %d", stage + 1, len(cfg.stages) + 1)
         wait(manager)
         wait(best_manager)
         return runner.whole(state), last
 
 
+def _steps_of_dispatch(cfg: TrainConfig, step: int, stage: int) -> int:
+    """Steps of the next dispatch: several where none of them is of another stage or too many."""
+    several = cfg.steps_per_dispatch
+    if step % several:
+        return 1
+    if cfg.minutes:
+        return several
+    fits = step + several <= cfg.steps
+    fits &= cfg.stage_at((step + several - 1) / cfg.steps) == stage
+    return several if fits else 1
+
+
 class _Profile:
-    """A trace of some steps."""
+    """A trace of some steps, of the dispatches that they are in."""
 
     def __init__(self, workdir: Path, steps: tuple[int, int] | None) -> None:
         self._folder = str(workdir / "profile")
@@ -270,9 +297,10 @@ class _Profile:
 
 @contextlib.contextmanager
 def _termination() -> Iterator[Callable[[int], bool]]:
-    """Yields a function of the step: whether the run was told to end (SIGTERM).
+    """Yields a function of the number of dispatches: whether the run was told to end (SIGTERM).
 
-    With several processes all of them agree on the step, by JAX's preemption service.
+    With several processes all of them agree on one, by JAX's preemption service: it names a number
+    to come, so that none may be left out.
     """
     if jax.process_count() > 1:
         yield multihost_utils.reached_preemption_sync_point

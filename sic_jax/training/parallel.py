@@ -145,7 +145,7 @@ class Runner(Protocol):
         """The inverse of `place`: global arrays, to save or to evaluate."""
 
     def compile(self, like: TrainState, count: int) -> None:
-        """Make the program of `count` steps now, from shapes of a state, if that is possible."""
+        """Make the program of `count` steps now, from shapes of a state, unless it is there."""
 
     def step(
         self, state: Any, batches: Sequence[Any], progress: float | None = None
@@ -201,8 +201,7 @@ class JitRunner:
         self, state: TrainState, batches: Sequence[Any], progress: float | None = None
     ) -> tuple[TrainState, Metrics]:
         """See `Runner`."""
-        if len(batches) not in self._programs:
-            self.compile(state, len(batches))
+        self.compile(state, len(batches))
         batch = shard_rows(_stack(batches), self.mesh, axis=1)
         at = None if progress is None else replicate(np.float32(progress), self.mesh)
         program = self._programs[len(batches)]
@@ -211,6 +210,8 @@ class JitRunner:
 
     def compile(self, like: TrainState, count: int) -> None:
         """See `Runner`."""
+        if count in self._programs:
+            return
         cfg = self._cfg
         shardings = state_shardings(like, self.mesh, fsdp=cfg.fsdp)
         everywhere = NamedSharding(self.mesh, PartitionSpec())
@@ -224,11 +225,9 @@ class JitRunner:
         state = _with_shardings(like, shardings)
         program = steps.lower(state, batch, self._rows, self._weights, at).compile()
         self._programs[count] = program
-        cost = program.cost_analysis()
-        cost = cost[0] if isinstance(cost, list) else cost
         # XLA counts what one device does, and loops over steps and parts once.
         parts = self.mesh.devices.size * self._cfg.accumulate
-        flops = float((cost or {}).get("flops", 0.0)) * parts
+        flops = cost_of(program).get("flops", 0.0) * parts
         self.flops = flops or None
 
 
@@ -285,6 +284,13 @@ class PmapRunner:
             return stacked
 
         return jax.tree.map(stack, tree)
+
+
+def cost_of(program: Any) -> dict[str, float]:
+    """What XLA counts of a compiled program, by name; empty where it does not count."""
+    cost = program.cost_analysis()
+    cost = cost[0] if isinstance(cost, list) else cost
+    return dict(cost or {})
 
 
 def _stack(batches: Sequence[Any]) -> Any:

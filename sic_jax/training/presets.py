@@ -107,6 +107,9 @@ def paper_model() -> ModelConfig:
 def default() -> TrainConfig:
     """The default model: squared error and LPIPS for a third of the run, then DISTS and grain too.
 
+    The share is meant for runs by the clock (``--minutes``). Steps of the first stage take half as
+    long as those of the second.
+
     All levels count alike; half of the images have drawn details, and half or three quarters are
     rated by their rounded latents, as files hold them.
 

@@ -12,6 +12,7 @@ from sic_jax.model.params import init_params
 from sic_jax.model.sic import SicModel
 from sic_jax.training.batch_grain import add_grain, measure_grain
 from sic_jax.training.losses import dists_terms, load_perceptual_weights, lpips_terms
+from sic_jax.training.parallel import cost_of
 from sic_jax.training.state import create_train_state, make_optimiser
 from sic_jax.training.step import make_train_step
 from sic_jax.training.train_config import TrainConfig
@@ -20,7 +21,7 @@ _REPEATS = 5
 
 
 class Cost(NamedTuple):
-    """Of one part of a step, forward and backward."""
+    """Of one part of a step: forward and backward, where a step goes through it backward."""
 
     part: str
     """`step` is the whole."""
@@ -63,9 +64,9 @@ def step_costs(cfg: TrainConfig) -> Iterator[Cost]:
 
     analyse, synthesise = apply("analyse"), apply("synthesise", level)
     rate = apply("rate", key=keys, rounded=jnp.zeros(b, bool))
-    yield _cost("g_a, h_a", _backward(analyse), params, x)
+    yield _cost("g_a, h_a", _backward(analyse, 1), params, x)
     y, z = jax.jit(analyse)(params, x)
-    yield _cost("rate", _backward(rate), params, y, z)
+    yield _cost("rate", _backward(rate, 3), params, y, z)
     rated = jax.jit(rate)(params, y, z)
     yield _cost(
         "details",
@@ -76,7 +77,7 @@ def step_costs(cfg: TrainConfig) -> Iterator[Cost]:
         rated.y_hat,
         rated.hyper,
     )
-    yield _cost("g_s", _backward(synthesise), params, rated.y_hat)
+    yield _cost("g_s", _backward(synthesise, 2), params, rated.y_hat)
     # The originals are arguments, so that their features are not computed by the compiler.
     if "lpips" in weights:
         lpips = jax.grad(lambda a, x, w: lpips_terms(x, a, w).sum())
@@ -108,21 +109,20 @@ def describe_costs(costs: Iterator[Cost]) -> Iterator[str]:
         )
 
 
-def _backward(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The gradients of the sum of all that a function gives, with respect to all its arguments."""
+def _backward(function: Callable[..., Any], count: int) -> Callable[..., Any]:
+    """The gradients of the sum of all that a function gives, by its first `count` arguments."""
 
-    def total(args: Any) -> jax.Array:
+    def total(*args: Any) -> jax.Array:
         leaves = jax.tree.leaves(function(*args))
         return jnp.stack([leaf.sum(dtype=jnp.float32) for leaf in leaves]).sum()
 
-    gradients: Any = jax.grad(total, allow_int=True)
-    return lambda *args: gradients(args)
+    gradients: Callable[..., Any] = jax.grad(total, tuple(range(count)))
+    return gradients
 
 
 def _cost(part: str, function: Callable[..., Any], *args: Any) -> Cost:
     program = jax.jit(function).lower(*args).compile()
-    counted: Any = program.cost_analysis() or {}
-    counted = counted[0] if isinstance(counted, list) else counted
+    counted = cost_of(program)
     jax.block_until_ready(program(*args))
     seconds = []
     for _ in range(_REPEATS):

@@ -39,20 +39,20 @@ class TrainConfig:
     model: ModelConfig
     loss: LossConfig
     stages: tuple[Stage, ...] = ()
-    """Parts of the run that come first, in order; `loss` is that of the rest. ``--init-from``
-    leaves them out."""
+    """Parts of the run that come first, in order; `loss` is that of the rest, and so are the flags
+    below it. ``--init-from`` leaves them out."""
     discriminator: DiscriminatorConfig = DiscriminatorConfig()
     data: DataConfig = DataConfig()
     steps: int = 10_000
-    """Length of the run; more of them prolong it."""
+    """Length of the run; more of them prolong it, with stages and decay of a run so long."""
     minutes: float = 0.0
     """Length of the run by the clock instead, from the start of the process until the result is
     written: stages and decay follow the time, whatever the speed. Resumed runs count what they
-    used. 0: `steps` counts."""
+    used up to their last checkpoint. 0: `steps` counts."""
     steps_per_dispatch: int = may_change(1, on="resume")
     """Steps that the devices do without the host: fast ones do not wait for it. Divides
-    `log_every`, `save_every` and `validation_every`. Compiled CPU programs are slow with more than
-    1."""
+    `log_every`, `save_every` and `validation_every`. With more than 1, programs for CPUs are slow.
+    """
     batch_size: int = 8
     """Images a step, over all devices of all hosts."""
     crop_size: int = 128
@@ -142,9 +142,10 @@ class TrainConfig:
         ok = all(1 <= v <= self.model.num_levels for v in self.validation_levels)
         allowed = f"levels 1 to {self.model.num_levels}"
         require(ok, self, "validation_levels", self.validation_levels, allowed)
-        for loss in (*(stage.loss for stage in self.stages), self.loss):
+        losses = {f"stages[{k}].loss": stage.loss for k, stage in enumerate(self.stages)}
+        for name, loss in (losses | {"loss": self.loss}).items():
             n, levels = len(loss.lmbda_rate), self.model.num_levels
-            require(n == levels, self, "loss", f"weights for {n} levels", f"for {levels} levels")
+            require(n == levels, self, name, f"weights for {n} levels", f"for {levels} levels")
         total = sum(stage.share for stage in self.stages)
         require(total < 1, self, "stages", f"shares of {total:g} together", "less than 1 together")
 
