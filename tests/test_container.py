@@ -228,7 +228,7 @@ def test_golden_files_are_what_the_generator_writes() -> None:
     spec.loader.exec_module(module)
     files = module.golden_files()
     assert {path.name: path.read_bytes() for path in GOLDEN.glob("*.sic")} == files
-    assert len(files) == 7
+    assert len(files) == 8
 
 
 def test_format_document_shows_the_golden_file() -> None:
