@@ -276,7 +276,7 @@ def test_dropped_metadata_are_named_and_strip_keeps_none(
         "sic: warning: out/a.sic: PPM has no place for: ICC profile, XMP, resolution\n"
     )
     assert run("compress", "a.png", "b.mpo", "out/", "--strip", "--force") == 0
-    assert capsys.readouterr().err == ""
+    assert capsys.readouterr().err == "sic: 2 done\n"
     assert Path("out/a.sic").read_bytes() == FakeCodec().compress(pixels())
     assert run("info", "out/a.sic") == 0
     assert "metadata  none\n" in capsys.readouterr().out
