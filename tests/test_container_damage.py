@@ -271,7 +271,7 @@ EXIF_CHUNK = chunk(2, zlib.compress(b"exif"))
         (b"\x01\x00\x00\x00" + EXIF_CHUNK, None, "the chunk of kind 1 is corrupted"),
         (EXIF_CHUNK + chunk(1, b"no zlib"), b"exif", "the chunk of kind 1 does not decompress"),
         (EXIF_CHUNK + chunk(1, zlib.compress(b"")), b"exif", "not exactly one non-empty zlib"),
-        (EXIF_CHUNK + chunk(3, b"no zlib"), b"exif", "a chunk does not decompress"),
+        (EXIF_CHUNK + chunk(3, b"no zlib"), b"exif", "the chunk of kind 3 does not decompress"),
         (EXIF_CHUNK + chunk(4, b""), b"exif", "a resolution is cut off"),
         (EXIF_CHUNK + chunk(4, b"\x01"), b"exif", "a resolution is cut off"),
         (EXIF_CHUNK + chunk(4, b"\x01\x00"), b"exif", "not two positive numbers"),
