@@ -157,7 +157,7 @@ def test_coding_pass_has_the_integers_of_the_exact_size(
 def test_files_of_exact_sizes_and_of_buckets_are_the_same(
     bundle: Bundle, codec: Codec, monkeypatch: pytest.MonkeyPatch, quick: None
 ) -> None:
-    x = {size: picture(*size) for size in [(1, 1), (37, 90), (270, 129)]}
+    x = {size: picture(*size) for size in [(1, 90), (37, 90), (270, 129)]}
     files = {size: codec.compress(image, seed=3) for size, image in x.items()}
     pictures = {size: codec.decompress(data, level=2) for size, data in files.items()}
     bits = {size: codec.estimate_bits(image) for size, image in x.items()}
