@@ -160,7 +160,7 @@ def test_two_bundles_in_one_run(
     monkeypatch.setattr(Codec, "load", counted)
     options = ["--temperature", "0.75", "--level", "2", "--no-grain"]
     code, _, err = run(capsys, "decompress", "in", "out/", *options)
-    assert (code, err) == (0, "")
+    assert (code, err) == (0, "sic: 3 done\n")
     assert loaded == ["small", "pyramid-1"]
     for source, name in names.items():
         got = np.asarray(Image.open(tmp_path / "out" / f"{name}.png")).astype(int)

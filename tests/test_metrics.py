@@ -1,6 +1,5 @@
 """LPIPS, PSNR, MS-SSIM and bpp: against the PyTorch packages, and their own properties."""
 
-import ast
 import json
 import pickle
 import subprocess
@@ -323,21 +322,6 @@ def test_bpp_counts_bytes_over_pixels():
 def test_bpp_refuses_impossible_sizes(args):
     with pytest.raises(ValueError, match=f"got {args[0]} bytes for {args[1]}x{args[2]}"):
         bpp(*args)
-
-
-def test_metrics_import_nothing_of_the_package_but_each_other():
-    """Read off the source: imports inside functions count too."""
-    nodes = [
-        node
-        for file in Path(metrics.__file__).parent.glob("*.py")
-        for node in ast.walk(ast.parse(file.read_text()))
-    ]
-    names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
-    froms = [node for node in nodes if isinstance(node, ast.ImportFrom)]
-    names += [str(node.module) for node in froms]
-    ours = {name for name in names if name.split(".")[0] == "sic_jax"}
-    assert {".".join(name.split(".")[:2]) for name in ours} == {"sic_jax.metrics"}
-    assert all(node.level == 0 for node in froms)
 
 
 def test_public_names_of_the_package_are_imported_on_first_use():
