@@ -98,14 +98,3 @@ def test_links_lead_somewhere() -> None:
     files = [target for target in targets if not target.startswith(("https://", "#"))]
     assert len(files) >= 4
     assert [target for target in files if not (ROOT / target).is_file()] == []
-
-
-def test_layout_is_that_of_the_package() -> None:
-    (tree,) = blocks("text")
-    named = set(re.findall(r"[\w.]+\.py\b|\w+/(?=[\s,:])", tree))
-    package = ROOT / "sic_jax"
-    real = {path.name for path in package.rglob("*.py")} - {"__init__.py"}
-    real |= {f"{path.parent.name}/" for path in package.rglob("__init__.py")} - {"sic_jax/"}
-    real |= {"bundles/", "demo_data/"}
-    assert named - real == {"eval.py", "sic_jax/", "docs/", "tests/"}
-    assert real - named == {"complexity.py", "wire.py"}
