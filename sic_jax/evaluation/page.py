@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from sic_jax.evaluation.bd import BdResult
 from sic_jax.evaluation.codecs import SIC
-from sic_jax.evaluation.fid import FidRow, fid_cells
+from sic_jax.evaluation.fid import FID_LABELS, FidRow, fid_cells, fid_remark
 from sic_jax.evaluation.means import Curve, Row
 from sic_jax.evaluation.pictures import MATCH_FACTOR, WEBP_QUALITY, Comparison, Crop, Shown
 from sic_jax.evaluation.published import Published
@@ -52,7 +52,7 @@ def make_page(content: Content) -> str:
         ("equal", f"At the rates of {escape(content.ours[0])}", _equal_rate(content)),
         ("bd", "Bjøntegaard deltas", _bd(content)),
         ("means", "Means over images", _means(content)),
-        ("fid", "FID and KID", _fid(content)),
+        ("fid", "Distances of patches", _fid(content)),
         ("about", "About this run", _about(content)),
     ]
     sections = [section for section in sections if section[2]]
@@ -273,11 +273,11 @@ def _bd(content: Content) -> str:
 def _fid(content: Content) -> str:
     if not content.fid:
         return ""
-    note = (
-        "Over patches of all images; the values depend on the number of patches: compare only those"
-        " of the same images."
+    note = escape(fid_remark(content.fid[0])) + (
+        " The values depend on size and number of the patches: compare only those of the same"
+        " images."
     )
-    head = "".join(f"<th>{title}</th>" for title in ("codec", "setting", "patches", "FID", "KID"))
+    head = "".join(f"<th>{title}</th>" for title in FID_LABELS)
     lines = []
     for row in content.fid:
         first, *others = map(escape, fid_cells(row))

@@ -4,7 +4,7 @@
     records.jsonl      every measurement that was made into this folder, one a line
     results.json       this run
     summary.csv        means over images, then codecs at equal rate (`sic_jax.evaluation.means`)
-    fid.csv            FID and KID, with Inception weights (`sic_jax.evaluation.fid`)
+    fid.csv            FID, KID and the stand-in, where asked for (`sic_jax.evaluation.fid`)
     bd.csv             Bjontegaard deltas (`sic_jax.evaluation.bd`)
     compressai/        one file a codec, in the JSON format of CompressAI's results; its name is the
                        codec's, with %3A for ":" and the like for what Windows allows in no name
