@@ -1,10 +1,11 @@
 """Distances between two sets of images: FID and KID.
 
 Sets of images are cut into patches as in HiFiC (Mentzer et al., NeurIPS 2020, "FID/256") and
-MS-ILLM (Muckley et al., ICML 2023; ``update_patch_fid`` of its code); a network turns every patch into one vector; `fid` and `kid`
-compare the two arrays of vectors. Only with the features of the Inception network of Heusel et al.
-(its 2048-channel pooled layer) are they the FID and KID of publications. Its weights are not part
-of this package: `sic_jax.metrics.inception` reads them from a file.
+MS-ILLM (Muckley et al., ICML 2023; ``update_patch_fid`` of its code); a network turns every patch
+into one vector; `fid` and `kid` compare the two arrays of vectors. Only with the features of the
+Inception network of Heusel et al. (its 2048-channel pooled layer) are they the FID and KID of
+publications. Its weights are not part of this package: `sic_jax.metrics.inception` reads them from
+a file.
 """
 
 from __future__ import annotations
