@@ -188,7 +188,8 @@ def with_others(tmp_path, monkeypatch):
     stored = json.loads(published_module.PUBLISHED_FILE.read_text())
     ms_illm = next(curve for curve in stored["curves"] if curve["name"] == "MS-ILLM")
     values = ms_illm["metrics"]["lpips"]
-    vgg = {"name": "of VGG16", "networks": {"lpips_vgg": "VGG16"}, "metrics": {"lpips_vgg": values}}
+    networks = {"lpips_vgg": "VGG16, v0.1"}
+    vgg = {"name": "of VGG16", "networks": networks, "metrics": {"lpips_vgg": values}}
     crops = {"name": "of crops", "size": CROPS}
     stored["curves"] += [{**ms_illm, **vgg}, {**ms_illm, **crops}]
     file = tmp_path / "published.json"
@@ -236,9 +237,9 @@ def test_a_curve_of_another_network_is_refused(with_others):
     assert "of crops" not in {c.name for c in load_published().curves}
     text = with_others.read_text()
     for old, new, message in (
-        ('{"lpips": "AlexNet"}', '{"lpips": "VGG16"}', "curve MS-ILLM: lpips by VGG16"),
-        ('{"lpips_vgg": "VGG16"}', '{"lpips_vgg": "AlexNet"}', "of VGG16: lpips_vgg by AlexNet"),
-        ('{"lpips_vgg": "VGG16"}', "{}", "curve of VGG16: lpips_vgg by None"),
+        ('"lpips": "AlexNet, v0.1"', '"lpips": "VGG16, v0.1"', "curve MS-ILLM: lpips by VGG16"),
+        ('"lpips_vgg": "VGG16, v0.1"', '"lpips_vgg": "AlexNet, v0.1"', "of VGG16: lpips_vgg by A"),
+        ('"lpips_vgg": "VGG16, v0.1"', "", "curve of VGG16: lpips_vgg by None"),
     ):
         with_others.write_text(text.replace(old, new))
         with pytest.raises(ValueError, match=message):
@@ -249,7 +250,7 @@ def test_protocols_are_cells_of_a_table():
     published = load_published()
     cells = {row[0]: row[1:] for row in protocol_cells(published.curves)}
     assert list(cells) == [curve.name for curve in published.curves]
-    assert cells["CRDR (beta 3.84)"][:4] == ["bytes of the file", "8 bits", WHOLE, "AlexNet"]
+    assert cells["CRDR (beta 3.84)"][:4] == ["bytes of the file", "8 bits", WHOLE, "AlexNet, v0.1"]
     assert cells["VTM"][:4] == ["bytes of the file", "8 bits, cut off", WHOLE, "-"]
 
 
@@ -488,7 +489,8 @@ def test_the_page_is_one_file_with_everything(report):
     assert "fewer than 2 points" in text
     assert "encode_s, decode_s" in text  # The schema.
     assert plots.count("How the published curves were measured") == 1
-    cells = ("MS-ILLM", "bytes of the pickled strings", "8 bits; LPIPS of floats", WHOLE, "AlexNet")
+    cells = ("MS-ILLM", "bytes of the pickled strings", "8 bits; LPIPS of floats", WHOLE)
+    cells += ("AlexNet, v0.1",)
     row = "".join(f'<td class="text">{cell}</td>' for cell in cells)
     assert f'{row}<td class="text">facebookresearch/NeuralCompression ' in plots
     for metric in USUAL:

@@ -40,7 +40,7 @@ class Protocol(NamedTuple):
     size: str
     """Of the pictures, the longer side first: "768x512" are Kodak's, "512x512" crops of them."""
     networks: Mapping[str, str]
-    """Of each LPIPS metric the network."""
+    """Of each LPIPS metric the network, and the version of LPIPS."""
 
 
 class Curve(NamedTuple):

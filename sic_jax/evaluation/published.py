@@ -12,8 +12,8 @@ PUBLISHED_FILE = Path(__file__).parent / "published.json"
 WHOLE, CROPS = "768x512", "512x512"
 """Sizes of pictures that codecs are measured on: Kodak's own, and crops of them."""
 
-_NETWORKS = {"lpips": ("AlexNet", "not stated"), "lpips_vgg": ("VGG16",)}
-"""What the network of each LPIPS metric can be."""
+_NETWORKS = {"lpips": ("AlexNet, v0.1", "not stated"), "lpips_vgg": ("VGG16, v0.1",)}
+"""What the network of each LPIPS metric can be, and the version of its heads."""
 
 PROTOCOL_LABELS = ("curve", "bpp counts", "rounding", "pictures", "LPIPS network", "source")
 """Of the columns of `protocol_cells`."""
