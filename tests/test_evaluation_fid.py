@@ -143,7 +143,7 @@ def test_the_stand_in_needs_no_weights_and_is_not_called_fid(tmp_path, capsys):
     low, high = (float(row[6]) for row in rows)
     assert 0 < high < low
     assert f"| jpeg | 10 | 64 | 4 | - | - | {low:.4f} |" in said.out
-    assert "The Fréchet distance of VGG16 features is a stand-in, and no FID." in said.err
+    assert "The Frechet distance of VGG16 features is a stand-in, and no FID." in said.err
     assert "do not state this FID" not in said.err
     cells = "".join(f"<td>{cell}</td>" for cell in ("10", "64", "4", "-", "-", f"{low:.4f}"))
     assert f'<td data-codec="jpeg">jpeg</td>{cells}' in (out / "report.html").read_text()

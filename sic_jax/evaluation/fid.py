@@ -28,7 +28,7 @@ from sic_jax.metrics.inception import NUM_FEATURES, inception_features, load_inc
 from sic_jax.metrics.vgg import load_vgg16_weights, max_pool, vgg16_stages
 
 FID_FILE = "fid.csv"
-FID_LABELS = ("codec", "setting", "patch", "patches", "FID", "KID", "Fréchet distance (VGG16)")
+FID_LABELS = ("codec", "setting", "patch", "patches", "FID", "KID", "Frechet distance (VGG16)")
 """Of the columns of `FidRow`, for readers."""
 
 _BATCH = 8
@@ -100,7 +100,7 @@ def fid_remark(row: FidRow) -> str:
     if row.fid is not None and row.num_patches < NUM_FEATURES:
         text += f" They are fewer than the {NUM_FEATURES} features: do not state this FID."
     if row.vgg16_frechet is not None:
-        text += " The Fréchet distance of VGG16 features is a stand-in, and no FID."
+        text += " The Frechet distance of VGG16 features is a stand-in, and no FID."
     return text
 
 
