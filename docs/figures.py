@@ -9,6 +9,7 @@ import csv
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -21,7 +22,7 @@ from sic_jax.training.presets import default_model
 HERE = Path(__file__).resolve().parent
 FOLDER = HERE / "figures"
 CODED, DETAIL, BOX, INK = "#0072b2", "#e6e6e6", "#f4f1e8", "#222222"
-_STYLE = {"svg.fonttype": "none", "svg.hashsalt": "sic_jax", "font.size": 11}
+_STYLE: Any = {"svg.fonttype": "none", "svg.hashsalt": "sic_jax", "font.size": 11}
 
 
 def model(ax: Axes) -> None:

@@ -5,6 +5,7 @@ A program that does not run here follows a line ``<!-- not run: WHY -->``. `make
 pages and runs the notebooks.
 """
 
+import ast
 import importlib.util
 import json
 import re
@@ -107,7 +108,9 @@ def test_command_line_parses(line: str) -> None:
         assert (ROOT / program).is_file()
     else:
         # run.py is a file of docs/new_model.md.
-        assert program in ("run.py", "git", "cd", "pytest"), f"no test knows this command: {line}"
+        assert program in ("run.py", "git", "cd", "pytest", "source"), (
+            f"no test knows this command: {line}"
+        )
 
 
 PROGRAMS = [p for p in PAGES if blocks(p, "python") and name_of(p) not in ELSEWHERE]
@@ -138,17 +141,23 @@ def test_programs_elsewhere_are_there() -> None:
 
 @pytest.mark.parametrize("page", [p for p in PAGES if blocks(p, "diff")], ids=name_of)
 def test_changes_fit_the_files(page: Path) -> None:
-    """Lines of context stand in the file, in this order, and the places are found."""
+    """A change applies: its lines of context stand in the file, once, and Python reads the result.
+
+    Hunks begin with "@@ " and the class or function that they change.
+    """
     for block in blocks(page, "diff"):
         parts = re.split(r"^--- a/\S+\n\+\+\+ b/(\S+)\n", block, flags=re.MULTILINE)
         assert len(parts) >= 3
         for name, change in zip(parts[1::2], parts[2::2], strict=True):
-            text, at = (ROOT / name).read_text(), 0
-            for line in change.splitlines():
-                if line.startswith("@@ "):
-                    at = text.index(f"\n{line[3:]}")
-                elif line.startswith(" "):
-                    at = text.index(f"\n{line[1:]}\n", at)
+            text = (ROOT / name).read_text()
+            for hunk in re.split(r"^@@ ", change, flags=re.MULTILINE)[1:]:
+                owner, *lines = hunk.splitlines()
+                before = "".join(f"{line[1:]}\n" for line in lines if line[0] in " -")
+                after = "".join(f"{line[1:]}\n" for line in lines if line[0] in " +")
+                at = text.index(before, text.index(f"\n{owner}"))
+                assert text.count(before) == 1
+                text = text[:at] + after + text[at + len(before) :]
+            ast.parse(text)
 
 
 def test_figures_are_those_of_their_script(tmp_path: Path) -> None:
