@@ -93,7 +93,7 @@ def test_command_line_parses(line: str) -> None:
         assert args.preset == arguments[0]
         assert config.steps > 0
     elif program == "eval.py":
-        assert evaluate.parse(arguments).levels
+        assert evaluate.parse(arguments).images
     elif program == "sic_jax.data.pack":
         assert pack.parse(arguments).splits
     elif program == "sic_jax.cli.export":
@@ -107,7 +107,7 @@ def test_command_line_parses(line: str) -> None:
     elif program.endswith(".py") and program != "run.py":
         assert (ROOT / program).is_file()
     else:
-        # run.py is a file of docs/new_model.md.
+        others = ("run.py", "git", "cd", "pytest", "source")  # run.py is of docs/new_model.md.
         assert program in ("run.py", "git", "cd", "pytest", "source"), (
             f"no test knows this command: {line}"
         )
