@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fake_codec import FakeCodec, Pipe, files, get, pixels, put, put_sic, run
+from PIL import Image
 
 from sic_jax.codec import container
 from sic_jax.metadata import Metadata
@@ -56,6 +57,12 @@ def test_output_names_the_target(folder: Path, capsys: pytest.CaptureFixture[str
         (["truncate", "a.sic", "-o", "a.sic", "--level", "1"], "is an input and would be"),
         (["compress", "a.png", "-q", "-v"], "not allowed with argument"),
         (["compress", "-", "a.sic", "--preserve"], "--preserve needs files as IN and OUT, not -"),
+        (
+            ["decompress", "a.sic", "b.png", "--format", "webp"],
+            "--format webp contradicts the name",
+        ),
+        (["decompress", "a.sic", "b.gif", "--format", "webp"], "with the extension '.gif'"),
+        (["decompress", "a.sic", "--format", "gif"], "invalid choice: 'gif'"),
         (["decompress", "a.sic", "-o", "-", "--preserve"], "--preserve needs files as IN and OUT"),
     ],
 )
@@ -219,6 +226,33 @@ def test_a_dry_run_of_decompress_and_truncate(
     assert loads == []
     assert files(folder) == before
     assert Path("cut.sic").read_bytes() == data[:-5]
+
+
+def test_formats_of_decoded_pictures(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("in").mkdir()
+    put_sic("in/a.sic")
+    put_sic("in/b.sic")
+    for name, image_format in (("webp", "WEBP"), ("jpg", "JPEG"), ("tiff", "TIFF")):
+        assert run("decompress", "in", "-o", name, "--format", name) == 0
+        assert files(folder / name) == [f"a.{name}", f"b.{name}"]
+        with Image.open(f"{name}/a.{name}") as image:
+            assert image.format == image_format
+    np.testing.assert_array_equal(get("webp/a.webp"), pixels())
+    assert run("decompress", "in/a.sic", "--format", "ppm", "--samples", "2") == 0
+    assert Path("in/a_1.ppm").read_bytes().startswith(b"P6")
+    # A file that is there is not replaced, and one that is named decides by its name.
+    assert run("decompress", "in/a.sic", "-o", "webp", "--format", "webp") == 1
+    assert "webp/a.webp is already there" in capsys.readouterr().err
+    assert run("decompress", "in/a.sic", "c.avif") == 0
+    assert Path("c.avif").read_bytes()[4:12] == b"ftypavif"
+    assert run("decompress", "in/a.sic", "c.avif", "--format", "avif") == 0
+    assert run("decompress", "in/a.sic", "plain", "--format", "bmp") == 0
+    assert Path("plain").read_bytes().startswith(b"BM")
+    out = Pipe()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "stdout", out)
+        assert run("decompress", "in/a.sic", "-", "--format", "jpeg") == 0
+    assert out.buffer.getvalue().startswith(b"\xff\xd8")
 
 
 @pytest.mark.skipif(os.name != "posix", reason="permissions of others")

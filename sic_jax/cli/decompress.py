@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import warnings
+from pathlib import Path
 from typing import Any
 
 from sic_jax.cli.jobs import (
@@ -22,7 +23,7 @@ from sic_jax.cli.paths import SIC, Job, UsageError, plan
 from sic_jax.codec import container, library
 from sic_jax.codec.options import DecodeOptions
 from sic_jax.images import io as image_io
-from sic_jax.images.io import PICTURES
+from sic_jax.images.io import PICTURES, WRITTEN
 
 
 def add_decompress(commands: Any) -> None:
@@ -42,6 +43,14 @@ def add_decompress(commands: Any) -> None:
     decompress.add_argument(
         "--samples", type=int, metavar="M", help="write M pictures with different details"
     )
+    decompress.add_argument(
+        "--format",
+        choices=[suffix[1:] for suffix in WRITTEN],
+        metavar="F",
+        help="format of files that OUT does not name, as in folders: "
+        f"{', '.join(suffix[1:] for suffix in WRITTEN)} (default: png); jpg and avif have quality "
+        "95, all others are lossless",
+    )
     add_job_flags(decompress, ".sic files")
 
 
@@ -51,13 +60,17 @@ def _decompress(args: argparse.Namespace) -> int:
         raise UsageError(f"level must be 1 to {container.MAX_LEVELS}, got {options.level}")
     if args.samples is not None and args.samples < 1:
         raise UsageError(f"--samples must be at least 1, got {args.samples}")
-    planned = plan(args.paths, SIC, PICTURES, ".png", output=args.output, num_samples=args.samples)
+    suffix = f".{args.format or 'png'}"
+    planned = plan(
+        args.paths,
+        SIC,
+        PICTURES.union(WRITTEN),
+        suffix,
+        output=args.output,
+        num_samples=args.samples,
+    )
     targets = [target for job in planned.jobs for target in job.targets]
-    try:
-        formats = {target: image_io.output_format(target) for target in targets}
-    except ValueError as error:
-        raise UsageError(str(error)) from error
-
+    formats = {target: _format(target, suffix, args.format) for target in targets}
     load = loader(args.coder)
 
     def prepare() -> None:
@@ -92,3 +105,20 @@ def _decompress(args: argparse.Namespace) -> int:
         return Done(line, f"{size} bytes, of {of}, bundle {codec.bundle.name}")
 
     return run_jobs(planned, args, work=work, look=look, prepare=prepare)
+
+
+def _format(target: str, suffix: str, asked: str | None) -> str:
+    """The format of an output, for `images.io.encode_image`.
+
+    Args:
+        target: The file, or "-".
+        suffix: Of files without one.
+        asked: --format.
+    """
+    try:
+        found = image_io.output_format(target if Path(target).suffix else target + suffix)
+        if asked is not None and found != image_io.output_format(f"a{suffix}"):
+            raise UsageError(f"--format {asked} contradicts the name {target}")
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    return found

@@ -9,8 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from sic_jax.images.io import PICTURES
-
 STD = "-"
 SIC = frozenset((".sic",))
 
@@ -97,7 +95,7 @@ def plan(
         jobs = [Job(inputs[0], _sample_names(output, num_samples), derived=False)]
         left: list[tuple[str, str]] = []
     else:
-        is_file = os.path.isfile(output) or output_suffix_given in PICTURES | SIC
+        is_file = os.path.isfile(output) or output_suffix_given in inputs_like | outputs_like
         if is_file and not to_folder:
             raise UsageError(f"OUT must be a folder for several inputs, got {output}")
         left = []

@@ -63,11 +63,19 @@ _FORMATS = {
     ".bmp": "BMP",
     ".ppm": "PPM",
     ".pgm": "PPM",
+    ".webp": "WEBP",
+    ".avif": "AVIF",
+    ".jxl": "JXL",
 }
+WRITTEN = tuple(filter(None, _FORMATS))
+"""Suffixes of the picture files that `write_image` writes."""
 _SAVE_OPTIONS: dict[str, dict[str, object]] = {
+    "AVIF": {"quality": 95, "subsampling": "4:4:4"},
     "BMP": {"dpi": (0, 0)},  # None; Pillow would write 96.
     "JPEG": {"quality": 95, "subsampling": "4:4:4"},
+    "JXL": {"lossless": True},
     "PNG": {"compress_level": 2},  # On photographs as small as the default and 3 times as fast.
+    "WEBP": {"lossless": True},
 }
 _STACKS_WITH_MAIN_PICTURE = ("MPO", "PSD")
 # What Pillow says of pictures that are whole, but of a kind that it, or this build of it, lacks.
@@ -185,13 +193,14 @@ def write_image(
     """Writes a picture in the format that the extension names (PNG without one), atomically.
 
     Args:
-        path: File to write: .png, .jpg, .jpeg (quality 95), .tif, .tiff, .bmp, .ppm or .pgm.
+        path: File to write. .jpg, .jpeg and .avif have quality 95; .png, .tif, .tiff, .bmp, .ppm,
+            .pgm, .webp and .jxl (with pillow-jxl-plugin) are lossless.
         pixels: uint8 [height, width, 3] or [height, width].
         metadata: As in `encode_image`.
 
     Raises:
         OSError: The file cannot be written; nothing is left behind.
-        ValueError: Unknown extension, or the format cannot hold the picture.
+        ValueError: Unknown extension, a package is missing, or the format cannot hold the picture.
     """
     image_format = output_format(path)
     write_atomic(path, encode_image(pixels, metadata, image_format=image_format))
@@ -201,14 +210,18 @@ def output_format(path: str | os.PathLike[str]) -> str:
     """Pillow's name of the format in which `write_image` writes this path.
 
     Raises:
-        ValueError: Unknown extension.
+        ValueError: Unknown extension, or a package is missing.
     """
     suffix = Path(path).suffix.lower()
     if suffix not in _FORMATS:
-        known = ", ".join(filter(None, _FORMATS))
         raise ValueError(
             f"{os.fspath(path)}: cannot write a picture with the extension {suffix!r}; "
-            f"allowed are {known}"
+            f"allowed are {', '.join(WRITTEN)}"
+        )
+    if suffix == ".jxl" and importlib.util.find_spec("pillow_jxl") is None:
+        raise ValueError(
+            f"{os.fspath(path)}: a JPEG XL picture needs the package "
+            "pillow-jxl-plugin (pip install pillow-jxl-plugin)"
         )
     return _FORMATS[suffix]
 
@@ -240,6 +253,7 @@ def encode_image(
     pixels, icc_profile = match_profile(pixels, metadata.icc_profile)
     metadata = dataclasses.replace(metadata, icc_profile=icc_profile)
     buffer = io.BytesIO()
+    _add_formats()
     try:
         options = _SAVE_OPTIONS.get(image_format, {}) | save_options(metadata, image_format)
         Image.fromarray(pixels).save(buffer, image_format, **options)
