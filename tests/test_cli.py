@@ -172,6 +172,23 @@ def test_background(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert (get("b.png") == (1, 2, 3)).all()
 
 
+def test_frame(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    frames = [Image.fromarray(pixels(seed=i)) for i in range(3)]
+    frames[0].save("a.png", save_all=True, append_images=frames[1:])
+    assert run("compress", "a.png") == 1
+    assert capsys.readouterr().err == (
+        "sic: error: a.png: holds 3 frames, of which a sic file holds one; choose it with "
+        "--frame N, 0 to 2 (frame= in Python)\n"
+    )
+    assert run("compress", "a.png", "--frame", "1") == 0
+    assert capsys.readouterr().err == "sic: warning: a.png: not kept: 2 further pictures\n"
+    assert Path("a.sic").read_bytes() == FakeCodec().compress(pixels(seed=1))
+    assert run("compress", "a.png", "b.sic", "--frame", "3") == 1
+    assert capsys.readouterr().err == "sic: error: a.png: frame must be 0 to 2, got 3\n"
+    assert run("compress", "a.png", "b.sic", "--frame", "-1") == 2
+    assert files(folder) == ["a.png", "a.sic"]
+
+
 def test_folders_keep_their_structure(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     originals = [put(f"in/{name}", pixels(seed=i)) for i, name in enumerate(["a.png", "x/y/b.bmp"])]
     Path("in/readme.txt").write_text("no picture")

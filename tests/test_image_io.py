@@ -379,13 +379,52 @@ def test_animation_is_refused_but_a_stereo_jpeg_is_not(tmp_path: Path) -> None:
     frames = [Image.fromarray(random_pixels(4, 4, 3, seed=i)) for i in range(3)]
     for name in ("a.gif", "a.png", "a.tif", "a.webp"):
         path = save(tmp_path / name, frames[0], save_all=True, append_images=frames[1:])
-        with pytest.raises(ValueError, match=rf"{name}: holds 3 frames.*extract one frame"):
+        with pytest.raises(ValueError, match=rf"{name}: holds 3 frames.* --frame N, 0 to 2 "):
             read_image(path)
     path = tmp_path / "a.mpo"
     frames[0].save(path, format="MPO", save_all=True, append_images=frames[1:])
     assert read_image(path).pixels.shape == (4, 4, 3)
     path = save(tmp_path / "one.gif", frames[0])
     assert read_image(path).pixels.shape == (4, 4, 3)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif", "a.webp", "a.gif", "a.mpo", "a.avif"])
+def test_frames(tmp_path: Path, name: str) -> None:
+    """Each is of one colour, which all formats keep."""
+    colours = np.array([[255, 0, 0], [0, 0, 0], [255, 255, 255]], np.uint8)
+    frames = [Image.fromarray(np.tile(colour, (8, 9, 1))) for colour in colours]
+    exact = {"lossless": True} if name == "a.webp" else {}
+    path = save(tmp_path / name, frames[0], save_all=True, append_images=frames[1:], **exact)
+    for frame, colour in enumerate(colours):
+        picture = read_image(path, frame=frame)
+        assert picture.pixels.shape in ((8, 9, 3), (8, 9))
+        error = picture.pixels.reshape(8, 9, -1).astype(int) - colour
+        assert np.abs(error).max() <= (0 if name[2:] in ("png", "tif", "webp", "gif") else 3)
+        assert "2 further pictures" in picture.dropped
+    for frame in (-1, 3):
+        with pytest.raises(ValueError, match=rf"{name}: frame must be 0 to 2, got {frame}$"):
+            read_image(path, frame=frame)
+
+
+def test_a_single_picture_is_frame_0(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.jpg", Image.fromarray(random_pixels(4, 5, 3)))
+    np.testing.assert_array_equal(read_image(path, frame=0).pixels, read_image(path).pixels)
+    with pytest.raises(ValueError, match="frame must be 0 to 0, got 1"):
+        read_image(path, frame=1)
+
+
+def test_a_page_has_its_own_orientation_and_profile(tmp_path: Path) -> None:
+    pages = [Image.fromarray(random_pixels(4, 5, 3, seed=i)) for i in range(3)]
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    pages[1].encoderinfo = {"tiffinfo": exif, "icc_profile": wide_gamut_profile()}
+    path = save(tmp_path / "a.tif", pages[0], save_all=True, append_images=pages[1:])
+    found = [read_image(path, frame=i) for i in range(3)]
+    np.testing.assert_array_equal(found[0].pixels, np.asarray(pages[0]))
+    np.testing.assert_array_equal(found[1].pixels, np.rot90(np.asarray(pages[1]), -1))
+    np.testing.assert_array_equal(found[2].pixels, np.asarray(pages[2]))
+    profiles = [picture.metadata.icc_profile for picture in found]
+    assert profiles == [None, wide_gamut_profile(), None]
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.tif", "a.webp", "a.bmp", "a.gif"])

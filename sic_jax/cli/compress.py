@@ -50,6 +50,12 @@ def add_compress(commands: Any) -> None:
         "--background", metavar="COLOR", help="colour under transparent pixels, as white or #a0b0c0"
     )
     compress.add_argument(
+        "--frame",
+        type=int,
+        metavar="N",
+        help="which picture of an animation or of a file with several pages: 0 is the first",
+    )
+    compress.add_argument(
         "--strip",
         action="store_true",
         help="keep no EXIF, XMP, resolution and ICC profile; the colours then count as sRGB",
@@ -62,6 +68,8 @@ def _compress(args: argparse.Namespace) -> int:
     highest = None if options.level is None else library.num_levels(args.bundle)
     if options.level is not None and highest and not 1 <= options.level <= highest:
         raise UsageError(f"level must be 1 to {highest}, got {options.level}")
+    if args.frame is not None and args.frame < 0:
+        raise UsageError(f"--frame must be at least 0, got {args.frame}")
     load = loader(args.coder)
 
     def prepare() -> object:
@@ -75,7 +83,7 @@ def _compress(args: argparse.Namespace) -> int:
     def work(job: Job, line: str) -> Done:
         source = read(job.source) if job.source == STD else job.source
         with lines_of_libraries(functools.partial(warnings.warn, stacklevel=1)):
-            picture = image_io.read_image(source, background=args.background)
+            picture = image_io.read_image(source, background=args.background, frame=args.frame)
         if picture.dropped and not args.strip:
             warnings.warn(f"not kept: {', '.join(picture.dropped)}", stacklevel=1)
         codec = load(args.bundle)
