@@ -367,6 +367,7 @@ def test_derived_names_do_not_overwrite(folder: Path, capsys: pytest.CaptureFixt
         (["compress", "in/a.png", "--level", "high"], "invalid int value: 'high'"),
         (["compress", "in/a.png", "--seed", "-1"], "seed must be 0 to 4294967295, got -1"),
         (["compress", "in/a.png", "--grain", "nan"], "grain must be 0 to 15.9375, got nan"),
+        (["compress", "in/a.png", "--min-psnr", "0"], "min_psnr must be more than 0, got 0"),
         (["compress", "in/a.png", "--optimise", "-2"], "optimise_steps must be at least 0, got -2"),
         (["decompress", "a.sic", "--temperature", "17"], "temperature must be 0 to 16, got 17.0"),
         (["decompress", "a.sic", "--seed", "4294967296"], "to 4294967295, got 4294967296"),
