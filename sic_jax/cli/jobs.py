@@ -27,26 +27,33 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-def add_output_flags(command: argparse.ArgumentParser) -> None:
-    """Adds the flags about OUT and about what is told, for all commands that write files."""
-    command.add_argument("-o", "--output", metavar="OUT", help="OUT; all other paths are IN then")
-    command.add_argument(
+def add_output_flags(command: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """Adds the flags about OUT and about what is told, for all commands that write files.
+
+    Returns:
+        The group of those about files.
+    """
+    files = command.add_argument_group("files")
+    files.add_argument("-o", "--output", metavar="OUT", help="OUT; all other paths are IN then")
+    files.add_argument(
         "--preserve", action="store_true", help="give OUT the times and permissions of IN"
     )
-    command.add_argument(
+    files.add_argument(
         "-n", "--dry-run", action="store_true", help="only tell what would be written or left out"
     )
-    told = command.add_mutually_exclusive_group()
+    told = command.add_argument_group("messages").add_mutually_exclusive_group()
     told.add_argument("-q", "--quiet", action="store_true", help="tell errors only")
     told.add_argument("-v", "--verbose", action="store_true", help="tell more of each file")
+    return files
 
 
-def add_job_flags(command: argparse.ArgumentParser, inputs: str) -> None:
+def add_job_flags(command: argparse.ArgumentParser, inputs: str, bundle: str | None) -> None:
     """Adds IN, OUT and the flags that `sic compress` and `sic decompress` have both.
 
     Args:
         command: Parser of a command.
         inputs: What IN are, for the help.
+        bundle: The default of --bundle; None for each file's own.
     """
     command.add_argument(
         "paths",
@@ -55,18 +62,25 @@ def add_job_flags(command: argparse.ArgumentParser, inputs: str) -> None:
         help=f"{inputs} and folders of them, then OUT: a file for one IN, a folder for several "
         "(default: beside IN); - is stdin or stdout",
     )
-    add_output_flags(command)
-    command.add_argument(
-        "--coder",
-        choices=("tfc", "native"),
-        help="range coder (default: native; tfc can hang on forged files)",
-    )
-    existing = command.add_mutually_exclusive_group()
+    existing = add_output_flags(command).add_mutually_exclusive_group()
     existing.add_argument(
         "--force", action="store_true", help="overwrite files that were not named as OUT"
     )
     existing.add_argument(
         "--skip-existing", action="store_true", help="pass over IN whose output is there"
+    )
+    model = command.add_argument_group("model")
+    model.add_argument(
+        "--bundle",
+        default=bundle,
+        metavar="B",
+        help="trained model, by name or folder (default: "
+        f"{bundle or 'that which made the file, by its id'})",
+    )
+    model.add_argument(
+        "--coder",
+        choices=("tfc", "native"),
+        help="range coder (default: native; tfc can hang on forged files)",
     )
 
 
