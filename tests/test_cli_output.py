@@ -112,6 +112,8 @@ def test_quiet_tells_errors_only(
     assert run("compress", "in", "-o", "out", "-q", "--skip-existing", "--ignore-unreadable") == 0
     assert run("decompress", "a.sic", "-o", "a.ppm", "--quiet") == 0  # Its resolution is lost.
     assert run("truncate", "a.sic", "b.sic", "--level", "1", "-q") == 0
+    argv = ["in", "-o", "out", "--ignore-unreadable", "--skip-existing"]
+    assert run("compress", *argv, "--dry-run", "-q") == 0
     assert capsys.readouterr() == ("", "")
     assert files(folder / "out") == ["a.sic", "b.sic"]
     # What makes the exit code 1 is told.

@@ -105,7 +105,7 @@ def test_the_guide_of_the_command_line_is_short_and_names_every_flag_of_files() 
     assert text.count("\n") < 120
     assert len(commands(text)) > 20
     flags = "-o --preserve --dry-run --quiet --verbose --force --skip-existing --format --frame"
-    assert [flag for flag in flags.split() if f"{flag}" not in text] == []
+    assert [flag for flag in flags.split() if flag not in text] == []
 
 
 def test_links_lead_somewhere() -> None:
