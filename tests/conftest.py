@@ -203,7 +203,7 @@ def loads(monkeypatch: pytest.MonkeyPatch, place: Path) -> list[tuple[str, str |
         calls.append((bundle, coder))
         if bundle == "missing":
             raise ValueError("no bundle 'missing'")
-        return FakeCodec()
+        return FakeCodec(bundle)
 
     monkeypatch.setattr(jobs, "load_codec", load)
     return calls
