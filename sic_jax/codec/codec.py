@@ -101,8 +101,8 @@ class Codec:
 
     A codec of `load` or `for_file` can be pickled, for worker processes: a pickle names the
     bundle's folder, and all pickles of one codec become the same object of a process. A copy is
-    the codec itself. Workers must be spawned: in a process that is forked after a codec was made,
-    methods raise RuntimeError.
+    the codec itself. Workers must be spawned: in a process that is forked after JAX had started,
+    methods raise RuntimeError (`sic_jax.devices`).
     """
 
     _source: tuple[Path, tuple[type[Family], ...]] | None = None
@@ -253,7 +253,7 @@ class Codec:
     ) -> bytes:
         """Compress a picture into the bytes of a file.
 
-        Small graphics are stored exactly, whatever the level (`sic_jax.codec.pixels`).
+        Simple graphics are stored exactly, whatever the level (`sic_jax.codec.pixels`).
 
         Args:
             image: uint8 [H, W, 3] (sRGB) or [H, W] (gray), any size from 1x1: an array of NumPy or
@@ -318,7 +318,7 @@ class Codec:
     ) -> Latents:
         """The integers that files of an image hold, all levels.
 
-        Files of small graphics (`compress`) hold the picture instead; this gives its latents still.
+        Files of simple graphics (`compress`) hold the picture instead; this gives its latents still.
 
         Arguments and errors are those of `compress`; `seed` and `grain` change nothing.
         """
