@@ -33,8 +33,8 @@ def check_devices() -> None:
 def check_process() -> None:
     """Refuses to go on in a child that was forked after JAX had started: it would wait for ever.
 
-    What counts is JAX as this package started it, or anyone after the package was imported or
-    before. Not seen is a fork before the first import of the package.
+    It does not matter who started JAX. Forks are seen from the first import of the package on; a
+    child that imports it first is not known.
 
     Raises:
         RuntimeError: If this is such a process.

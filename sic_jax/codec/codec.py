@@ -318,7 +318,7 @@ class Codec:
     ) -> Latents:
         """The integers that files of an image hold, all levels.
 
-        Files of simple graphics (`compress`) hold the picture instead; this gives its latents still.
+        Files of simple graphics (`compress`) hold the picture instead; it has latents still.
 
         Arguments and errors are those of `compress`; `seed` and `grain` change nothing.
         """

@@ -27,6 +27,9 @@ _MAX_RATIO = 1032
 def as_array(image: PictureLike) -> Pixels:
     """An array of NumPy or JAX, or a Pillow image of mode RGB or L, as an array of NumPy.
 
+    A Pillow image gives its pixels as they are: not turned by its EXIF, not converted by its ICC
+    profile, and no metadata. `sic_jax.read_image` does all this.
+
     Raises:
         TypeError: If it is something else, or its samples are not uint8.
         ValueError: If it is a Pillow image of another mode.
