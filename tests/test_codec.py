@@ -11,6 +11,7 @@ import subprocess
 import sys
 import warnings
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -467,6 +468,16 @@ def test_arrays_of_jax_and_pillow_images_are_pictures_too(codec: Codec) -> None:
     assert codec.estimate_bits(jnp.asarray(x)).z == codec.estimate_bits(x).z
     latents = codec.encode_latents(Image.fromarray(x))
     np.testing.assert_array_equal(latents.y_s, codec.encode_latents(x).y_s)
+
+
+def test_threads_share_a_codec(codec: Codec) -> None:
+    pictures = [picture(32 + 8 * k, 48, seed=k) for k in range(6)]
+    files = [codec.compress(x) for x in pictures]
+    decoded = [codec.decompress(data) for data in files]
+    with ThreadPoolExecutor(3) as pool:
+        assert list(pool.map(codec.compress, pictures)) == files
+        for x, expected in zip(pool.map(codec.decompress, files), decoded, strict=True):
+            np.testing.assert_array_equal(x, expected)
 
 
 def test_bad_arguments(codec: Codec) -> None:

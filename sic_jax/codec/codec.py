@@ -53,7 +53,7 @@ class Codec:
 
     Compiles on first use of each bucket of image sizes; keep the object to work on many images.
     Transforms and entropy models that are not `sized` compile for each size. The programs of the
-    last few are kept.
+    last few are kept. Threads may share a codec.
 
     A codec of `load` or `for_file` can be pickled, for worker processes: a pickle names the
     bundle's folder, and all pickles of one codec become the same object of a process. A copy is
@@ -171,7 +171,8 @@ class Codec:
 
         Args:
             image: uint8 [H, W, 3] (sRGB) or [H, W] (gray), any size from 1x1: an array of NumPy or
-                JAX, or a Pillow image.
+                JAX, or a Pillow image of mode RGB or L. Of a Pillow image only the pixels count, as
+                they are: `sic_jax.read_image` turns upright, converts and finds metadata.
             options: How; its fields say their ranges and defaults.
             metadata: To keep beside the picture; `read_metadata` gives it back.
             on_step: Called after each step of latent optimisation, in every window of a large
