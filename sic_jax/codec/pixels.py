@@ -81,7 +81,7 @@ def exact_segment(image: Pixels) -> Segment | None:
     limit = math.isqrt(_EXACT_BYTES * image.size)
     if limit * _MAX_RATIO < image.size:  # Above 57 megapixels in RGB.
         return None
-    samples = memoryview(np.ascontiguousarray(image)).cast("B")
+    samples = np.ascontiguousarray(image).data.cast("B")
     deflater, payload = zlib.compressobj(9), bytearray()
     for start in range(0, len(samples), _DEFLATED_AT_ONCE):
         payload += deflater.compress(samples[start : start + _DEFLATED_AT_ONCE])
