@@ -102,8 +102,8 @@ def test_a_writer_takes_the_best_predictor() -> None:
     for k, plane in enumerate((steps, right, down, np.cumsum(right, 0, np.uint8))):
         content = zlib.decompress(zlib.decompress(alpha_segment(plane).payload))
         assert content == bytes([k]) + steps.tobytes()
-    # A mask costs what its edge does: 4096 pixels, and 24 times as many.
-    assert len(alpha_segment(disc(64, 64)).payload) < 350
+    # A mask costs what its edge does, and nothing where there is none.
+    assert len(alpha_segment(disc(64, 64)).payload) < 480
     assert len(alpha_segment(np.zeros((1000, 1000), np.uint8)).payload) < 60
 
 
@@ -212,3 +212,167 @@ def test_grain_is_that_of_what_is_visible() -> None:
     assert abs(measure_grain(filled, alpha) - measure_grain(x)) <= 2
     assert 28 <= measure_grain(filled, alpha) <= 36
     assert measure_grain(filled, np.zeros_like(alpha)) == 0
+
+
+def see_through(height: int, width: int, *, channels: int = 4) -> np.ndarray:
+    """A picture in a disc, with other colours where it is hidden."""
+    colours = picture(height, width)
+    alpha = disc(height, width)
+    colours[alpha == 0] = np.random.default_rng(5).integers(0, 256, 3)
+    return join_alpha(colours if channels == 4 else colours[..., 0], alpha)
+
+
+@pytest.mark.parametrize("channels", [2, 4])
+@pytest.mark.parametrize("size", [(1, 90), (17, 33), (96, 80)])
+def test_pictures_there_and_back(codec: Codec, size: tuple[int, int], channels: int) -> None:
+    x = see_through(*size, channels=channels)
+    data = codec.compress(x, seed=3)
+    header = read_header(data)
+    assert (header.alpha, header.exact) == (True, False)
+    assert header.mode == ("rgb" if channels == 4 else "gray")
+    decoded = codec.decompress(data)
+    assert decoded.shape == x.shape
+    np.testing.assert_array_equal(decoded[..., -1], x[..., -1])
+    samples = codec.decompress_samples(data, num_samples=2, temperature=1.0)
+    assert samples.shape == (2, *x.shape)
+    assert (samples[..., -1] == x[..., -1]).all()
+    assert (samples[0] != samples[1]).any()
+    # The colours are those of the picture without alpha whose hidden colours are filled.
+    colours, alpha = split_alpha(x)
+    assert alpha is not None
+    filled = codec.compress(fill_hidden(colours, alpha), seed=3, grain=header.grain / 16)
+    shown = decoded[..., :-1] if channels == 4 else decoded[..., 0]
+    np.testing.assert_array_equal(shown, codec.decompress(filled))
+    assert unpack(filled).segments == unpack(data).segments
+    # A container of Pillow, and what is hidden, change nothing.
+    assert codec.compress(Image.fromarray(x), seed=3) == data
+    other = x.copy()
+    other[alpha == 0, :-1] = 77
+    assert codec.compress(other, seed=3) == data
+    np.testing.assert_array_equal(codec.encode_latents(x).y_s, codec.encode_latents(other).y_s)
+    assert codec.estimate_bits(x).z == codec.estimate_bits(other).z
+
+
+def test_opaque_pictures_are_stored_as_without_alpha(codec: Codec) -> None:
+    for colours in (picture(40, 24), picture(40, 24)[..., 0]):
+        opaque = join_alpha(colours, np.full((40, 24), 255, np.uint8))
+        data = codec.compress(opaque, level=2)
+        assert data == codec.compress(colours, level=2)
+        assert not read_header(data).alpha
+        assert codec.decompress(data).shape == colours.shape
+
+
+@pytest.mark.parametrize("value", [0, 1, 254])
+def test_planes_of_one_value(codec: Codec, value: int) -> None:
+    for size in ((1, 1), (80, 72)):
+        x = join_alpha(picture(*size), np.full(size, value, np.uint8))
+        data = codec.compress(x, level=1)
+        decoded = codec.decompress(data)
+        assert (decoded[..., 3] == value).all()
+        if size == (1, 1):
+            assert decoded.tolist() == (x.tolist() if value else [[[0, 0, 0, 0]]])
+
+
+@pytest.mark.parametrize("channels", [2, 4])
+def test_small_graphics_are_exact_with_alpha_too(codec: Codec, channels: int) -> None:
+    alpha = disc(32, 32)
+    x = join_alpha(graphic(32) if channels == 4 else graphic(32)[..., 0], alpha)
+    data = codec.compress(x, level=2, metadata=Metadata(exif=b"exif"))
+    header = read_header(data)
+    assert (header.exact, header.alpha, header.grain) == (True, True, 0)
+    shown = np.where(alpha[..., None] > 0, x, 0)
+    np.testing.assert_array_equal(codec.decompress(data), shown)
+    np.testing.assert_array_equal(codec.decompress_samples(data, num_samples=2), [shown] * 2)
+    assert truncate(codec.compress(x, metadata=Metadata(exif=b"exif")), 2) == data
+    # Without the room for it, the picture is coded; without room for that, there is no file.
+    coded = codec.compress(x, level=2, max_bytes=len(codec.compress(x, level=2)) - 1)
+    assert (read_header(coded).exact, read_header(coded).alpha) == (False, True)
+    np.testing.assert_array_equal(codec.decompress(coded)[..., -1], alpha)
+
+
+def test_every_level_and_prefix_has_alpha(codec: Codec) -> None:
+    x = see_through(80, 64)
+    levels = range(1, codec.bundle.cfg.num_levels + 1)
+    files = [codec.compress(x, level=level) for level in levels]
+    assert [len(data) for data in files] == level_sizes(files[-1])
+    for level, data in zip(levels, files, strict=True):
+        assert truncate(files[-1], level) == data
+        assert codec.compress(x, max_bytes=len(data)) == data
+        np.testing.assert_array_equal(codec.decompress(data)[..., 3], x[..., 3])
+        part = files[-1][: len(data)]
+        if level < levels[-1]:
+            with pytest.warns(UserWarning, match="the file is truncated"):
+                np.testing.assert_array_equal(codec.decompress(part), codec.decompress(data))
+            with pytest.raises(BitstreamError, match="truncated: segment"):
+                codec.decompress(part, strict=True)
+    container = unpack(files[0])
+    assert container.alpha is not None
+    with pytest.raises(BitstreamError, match="ends inside its alpha segment"):
+        codec.decompress(files[0][:40])
+    # Its bytes count: without the segment as many levels would fit.
+    smallest = len(files[0])
+    with pytest.raises(ValueError, match=f"the smallest file has {smallest} bytes"):
+        codec.compress(x, max_bytes=smallest - 1)
+    assert len(codec.compress(x[..., :3], max_bytes=smallest - 1)) < smallest
+
+
+def test_a_forged_plane_is_one_error(codec: Codec) -> None:
+    container = unpack(codec.compress(see_through(80, 64)))
+    assert container.alpha is not None
+    for payload in (zlib.compress(bytes(2**24)), zlib.compress(zlib.compress(bytes(2**24))), b"?"):
+        forged = pack(container.header, container.segments, alpha=Segment(payload, 0))
+        with pytest.raises(BitstreamError, match="the alpha plane"):
+            codec.decompress(forged)
+
+
+def test_hidden_noise_costs_almost_nothing(codec: Codec) -> None:
+    rng = np.random.default_rng(0)
+    x = see_through(128, 128)
+    flat = codec.compress(x)
+    x[x[..., 3] == 0, :3] = rng.integers(0, 256, (int((x[..., 3] == 0).sum()), 3))
+    assert codec.compress(x) == flat
+    noisy = codec.compress(np.ascontiguousarray(x[..., :3]))
+    colours = sum(len(segment.payload) for segment in unpack(flat).segments)
+    assert colours < 0.8 * len(noisy)
+
+
+PROGRAM = """
+import sys
+from sic_jax.cli import main
+sys.exit(main.main(sys.argv[1:]))
+"""
+
+
+def test_the_command_in_processes(folder: Path, tmp_path: Path) -> None:
+    """PNG to .sic to PNG, with palette and gray; each command is a process."""
+
+    def sic(*arguments: str) -> str:
+        command = [sys.executable, "-c", PROGRAM, *arguments]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        return done.stderr
+
+    x = see_through(80, 72)
+    Image.fromarray(x).save(tmp_path / "colour.png", dpi=(300, 300))
+    Image.fromarray(see_through(80, 72, channels=2)).save(tmp_path / "gray.webp", lossless=True)
+    palette = Image.fromarray(np.tile(np.arange(80, dtype=np.uint8)[:, None], (1, 72)))
+    palette.putpalette([v for k in range(256) for v in (k, 255 - k, 90)])
+    palette.save(tmp_path / "palette.png", transparency=bytes(range(0, 160, 2)))
+    names = ("colour.png", "gray.webp", "palette.png")
+    sic("compress", *names, "sic/", "--bundle", str(folder), "--strip")
+    sic("decompress", "sic/", "out/", "--bundle", str(folder))
+    for name in names:
+        original = read_image(tmp_path / name).pixels
+        decoded = read_image(tmp_path / "out" / f"{Path(name).stem}.png").pixels
+        assert decoded.shape == original.shape
+        np.testing.assert_array_equal(decoded[..., -1], original[..., -1], err_msg=name)
+    codec = Codec.load(folder)
+    assert (tmp_path / "sic" / "colour.sic").read_bytes() == codec.compress(x)
+    sic("truncate", "sic/colour.sic", "small.sic", "--level", "1")
+    assert (tmp_path / "small.sic").read_bytes() == codec.compress(x, level=1)
+    warned = sic("decompress", "small.sic", "small.jpg", "--bundle", str(folder))
+    assert warned == "sic: warning: small.sic: JPEG has no alpha: the picture lies over white\n"
+    corner = read_image(tmp_path / "small.jpg").pixels[:8, :8]
+    assert corner.min() > 245
+    sic("compress", "colour.png", "flat.sic", "--bundle", str(folder), "--background", "white")
+    assert not read_header((tmp_path / "flat.sic").read_bytes()).alpha
