@@ -317,6 +317,25 @@ def test_every_level_and_prefix_has_alpha(codec: Codec) -> None:
     assert len(codec.compress(x[..., :3], max_bytes=smallest - 1)) < smallest
 
 
+def test_psnr_is_that_of_what_is_visible(codec: Codec) -> None:
+    x = see_through(80, 64)
+    seen = x[..., 3] > 0
+
+    def psnr_at(level: int) -> float:
+        error = codec.decompress(codec.compress(x, level=level), grain=False)[..., :3][seen]
+        return float(10 * np.log10(255**2 / np.square(error - x[..., :3][seen].astype(float)).mean()))
+
+    levels = range(1, codec.bundle.cfg.num_levels + 1)
+    found = [psnr_at(level) for level in levels]
+    best = int(np.argmax(found))
+    assert best > 0
+    limit = found[best] - 1e-3
+    lowest = next(level for level in levels if found[level - 1] >= limit)
+    assert codec.compress(x, min_psnr=limit) == codec.compress(x, level=lowest)
+    hidden = join_alpha(x[..., :3], np.zeros((80, 64), np.uint8))
+    assert codec.compress(hidden, min_psnr=90.0) == codec.compress(hidden, level=1)
+
+
 def test_a_forged_plane_is_one_error(codec: Codec) -> None:
     container = unpack(codec.compress(see_through(80, 64)))
     assert container.alpha is not None
