@@ -390,7 +390,9 @@ def test_profiles_of_pictures_with_alpha() -> None:
         assert picture.pixels.shape == shape
         assert picture.metadata.icc_profile == profile
         np.testing.assert_array_equal(picture.pixels[..., -1], flat[..., 3])
-    assert read_image(encode_image(flat[..., 2:], Metadata(icc_profile=wide))).metadata == Metadata()
+    assert (
+        read_image(encode_image(flat[..., 2:], Metadata(icc_profile=wide))).metadata == Metadata()
+    )
 
 
 def test_background_blends_and_gray_stays_gray(tmp_path: Path) -> None:
@@ -571,7 +573,9 @@ def test_wrong_pixels(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="must be uint8, got float32"):
         write_image(tmp_path / "a.png", np.zeros((2, 2), np.float32))
     for shape in ((2,), (2, 2, 5), (2, 2, 1), (0, 2), (1, 2, 2, 3)):
-        with pytest.raises(ValueError, match=r"pixels must be \[height, width\(, 2 to 4\)\], got sh"):
+        with pytest.raises(
+            ValueError, match=r"pixels must be \[height, width\(, 2 to 4\)\], got sh"
+        ):
             write_image(tmp_path / "a.png", np.zeros(shape, np.uint8))
     assert list(tmp_path.iterdir()) == []
 

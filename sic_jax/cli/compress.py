@@ -47,7 +47,9 @@ def add_compress(commands: Any) -> None:
         help="files in folders that are no pictures are only named, exit code 0",
     )
     compress.add_argument(
-        "--background", metavar="COLOR", help="colour to lay transparent pixels over, as white or #a0b0c0 (default: alpha is kept)"
+        "--background",
+        metavar="COLOR",
+        help="colour to lay transparent pixels over, as white or #a0b0c0 (default: alpha is kept)",
     )
     compress.add_argument(
         "--frame",

@@ -333,9 +333,10 @@ class Codec:
                 y_hat = self._pass.complete(latents.y_s, hyper, level, noise, units)
                 x_hat = self._networks.synthesise(np.asarray(y_hat)[0], level)
                 x_hat = x_hat[: header.height, : header.width]
-            out.append(add_grain(x_hat, header.grain, member_seed) if options.grain else x_hat)
-        pictures = np.stack(out)
-        return join_alpha(pictures if header.mode == "rgb" else to_gray(pictures), alpha)
+            if options.grain:
+                x_hat = add_grain(x_hat, header.grain, member_seed)
+            out.append(join_alpha(x_hat if header.mode == "rgb" else to_gray(x_hat), alpha))
+        return np.stack(out)
 
     def decode_latents(self, container: Container, *, level: int | None = None) -> Latents:
         """The integers of an unpacked file, each level checked against its checksum.

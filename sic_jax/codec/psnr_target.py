@@ -26,12 +26,12 @@ def cut_at_psnr(
         decode: From a level to its picture, of the shape of `image`.
         level: Levels of the file.
     """
-
     colours, alpha = split_alpha(image)
     visible = np.full(colours.shape[:2], True) if alpha is None else alpha > 0
 
     def samples(colours: Pixels) -> NDArray[np.float32]:
-        return np.float32(colours[visible].reshape(1, 1, visible.sum(), -1)) / np.float32(255)
+        shown = colours[visible].astype(np.float32) / np.float32(255)
+        return shown.reshape(1, 1, len(shown), -1)
 
     @functools.cache
     def psnr_at(k: int) -> float:
