@@ -17,7 +17,7 @@ otherwise, call `image.load(level=2)` before: it takes the fields of
 file is a picture with fewer levels, and a warning, whatever `ImageFile.LOAD_TRUNCATED_IMAGES` says.
 What is wrong with a file is a `sic_jax.BitstreamError`.
 
-**Writing.** Images have mode L or RGB. `save` takes the fields of
+**Writing.** Images have mode L, LA, RGB or RGBA. `save` takes the fields of
 `sic_jax.codec.options.EncodeOptions` by name, `bundle` (a name or a folder, default "default"), and
 `icc_profile` (default: that of `info`), `exif`, `xmp` and `dpi` as Pillow's own formats do.
 """
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from sic_jax.codec.codec import Codec
 
 _MODES = {"gray": "L", "rgb": "RGB"}
+"""Those of pictures without alpha; an A follows where there is alpha."""
 
 
 class SicImageFile(ImageFile.ImageFile):
@@ -52,7 +53,8 @@ class SicImageFile(ImageFile.ImageFile):
         self._data = self.fp.read()
         container = unpack(self._data, max_pixels=None)  # `Image.open` has the limit.
         header, metadata = container.header, container.metadata
-        self._size, self._mode = (header.width, header.height), _MODES[header.mode]
+        self._size = header.width, header.height
+        self._mode = _MODES[header.mode] + ("A" if header.alpha else "")
         self._model_id = header.model_id
         self.info = {
             "model_id": header.model_id.hex(),
@@ -105,8 +107,8 @@ def _accept(prefix: bytes) -> bool:
 
 
 def _save(image: Image.Image, file: IO[bytes], _filename: str | bytes) -> None:
-    if image.mode not in _MODES.values():
-        raise OSError(f"cannot write mode {image.mode} as SIC; convert the image to RGB or L")
+    if image.mode.removesuffix("A") not in _MODES.values():
+        raise OSError(f"cannot write mode {image.mode} as SIC; convert the image to RGB or RGBA")
     given = image.encoderinfo
     names = {field.name for field in dataclasses.fields(EncodeOptions)}
     options = EncodeOptions(**{name: given[name] for name in names & given.keys()})

@@ -20,6 +20,7 @@ from sic_jax.codec.container import pack, unpack
 
 BUNDLE = Path(__file__).parent / "golden" / "v2" / "bundle"
 RGB = np.random.default_rng(0).integers(0, 256, (24, 40, 3), np.uint8)
+RGBA = np.random.default_rng(1).integers(0, 256, (24, 40, 4), np.uint8)
 EXIF = Image.Exif()
 EXIF[0x010F] = "maker"
 
@@ -57,7 +58,9 @@ def test_importing_costs_no_jax_and_registers() -> None:
     assert done.stdout == "SIC image/x-sic False\n"
 
 
-@pytest.mark.parametrize("pixels", [RGB, RGB[..., 0]], ids=["rgb", "gray"])
+@pytest.mark.parametrize(
+    "pixels", [RGB, RGB[..., 0], RGBA, RGBA[..., 2:]], ids=["RGB", "L", "RGBA", "LA"]
+)
 def test_files_and_pictures_are_those_of_the_codec(
     codec: Codec, tmp_path: Path, pixels: np.ndarray
 ) -> None:
@@ -69,6 +72,7 @@ def test_files_and_pictures_are_those_of_the_codec(
     image.save(path, max_bytes=len(data), bundle=BUNDLE, seed=3, grain=1.5)
     assert path.read_bytes() == data
     with Image.open(path) as again:
+        assert np.shape(pixels)[2:] == {"L": (), "LA": (2,), "RGB": (3,), "RGBA": (4,)}[again.mode]
         assert (again.format, again.size, again.mode) == ("SIC", (40, 24), image.mode)
         assert again.get_format_mimetype() == "image/x-sic"
         assert again.info == {
@@ -96,6 +100,14 @@ def test_decoding_otherwise(codec: Codec) -> None:
     assert (expected != codec.decompress(data)).any()
     with pytest.raises(ValueError, match="decoded already; open its file again"):
         image.load(level=2)
+
+
+def test_opaque_alpha_is_none(codec: Codec) -> None:
+    file = io.BytesIO()
+    image = Image.fromarray(RGB).convert("RGBA")
+    image.save(file, "SIC", level=1, bundle=BUNDLE)
+    assert file.getvalue() == codec.compress(RGB, level=1)
+    assert Image.open(file).mode == "RGB"
 
 
 def test_opening_decodes_nothing(codec: Codec) -> None:

@@ -28,13 +28,17 @@ from sic_jax.codec.options import DecodeOptions, EncodeOptions, with_changes
 from sic_jax.codec.pixels import (
     PictureLike,
     Pixels,
-    as_array,
+    alpha_plane,
+    alpha_segment,
     check_image,
     exact_pixels,
     exact_segment,
+    join_alpha,
     pad,
+    split_alpha,
     to_gray,
 )
+from sic_jax.codec.psnr_target import cut_at_psnr
 from sic_jax.codec.symbols import Latents, SymbolCoder
 from sic_jax.devices import check_devices, check_process, is_forked
 from sic_jax.entropy.range_coder import VALUE_LIMIT, available_backends, default_backend
@@ -167,12 +171,14 @@ class Codec:
     ) -> bytes:
         """Compress a picture into the bytes of a file.
 
-        Simple graphics are stored exactly, whatever the level (`sic_jax.codec.pixels`).
+        Simple graphics are stored exactly, whatever the level (`sic_jax.codec.pixels`). Alpha is
+        stored without loss, unless it is 255 everywhere; colours under an alpha of 0 are not kept.
 
         Args:
-            image: uint8 [H, W, 3] (sRGB) or [H, W] (gray), any size from 1x1: an array of NumPy or
-                JAX, or a Pillow image of mode RGB or L. Of a Pillow image only the pixels count, as
-                they are: `sic_jax.read_image` turns upright, converts and finds metadata.
+            image: uint8 [H, W, 3] (sRGB) or [H, W] (gray), with alpha [H, W, 4] or [H, W, 2], not
+                premultiplied, any size from 1x1: an array of NumPy or JAX, or a Pillow image of
+                mode RGB, L, RGBA or LA. Of a Pillow image only the pixels count, as they are:
+                `sic_jax.read_image` turns upright, converts and finds metadata.
             options: How; its fields say their ranges and defaults.
             metadata: To keep beside the picture; `read_metadata` gives it back.
             on_step: Called after each step of latent optimisation, in every window of a large
@@ -187,30 +193,45 @@ class Codec:
         check_process()
         options = with_changes(options, changes)
         level = self._level_to_encode(options)
-        image = as_array(image)
-        pixels = check_image(image)
-        height, width = pixels.shape[:2]
+        colours, plane = split_alpha(image)
+        alpha = None if plane is None else alpha_segment(plane)
+        height, width = colours.shape[:2]
         header = Header(
             model_id=self.bundle.model_id,
             height=height,
             width=width,
-            mode="gray" if image.ndim == 2 else "rgb",
+            mode="gray" if colours.ndim == 2 else "rgb",
             num_levels=level,
             seed=options.seed,
-            grain=measure_grain(pixels) if options.grain is None else grain_units(options.grain),
+            grain=0 if options.grain is None else grain_units(options.grain),
             float_entropy=not self.bundle.cfg.entropy.exact,
+            alpha=alpha is not None,
         )
         limit = _limit(options, height * width)
-        exact = exact_segment(image)
-        if exact is not None:
-            grain = 0 if options.grain is None else header.grain  # Its own is there already.
-            data = pack(dataclasses.replace(header, exact=True, grain=grain), [exact], metadata)
+        exact = exact_segment(colours, plane)
+        if exact is not None:  # The picture's own grain is there already.
+            header_of_exact = dataclasses.replace(header, exact=True)
+            data = pack(header_of_exact, [exact], metadata, alpha=alpha)
             if len(data) <= limit:
                 return data
+        pixels = check_image(image)
+        if options.grain is None:
+            header = dataclasses.replace(header, grain=measure_grain(pixels, plane))
         y, z, _ = self.encode_latents(pixels, options, on_step=on_step)
         segments = self._symbols.encode(y, z, level)
-        data = pack(header, segments, metadata)
-        return data if len(data) <= limit else truncate_to(data, int(limit))
+        data = pack(header, segments, metadata, alpha=alpha)
+        if len(data) > limit:
+            data = truncate_to(data, int(limit))
+        if options.min_psnr is None:
+            return data
+        decoding = DecodeOptions(grain=False, max_pixels=height * width)
+        return cut_at_psnr(
+            data,
+            image,
+            options.min_psnr,
+            lambda k: self.decompress(data, decoding, level=k),
+            level=read_header(data).num_levels,
+        )
 
     def encode_latents(
         self,
@@ -223,6 +244,7 @@ class Codec:
         """The integers that files of an image hold, all levels.
 
         Files of simple graphics (`compress`) hold the picture instead; it has latents still.
+        Those of pictures with alpha are of their colours.
 
         Arguments and errors are those of `compress`; `seed` and `grain` change nothing.
         """
@@ -259,7 +281,7 @@ class Codec:
             **changes: Fields of the options by name, as in `decompress(data, level=2)`.
 
         Returns:
-            uint8 [H, W, 3], or [H, W] for a gray file.
+            uint8 [H, W, 3], or [H, W] for a gray file; with alpha [H, W, 4] or [H, W, 2].
 
         Raises:
             BitstreamError: If the data are damaged, or not of this bundle.
@@ -282,7 +304,8 @@ class Codec:
         Arguments and errors are those of `decompress`, and `num_samples` is M, at least 1.
 
         Returns:
-            uint8 [M, H, W, 3], or [M, H, W] for a gray file.
+            uint8 [M, H, W, 3], or [M, H, W] for a gray file; with alpha [M, H, W, 4] or
+            [M, H, W, 2].
         """
         check_process()
         options = with_changes(options, changes)
@@ -296,6 +319,7 @@ class Codec:
         header = container.header
         seed = header.seed if options.seed is None else options.seed
         level = self._check(container, options.level)
+        alpha = alpha_plane(container)
         if header.exact:
             exact = exact_pixels(container)
         else:
@@ -310,9 +334,10 @@ class Codec:
                 y_hat = self._pass.complete(latents.y_s, hyper, level, noise, units)
                 x_hat = self._networks.synthesise(np.asarray(y_hat)[0], level)
                 x_hat = x_hat[: header.height, : header.width]
-            out.append(add_grain(x_hat, header.grain, member_seed) if options.grain else x_hat)
-        pictures = np.stack(out)
-        return pictures if header.mode == "rgb" else to_gray(pictures)
+            if options.grain:
+                x_hat = add_grain(x_hat, header.grain, member_seed)
+            out.append(join_alpha(x_hat if header.mode == "rgb" else to_gray(x_hat), alpha))
+        return np.stack(out)
 
     def decode_latents(self, container: Container, *, level: int | None = None) -> Latents:
         """The integers of an unpacked file, each level checked against its checksum.
@@ -362,7 +387,7 @@ class Codec:
     def estimate_bits(self, image: PictureLike) -> EstimatedBits:
         """Bits of an image by the model's probabilities: what a perfect coder would need.
 
-        Of its latents, also where `compress` stores the picture exactly.
+        Of its latents, also where `compress` stores the picture exactly. Alpha is not counted.
 
         Raises:
             TypeError, ValueError: As `compress`.
