@@ -51,6 +51,7 @@ class FakeCodec:
             raise ValueError(f"level must be 1 to 16, got {level}")
         if image.shape[0] == 13:
             raise RuntimeError("thirteen\nrows")
+        has_alpha = image.shape[2:] == (4,)
         header = container.Header(
             model_id=MODEL_ID,
             height=image.shape[0],
@@ -59,9 +60,12 @@ class FakeCodec:
             num_levels=level,
             seed=options.seed + 1000 * options.optimise_steps,
             grain=int((options.grain or 0) * 16),
+            alpha=has_alpha,
         )
         payloads = [zlib.compress(image.tobytes()), *(bytes(10 * i) for i in range(1, level + 1))]
-        return container.pack(header, [container.Segment(p, 0) for p in payloads], metadata)
+        segments = [container.Segment(payload, 0) for payload in payloads]
+        alpha = container.Segment(b"alpha", 0) if has_alpha else None
+        return container.pack(header, segments, metadata, alpha=alpha)
 
     def decompress(self, data: bytes, options: DecodeOptions = DecodeOptions()) -> np.ndarray:
         file = container.unpack(data, strict=options.strict, max_pixels=options.max_pixels)
@@ -71,7 +75,8 @@ class FakeCodec:
             warnings.warn("the metadata are damaged", stacklevel=2)
         header = file.header
         raw = np.frombuffer(zlib.decompress(file.segments[0].payload), np.uint8)
-        shape = (header.height, header.width) + (() if header.mode == "gray" else (3,))
+        shape = (header.height, header.width)
+        shape += () if header.mode == "gray" else (3 + header.alpha,)
         shift = (options.level or 0) + 16 * (options.seed or 0)
         shift += int(64 * (options.temperature or 0)) + (header.grain if options.grain else 0)
         return raw.reshape(shape) + np.uint8(shift)
@@ -285,13 +290,35 @@ def test_dropped_metadata_are_named_and_strip_keeps_none(
 
 def test_background(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     put("a.png", np.zeros((2, 2, 4), np.uint8))
-    assert run("compress", "a.png") == 1
-    error = capsys.readouterr().err
-    assert error.startswith("sic: error: a.png: has transparent pixels")
-    assert error.count("\n") == 1
     assert run("compress", "a.png", "--background", "#010203") == 0
     assert run("decompress", "a.sic", "b.png") == 0
     assert (get("b.png") == (1, 2, 3)).all()
+    assert run("compress", "a.png", "--background", "nonsense", "--force") == 1
+    error = capsys.readouterr().err
+    assert error.startswith("sic: error: a.png: background must be a colour name")
+    assert error.count("\n") == 1
+
+
+def test_alpha_is_kept(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    original = put("a.png", np.dstack([pixels(), np.full((5, 4), 9, np.uint8)]))
+    assert run("compress", "a.png", "--level", "4") == 0
+    assert run("decompress", "a.sic", "b.png") == 0
+    np.testing.assert_array_equal(get("b.png"), original)
+    assert capsys.readouterr().err == ""
+    # A format without alpha has white under it, and one warning for all samples.
+    assert run("decompress", "a.sic", "b.ppm", "--samples", "2") == 0
+    warning = "sic: warning: a.sic: PPM has no alpha: the picture lies over white\n"
+    assert capsys.readouterr().err == warning
+    assert get("b_0.ppm").shape == (5, 4, 3)
+    assert run("truncate", "a.sic", "c.sic", "--level", "1") == 0
+    assert run("decompress", "c.sic", "c.png") == 0
+    np.testing.assert_array_equal(get("c.png"), original)
+    capsys.readouterr()
+    assert run("info", "a.sic", "--json") == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["alpha"], facts["alpha_bytes"], facts["metadata_bytes"]) == (True, 5, 0)
+    assert run("info", "c.sic") == 0
+    assert "alpha     5 bytes\n" in capsys.readouterr().out
 
 
 def test_folders_keep_their_structure(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -636,6 +663,8 @@ def test_info(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "dpi": [300, 72.01],
         "metadata_bytes": (4 + 16) + (4 + 20) + (4 + 5),
         "metadata_damaged": False,
+        "alpha": False,
+        "alpha_bytes": 0,
         "exact_bytes": 0,
         "z_bytes": len(zlib.compress(pixels().tobytes())),
     }
@@ -649,6 +678,7 @@ def test_info(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = capsys.readouterr().out
     assert f"a.sic: {len(data)} bytes, {8 * len(data) / 20:.4f} bpp\n" in out
     assert "picture   4 x 5 rgb\n" in out
+    assert "alpha     none\n" in out
     assert "grain     1.5 of 255\n" in out
     told = "EXIF 8 bytes, XMP 12 bytes, resolution 300 x 72.01 dpi; 53 bytes of the file"
     assert f"metadata  {told}\n" in out

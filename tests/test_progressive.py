@@ -87,10 +87,11 @@ def feed(decoder: ProgressiveDecoder, data: bytes, size: int = 1) -> Iterator[in
             yield min(start + size, len(data))
 
 
-@pytest.mark.parametrize("gray", [False, True])
-def test_byte_by_byte(either: Codec, gray: bool) -> None:
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_byte_by_byte(either: Codec, channels: int) -> None:
     x = photo()
-    data = either.compress(x[..., 1] if gray else x, seed=7, grain=2, metadata=Metadata(xmp=b"x"))
+    image = {1: x[..., 1], 3: x, 4: np.concatenate((x, x[..., :1]), axis=2)}[channels]
+    data = either.compress(image, seed=7, grain=2, metadata=Metadata(xmp=b"x"))
     expected = pictures(either, data, temperature=1.0)
     assert (expected[0] != expected[1]).any()
     decoder = either.decoder(temperature=1.0)

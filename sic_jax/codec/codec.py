@@ -24,10 +24,11 @@ from sic_jax.codec.options import DecodeOptions, EncodeOptions, check_level, wit
 from sic_jax.codec.pixels import (
     PictureLike,
     Pixels,
-    as_array,
+    alpha_segment,
     check_image,
     exact_segment,
     pad,
+    split_alpha,
 )
 from sic_jax.codec.progressive import (
     ProgressiveDecoder,
@@ -164,11 +165,12 @@ class Codec:
     ) -> bytes:
         """Compress a picture into the bytes of a file.
 
-        Small graphics are stored exactly, whatever the level (`sic_jax.codec.pixels`).
+        Small graphics are stored exactly, whatever the level (`sic_jax.codec.pixels`). Alpha is
+        stored without loss, unless it is 255 everywhere; colours under an alpha of 0 are not kept.
 
         Args:
-            image: uint8 [H, W, 3] (sRGB) or [H, W] (gray), any size from 1x1: an array of NumPy or
-                JAX, or a Pillow image.
+            image: uint8 [H, W, 3] (sRGB) or [H, W] (gray), with alpha [H, W, 4] or [H, W, 2], not
+                premultiplied, any size from 1x1: an array of NumPy or JAX, or a Pillow image.
             options: How; its fields say their ranges and defaults.
             metadata: To keep beside the picture; `read_metadata` gives it back.
             on_step: Called after each step of latent optimisation, in every window of a large
@@ -183,29 +185,34 @@ class Codec:
         check_process()
         options = with_changes(options, changes)
         level = self._level_to_encode(options)
-        image = as_array(image)
+        colours, plane = split_alpha(image)
+        alpha = None if plane is None else alpha_segment(plane)
         pixels = check_image(image)
         height, width = pixels.shape[:2]
         header = Header(
             model_id=self.bundle.model_id,
             height=height,
             width=width,
-            mode="gray" if image.ndim == 2 else "rgb",
+            mode="gray" if colours.ndim == 2 else "rgb",
             num_levels=level,
             seed=options.seed,
-            grain=measure_grain(pixels) if options.grain is None else grain_units(options.grain),
+            grain=measure_grain(pixels, plane)
+            if options.grain is None
+            else grain_units(options.grain),
             float_entropy=not self.bundle.cfg.entropy.exact,
+            alpha=alpha is not None,
         )
         limit = _limit(options, height * width)
-        exact = exact_segment(image)
+        exact = exact_segment(colours, plane)
         if exact is not None:
             grain = 0 if options.grain is None else header.grain  # Its own is there already.
-            data = pack(dataclasses.replace(header, exact=True, grain=grain), [exact], metadata)
+            header_of_exact = dataclasses.replace(header, exact=True, grain=grain)
+            data = pack(header_of_exact, [exact], metadata, alpha=alpha)
             if len(data) <= limit:
                 return data
         y, z, _ = self.encode_latents(pixels, options, on_step=on_step)
         segments = self._symbols.encode(y, z, level)
-        data = pack(header, segments, metadata)
+        data = pack(header, segments, metadata, alpha=alpha)
         return data if len(data) <= limit else truncate_to(data, int(limit))
 
     def encode_latents(
@@ -219,6 +226,7 @@ class Codec:
         """The integers that files of an image hold, all levels.
 
         Files of small graphics (`compress`) hold the picture instead; this gives its latents still.
+        Those of pictures with alpha are of their colours.
 
         Arguments and errors are those of `compress`; `seed` and `grain` change nothing.
         """
@@ -255,7 +263,7 @@ class Codec:
             **changes: Fields of the options by name, as in `decompress(data, level=2)`.
 
         Returns:
-            uint8 [H, W, 3], or [H, W] for a gray file.
+            uint8 [H, W, 3], or [H, W] for a gray file; with alpha [H, W, 4] or [H, W, 2].
 
         Raises:
             BitstreamError: If the data are damaged, or not of this bundle.
@@ -278,7 +286,8 @@ class Codec:
         Arguments and errors are those of `decompress`, and `num_samples` is M, at least 1.
 
         Returns:
-            uint8 [M, H, W, 3], or [M, H, W] for a gray file.
+            uint8 [M, H, W, 3], or [M, H, W] for a gray file; with alpha [M, H, W, 4] or
+            [M, H, W, 2].
         """
         if num_samples < 1:
             raise ValueError(f"num_samples must be at least 1, got {num_samples}")
@@ -325,7 +334,7 @@ class Codec:
     def estimate_bits(self, image: PictureLike) -> EstimatedBits:
         """Bits of an image by the model's probabilities: what a perfect coder would need.
 
-        Of its latents, also where `compress` stores the picture exactly.
+        Of its latents, also where `compress` stores the picture exactly. Alpha is not counted.
 
         Raises:
             TypeError, ValueError: As `compress`.

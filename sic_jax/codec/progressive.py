@@ -9,7 +9,7 @@ from sic_jax.codec.container import MAX_SEED, Container, Header, Unpacker
 from sic_jax.codec.grain import add_grain
 from sic_jax.codec.networks import Networks
 from sic_jax.codec.options import DecodeOptions, check_level
-from sic_jax.codec.pixels import Pixels, exact_pixels, to_gray
+from sic_jax.codec.pixels import Pixels, alpha_plane, exact_pixels, join_alpha, to_gray
 from sic_jax.codec.symbols import SymbolCoder
 from sic_jax.codec.wire import BytesLike
 from sic_jax.devices import check_process
@@ -61,6 +61,7 @@ class ProgressiveDecoder:
         )
         self._unpacker = Unpacker(max_pixels=options.max_pixels)
         self._closed = False
+        self._alpha: Pixels | None = None
         self._hyper: Floats | None = None
         self._y_s: Ints | None = None
         self._known = 0
@@ -116,10 +117,10 @@ class ProgressiveDecoder:
             member: Of the synset: what is added to the seed of the options or the file.
 
         Returns:
-            uint8 [H, W, 3], or [H, W] for a gray file.
+            uint8 [H, W, 3], or [H, W] for a gray file; with alpha [H, W, 4] or [H, W, 2].
 
         Raises:
-            BitstreamError: If a level's symbols do not have their checksum.
+            BitstreamError: If a level's symbols, or alpha, do not have their checksum.
             ValueError: If the level has not arrived.
         """
         check_process()
@@ -130,7 +131,7 @@ class ProgressiveDecoder:
         seed = header.seed if self._options.seed is None else self._options.seed
         seed = (seed + member) % (MAX_SEED + 1)
         if header.exact:
-            x_hat = exact_pixels(Container(header, tuple(self._unpacker.segments)))
+            x_hat = exact_pixels(self._container(header))
         else:
             y_s, hyper = self._decode(header, level)
             noise = self._pass.noise(seed, y_s.shape)
@@ -139,7 +140,9 @@ class ProgressiveDecoder:
             x_hat = x_hat[: header.height, : header.width]
         if self._options.grain:
             x_hat = add_grain(x_hat, header.grain, seed)
-        return x_hat if header.mode == "rgb" else to_gray(x_hat)
+        if self._alpha is None:
+            self._alpha = alpha_plane(self._container(header))
+        return join_alpha(x_hat if header.mode == "rgb" else to_gray(x_hat), self._alpha)
 
     def close(self) -> None:
         """End the file: warn of what is missing, or refuse it, and read its metadata.
@@ -162,6 +165,9 @@ class ProgressiveDecoder:
             if self._options.level is not None:
                 check_level(self._options.level, header.num_levels)
             self.header = header
+
+    def _container(self, header: Header) -> Container:
+        return Container(header, tuple(self._unpacker.segments), alpha=self._unpacker.alpha)
 
     def _decode(self, header: Header, level: int) -> tuple[Ints, Floats]:
         """y_s of a level, and the h_s features."""

@@ -87,9 +87,8 @@ def fid_rows(
         ValueError: If there are fewer than two patches.
     """
     decoders = {codec.name: codec.decode for codec in codecs}
-    originals = [
-        read_image(Path(image)).pixels for image in dict.fromkeys(r.image for r in records)
-    ]
+    paths = dict.fromkeys(record.image for record in records)
+    originals = [read_image(Path(path), alpha=False).pixels for path in paths]
     real = _features(originals, features, side)
     groups: dict[tuple[str, float], list[Record]] = {}
     for record in records:
