@@ -2,8 +2,6 @@
 
 import dataclasses
 import math
-import operator
-import warnings
 from collections.abc import Callable
 from functools import cache, cached_property
 from pathlib import Path
@@ -14,38 +12,35 @@ import numpy as np
 from sic_jax.codec import library
 from sic_jax.codec.bundle import Bundle, load_bundle
 from sic_jax.codec.container import (
-    MAX_SEED,
     Container,
     Header,
     pack,
     read_header,
     truncate_to,
-    unpack,
 )
-from sic_jax.codec.grain import add_grain, grain_units, measure_grain
+from sic_jax.codec.grain import grain_units, measure_grain
 from sic_jax.codec.networks import EstimatedBits, Networks
-from sic_jax.codec.options import DecodeOptions, EncodeOptions, with_changes
+from sic_jax.codec.options import DecodeOptions, EncodeOptions, check_level, with_changes
 from sic_jax.codec.pixels import (
     PictureLike,
     Pixels,
-    alpha_plane,
     alpha_segment,
     check_image,
-    exact_pixels,
     exact_segment,
-    join_alpha,
     pad,
     split_alpha,
-    to_gray,
+)
+from sic_jax.codec.progressive import (
+    ProgressiveDecoder,
+    check_bundle,
+    warn_of_missing,
 )
 from sic_jax.codec.psnr_target import cut_at_psnr
 from sic_jax.codec.symbols import Latents, SymbolCoder
 from sic_jax.devices import check_devices, check_process, is_forked
 from sic_jax.entropy.range_coder import VALUE_LIMIT, available_backends, default_backend
-from sic_jax.errors import BitstreamError
 from sic_jax.fields import Family, Kinds, kinds_of
 from sic_jax.metadata import Metadata
-from sic_jax.model.entropy_models.coding_pass import Floats, temperature_units
 from sic_jax.model.families import FAMILIES
 
 if TYPE_CHECKING:
@@ -307,37 +302,30 @@ class Codec:
             uint8 [M, H, W, 3], or [M, H, W] for a gray file; with alpha [M, H, W, 4] or
             [M, H, W, 2].
         """
-        check_process()
-        options = with_changes(options, changes)
         if num_samples < 1:
             raise ValueError(f"num_samples must be at least 1, got {num_samples}")
-        cfg = self.bundle.cfg
-        units = temperature_units(
-            cfg.temperature if options.temperature is None else options.temperature
+        decoder = self.decoder(options, **changes)
+        decoder.feed(data)
+        decoder.close()
+        return np.stack([decoder.picture(member=member) for member in range(num_samples)])
+
+    def decoder(
+        self, options: DecodeOptions = DecodeOptions(), **changes: Any
+    ) -> ProgressiveDecoder:
+        """A decoder of one file that is still arriving: it is fed bytes and has pictures.
+
+        Args:
+            options: As in `decompress`.
+            **changes: As in `decompress`.
+
+        Raises:
+            TypeError: If the options have no such field.
+            ValueError: If a field is out of range.
+        """
+        check_process()
+        return ProgressiveDecoder(
+            self.bundle, self._networks, self._pass, self._symbols, with_changes(options, changes)
         )
-        container = unpack(data, strict=options.strict, max_pixels=options.max_pixels)
-        header = container.header
-        seed = header.seed if options.seed is None else options.seed
-        level = self._check(container, options.level)
-        alpha = alpha_plane(container)
-        if header.exact:
-            exact = exact_pixels(container)
-        else:
-            latents, hyper = self._decode(container, level)
-        out = []
-        for member in range(num_samples):
-            member_seed = (seed + member) % (MAX_SEED + 1)
-            if header.exact:
-                x_hat = exact
-            else:
-                noise = self._pass.noise(member_seed, latents.y_s.shape)
-                y_hat = self._pass.complete(latents.y_s, hyper, level, noise, units)
-                x_hat = self._networks.synthesise(np.asarray(y_hat)[0], level)
-                x_hat = x_hat[: header.height, : header.width]
-            if options.grain:
-                x_hat = add_grain(x_hat, header.grain, member_seed)
-            out.append(join_alpha(x_hat if header.mode == "rgb" else to_gray(x_hat), alpha))
-        return np.stack(out)
 
     def decode_latents(self, container: Container, *, level: int | None = None) -> Latents:
         """The integers of an unpacked file, each level checked against its checksum.
@@ -349,40 +337,12 @@ class Codec:
         check_process()
         if container.header.exact:
             raise ValueError("the file holds the picture exactly, and no latents")
-        latents, _ = self._decode(container, self._check(container, level))
-        return latents
-
-    def _check(self, container: Container, level: int | None) -> int:
-        """The level to decode of a file that is of this bundle; warns of what is missing."""
-        cfg, header = self.bundle.cfg, container.header
-        if header.model_id != self.bundle.model_id:
-            raise BitstreamError(
-                f"the file was made with bundle {header.model_id.hex()}; "
-                f"this is bundle {self.bundle.model_id.hex()} ({self.bundle.name})"
-            )
-        if header.float_entropy == cfg.entropy.exact:
-            kinds = ("integers", "floats") if header.float_entropy else ("floats", "integers")
-            raise BitstreamError(
-                f"the file's entropy path is in {kinds[1]}, this bundle's in {kinds[0]}"
-            )
-        if header.num_levels > cfg.num_levels:
-            raise BitstreamError(
-                f"the file has {header.num_levels} levels; its bundle has {cfg.num_levels}"
-            )
-        if container.truncated:
-            warnings.warn(
-                f"the file is truncated: {container.level} of {header.num_levels} levels are whole",
-                stacklevel=3,
-            )
-        if container.metadata_damaged and not container.truncated:
-            warnings.warn("the file's metadata are damaged and were dropped", stacklevel=3)
-        return self._check_level(container.level if level is None else level, container.level)
-
-    def _decode(self, container: Container, level: int) -> tuple[Latents, Floats]:
-        """The integers of a file, and the h_s features that came with them."""
-        header, stride = container.header, self.bundle.cfg.stride
-        shape = -(-header.height // stride), -(-header.width // stride)
-        return self._symbols.decode(container.segments, shape, level)
+        header, segments = container.header, container.segments
+        check_bundle(header, self.bundle)
+        warn_of_missing(container)
+        level = check_level(container.level if level is None else level, container.level)
+        z, hyper = self._symbols.decode_z(segments[0], header)
+        return Latents(self._symbols.decode(segments, hyper, level), z, level)
 
     def estimate_bits(self, image: PictureLike) -> EstimatedBits:
         """Bits of an image by the model's probabilities: what a perfect coder would need.
@@ -401,16 +361,7 @@ class Codec:
     def _level_to_encode(self, options: EncodeOptions) -> int:
         highest = self.bundle.cfg.num_levels
         level = highest if options.level is None else options.level
-        return self._check_level(level, highest)
-
-    def _check_level(self, level: int, highest: int) -> int:
-        try:
-            level = operator.index(level)
-        except TypeError:
-            raise TypeError(f"level must be an integer, got {level!r}") from None
-        if not 1 <= level <= highest:
-            raise ValueError(f"level must be 1 to {highest}, got {level}")
-        return level
+        return check_level(level, highest)
 
 
 def _limit(options: EncodeOptions, pixels: int) -> float:

@@ -233,7 +233,104 @@ def unpack(
             corrupted, or the image has more than max_pixels pixels.
         TypeError: The data are not bytes-like.
     """
-    return _parse(data, strict=strict, max_pixels=max_pixels)[0]
+    unpacker = Unpacker(max_pixels=max_pixels)
+    unpacker.feed(data)
+    return unpacker.close(strict=strict)
+
+
+class Unpacker:
+    """Reads a file that is still arriving.
+
+    After an error it gives what it had read before, and the same error again.
+    """
+
+    def __init__(self, *, max_pixels: int | None = DEFAULT_MAX_PIXELS) -> None:
+        """Start before the first byte; `max_pixels` is that of `unpack`."""
+        self.header: Header | None = None
+        """None until it has arrived."""
+        self.alpha: Segment | None = None
+        """The alpha segment; None until it has arrived, or if there is none."""
+        self.segments: list[Segment] = []
+        """Those that have arrived, as in `Container`."""
+        self.chunks: list[bytes] = []
+        """Intact metadata chunks as they are written; empty before `close`."""
+        self._max_pixels = max_pixels
+        self._reader = Reader()
+        self._has_metadata = False
+
+    def feed(self, data: BytesLike) -> None:
+        """Take the next bytes, any number of them.
+
+        Raises:
+            BitstreamError: As `unpack`, but for what may still come.
+            TypeError: The data are not bytes-like.
+        """
+        self._reader.append(data)
+        try:
+            header = self.header or self._read_header()
+            if header.alpha and self.alpha is None:
+                self.alpha = self._read_segment(_ALPHA_INDEX, "the alpha segment")
+            while len(self.segments) < header.num_segments:
+                index = len(self.segments)
+                self.segments.append(self._read_segment(index, f"segment {index}"))
+        except DataEndError:
+            return
+        finally:
+            self._reader.position = 0
+        if not self._has_metadata and self._reader.remaining():
+            raise BitstreamError(
+                f"{self._reader.remaining()} bytes follow the last segment, "
+                "and the header announces no metadata"
+            )
+
+    def close(self, *, strict: bool = False) -> Container:
+        """The file, after the last byte; `strict` is that of `unpack`.
+
+        Raises:
+            BitstreamError: As `unpack`.
+        """
+        self.feed(b"")  # Raises again what was wrong.
+        header, segments = self.header, tuple(self.segments)
+        if header is None:
+            raise _cut_header(self._reader)
+        if header.alpha and self.alpha is None:
+            raise BitstreamError("the file is truncated: it ends inside its alpha segment")
+        if len(segments) < header.num_segments:
+            if header.exact:
+                raise BitstreamError("the file is truncated: it ends inside its picture")
+            found = f"the file is truncated: segment {len(segments)} of 0 to {header.num_levels}"
+            if len(segments) < 2:
+                raise BitstreamError(
+                    f"{found} is incomplete, and segments 0 and 1 (z and level 1) are needed"
+                )
+            if strict:
+                raise BitstreamError(f"{found} is incomplete")
+            return Container(
+                header, segments, metadata_damaged=self._has_metadata, alpha=self.alpha
+            )
+        if not self._has_metadata:
+            return Container(header, segments, alpha=self.alpha)
+        metadata, self.chunks, damage = _parse_metadata(self._reader)
+        if strict and damage:
+            raise BitstreamError(f"the metadata are damaged: {damage}")
+        return Container(header, segments, metadata, bool(damage), self.alpha)
+
+    def _read_segment(self, index: int, name: str) -> Segment:
+        segment = _parse_segment(self._reader, index, name)
+        self._reader.forget()
+        return segment
+
+    def _read_header(self) -> Header:
+        header, self._has_metadata = _parse_header(self._reader)
+        pixels = header.height * header.width
+        if self._max_pixels is not None and pixels > self._max_pixels:
+            raise BitstreamError(
+                f"the image has {header.height} x {header.width} = {pixels} pixels, "
+                f"more than max_pixels = {self._max_pixels}"
+            )
+        self._reader.forget()
+        self.header = header
+        return header
 
 
 def read_header(data: BytesLike) -> Header:
@@ -250,7 +347,11 @@ def read_header(data: BytesLike) -> Header:
             incomplete or corrupted.
         TypeError: The data are not bytes-like.
     """
-    return _parse_header(Reader(data))[0]
+    reader = Reader(data)
+    try:
+        return _parse_header(reader)[0]
+    except DataEndError:
+        raise _cut_header(reader) from None
 
 
 def read_metadata(data: BytesLike) -> Metadata:
@@ -280,7 +381,7 @@ def truncate(data: BytesLike, level: int) -> bytes:
         TypeError: The data are not bytes-like, or the level is not an int.
         ValueError: The level is not there.
     """
-    container, chunks = _parse(data, strict=False, max_pixels=None)
+    container, chunks = _whole_levels(data)
     check_int("level", level, 1, container.level)
     header = dataclasses.replace(container.header, num_levels=level)
     return _join(header, container.alpha, container.segments[: level + 1], chunks)
@@ -312,7 +413,7 @@ def level_sizes(data: BytesLike) -> list[int]:
     Raises:
         BitstreamError, TypeError: As `unpack`.
     """
-    container, chunks = _parse(data, strict=False, max_pixels=None)
+    container, chunks = _whole_levels(data)
     header = dataclasses.replace(container.header, num_levels=1)
     smallest = len(_join(header, container.alpha, container.segments[:2], chunks))
     if header.exact:
@@ -322,73 +423,42 @@ def level_sizes(data: BytesLike) -> list[int]:
     return list(itertools.accumulate(records, initial=smallest))
 
 
-def _parse(
-    data: BytesLike, *, strict: bool, max_pixels: int | None
-) -> tuple[Container, list[bytes]]:
-    """Reads a file; also returns its intact metadata chunks as they are written."""
-    reader = Reader(data)
-    header, has_metadata = _parse_header(reader)
-    pixels = header.height * header.width
-    if max_pixels is not None and pixels > max_pixels:
-        raise BitstreamError(
-            f"the image has {header.height} x {header.width} = {pixels} pixels, "
-            f"more than max_pixels = {max_pixels}"
-        )
-    alpha = _parse_alpha(reader) if header.alpha else None
-    segments: list[Segment] = []
-    try:
-        while len(segments) < header.num_segments:
-            index = len(segments)
-            segments.append(_parse_segment(reader, index, f"segment {index}"))
-    except DataEndError:
-        if header.exact:
-            raise BitstreamError("the file is truncated: it ends inside its picture") from None
-        found = f"the file is truncated: segment {len(segments)} of 0 to {header.num_levels}"
-        if len(segments) < 2:
-            raise BitstreamError(
-                f"{found} is incomplete, and segments 0 and 1 (z and level 1) are needed"
-            ) from None
-        if strict:
-            raise BitstreamError(f"{found} is incomplete") from None
-        cut = Container(header, tuple(segments), metadata_damaged=has_metadata, alpha=alpha)
-        return cut, []
-    if not has_metadata:
-        if reader.remaining():
-            raise BitstreamError(
-                f"{reader.remaining()} bytes follow the last segment, "
-                "and the header announces no metadata"
-            )
-        return Container(header, tuple(segments), alpha=alpha), []
-    metadata, chunks, damage = _parse_metadata(reader)
-    if strict and damage:
-        raise BitstreamError(f"the metadata are damaged: {damage}")
-    return Container(header, tuple(segments), metadata, bool(damage), alpha), chunks
+def _whole_levels(data: BytesLike) -> tuple[Container, list[bytes]]:
+    """A file as `unpack` reads it, and its intact metadata chunks as they are written."""
+    unpacker = Unpacker(max_pixels=None)
+    unpacker.feed(data)
+    return unpacker.close(), unpacker.chunks
+
+
+def _cut_header(reader: Reader) -> BitstreamError:
+    """What is wrong with data that end before a header does."""
+    start = bytes(reader.data)
+    if len(start) < len(MAGIC):
+        found = f"it starts with {start!r}, not {MAGIC!r}" if start else "it is empty"
+        return BitstreamError(f"not a sic file: {found}")
+    return BitstreamError("the file is truncated: it ends inside the header")
 
 
 def _parse_header(reader: Reader) -> tuple[Header, bool]:
-    """Reads the header and whether metadata follow the segments."""
-    start = reader.data[: len(MAGIC)]
-    if start != MAGIC:
-        found = f"it starts with {start!r}, not {MAGIC!r}" if start else "it is empty"
-        raise BitstreamError(f"not a sic file: {found}")
-    try:
-        reader.take(len(MAGIC))
-        version = reader.number(1)
-        if version != VERSION:
-            raise BitstreamError(
-                f"the file has format version {version}; this software reads version {VERSION}"
-            )
-        flags = reader.number(1)
-        model_id = reader.take(MODEL_ID_BYTES)
-        height = reader.varint("height")
-        width = reader.varint("width")
-        num_levels = reader.number(1)
-        seed = reader.varint("seed")
-        grain = reader.number(1) if flags & _FLAG_GRAIN else 0
-        crc = crc16(reader.data[: reader.position])
-        check_crc("the header", crc, reader.number(2))
-    except DataEndError:
-        raise BitstreamError("the file is truncated: it ends inside the header") from None
+    """Reads the header and whether metadata follow the segments; DataEndError if it is cut."""
+    start = bytes(reader.data[: len(MAGIC)])
+    if not MAGIC.startswith(start):
+        raise BitstreamError(f"not a sic file: it starts with {start!r}, not {MAGIC!r}")
+    reader.take(len(MAGIC))
+    version = reader.number(1)
+    if version != VERSION:
+        raise BitstreamError(
+            f"the file has format version {version}; this software reads version {VERSION}"
+        )
+    flags = reader.number(1)
+    model_id = reader.take(MODEL_ID_BYTES)
+    height = reader.varint("height")
+    width = reader.varint("width")
+    num_levels = reader.number(1)
+    seed = reader.varint("seed")
+    grain = reader.number(1) if flags & _FLAG_GRAIN else 0
+    crc = crc16(reader.data[: reader.position])
+    check_crc("the header", crc, reader.number(2))
     if flags & ~_KNOWN_FLAGS:
         raise BitstreamError(f"flags 0x{flags:02x} must be a subset of 0x{_KNOWN_FLAGS:02x}")
     if flags & _FLAG_GRAIN and grain == 0:
@@ -409,13 +479,6 @@ def _parse_header(reader: Reader) -> tuple[Header, bool]:
     except ValueError as error:
         raise BitstreamError(f"invalid header: {error}") from None
     return header, bool(flags & _FLAG_METADATA)
-
-
-def _parse_alpha(reader: Reader) -> Segment:
-    try:
-        return _parse_segment(reader, _ALPHA_INDEX, "the alpha segment")
-    except DataEndError:
-        raise BitstreamError("the file is truncated: it ends inside its alpha segment") from None
 
 
 def _parse_segment(reader: Reader, index: int, name: str) -> Segment:

@@ -6,6 +6,7 @@ field's docstring is the flag's help. Nothing heavy is imported, so that a comma
 
 import dataclasses
 import math
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -132,6 +133,22 @@ def with_changes(options: Options, changes: Mapping[str, Any]) -> Options:
         kind = type(options).__name__
         raise TypeError(f"{kind} has no field {unknown[0]!r}; its fields are {', '.join(names)}")
     return dataclasses.replace(options, **changes)
+
+
+def check_level(level: Any, highest: int) -> int:
+    """A level as an int.
+
+    Raises:
+        TypeError: If it is none.
+        ValueError: If it is not in 1 to `highest`.
+    """
+    try:
+        level = operator.index(level)
+    except TypeError:
+        raise TypeError(f"level must be an integer, got {level!r}") from None
+    if not 1 <= level <= highest:
+        raise ValueError(f"level must be 1 to {highest}, got {level}")
+    return int(level)
 
 
 def _check_seed(seed: int) -> None:
