@@ -145,17 +145,20 @@ def alpha_segment(alpha: Pixels) -> Segment:
     """The segment that holds an alpha plane uint8 [H, W], without loss.
 
     It is deflated twice. One run of a mask is many codes of deflate, which repeat: of a disc in 24
-    megapixels one stream has 36 kB, and its own has 8.
+    megapixels one stream has 36 kB, and its own has 8. Soft edges do better without matches but
+    runs (`Z_RLE`), by up to a tenth.
     """
-    streams = []
+    candidates = []
     for predictor in range(_NUM_PREDICTORS):
         residuals = alpha
         for axis in _axes(predictor):
             residuals = np.diff(residuals, axis=axis, prepend=np.uint8(0))
         samples = bytes((predictor,)) + residuals.tobytes()
-        payload = zlib.compress(zlib.compress(samples, 9), 9)
-        streams.append((len(payload), predictor, Segment(payload, symbols_checksum(samples))))
-    return min(streams, key=lambda stream: stream[:2])[2]
+        for strategy in (zlib.Z_DEFAULT_STRATEGY, zlib.Z_RLE):
+            deflater = zlib.compressobj(9, strategy=strategy)
+            payload = zlib.compress(deflater.compress(samples) + deflater.flush(), 9)
+            candidates.append(Segment(payload, symbols_checksum(samples)))
+    return min(candidates, key=lambda segment: len(segment.payload))
 
 
 def alpha_plane(container: Container) -> Pixels | None:
