@@ -10,6 +10,7 @@ from typing import Any
 from sic_jax.cli.jobs import (
     Done,
     add_job_flags,
+    bundle_name,
     bundle_of,
     job_options,
     loader,
@@ -34,24 +35,20 @@ def add_decompress(commands: Any) -> None:
         usage="sic decompress IN... [OUT] [options]",
     )
     decompress.set_defaults(run=_decompress)
-    add_flags(decompress, DecodeOptions)
-    decompress.add_argument(
-        "--bundle",
-        metavar="B",
-        help="trained model, by name or folder (default: each file's own, by its id)",
-    )
-    decompress.add_argument(
+    pictures = decompress.add_argument_group("pictures")
+    add_flags(pictures, DecodeOptions)
+    pictures.add_argument(
         "--samples", type=int, metavar="M", help="write M pictures with different details"
     )
-    decompress.add_argument(
+    pictures.add_argument(
         "--format",
         choices=[suffix[1:] for suffix in WRITTEN],
         metavar="F",
         help="format of files that OUT does not name, as in folders: "
-        f"{', '.join(suffix[1:] for suffix in WRITTEN)} (default: png); jpg and avif have quality "
-        "95, all others are lossless",
+        f"{', '.join(suffix[1:] for suffix in WRITTEN)} (default: png); jpg, jpeg and avif have "
+        "quality 95, all others are lossless",
     )
-    add_job_flags(decompress, ".sic files")
+    add_job_flags(decompress, ".sic files", None)
 
 
 def _decompress(args: argparse.Namespace) -> int:
@@ -102,7 +99,7 @@ def _decompress(args: argparse.Namespace) -> int:
                 warnings.simplefilter("ignore", UserWarning)  # Samples would all have the same.
         line = f"{images[0].shape[1]} x {images[0].shape[0]} pixels"
         of = summary(data, options.level or container.unpack(data, max_pixels=None).level)
-        return Done(line, f"{size} bytes, of {of}, bundle {codec.bundle.name}")
+        return Done(line, f"{size} bytes, of {of}, bundle {bundle_name(codec)}")
 
     return run_jobs(planned, args, work=work, look=look, prepare=prepare)
 
