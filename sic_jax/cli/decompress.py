@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import warnings
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from sic_jax.cli.arriving import decompress_arriving
 from sic_jax.cli.jobs import (
     add_job_flags,
     bundle_of,
@@ -21,6 +23,12 @@ from sic_jax.codec import container
 from sic_jax.codec.options import DecodeOptions
 from sic_jax.images import io as image_io
 from sic_jax.images.io import PICTURES
+from sic_jax.metadata import Metadata
+from sic_jax.progress import Progress
+
+if TYPE_CHECKING:
+    from sic_jax.codec.codec import Codec
+    from sic_jax.codec.pixels import Pixels
 
 
 def add_decompress(commands: Any) -> None:
@@ -40,6 +48,11 @@ def add_decompress(commands: Any) -> None:
     decompress.add_argument(
         "--samples", type=int, metavar="M", help="write M pictures with different details"
     )
+    decompress.add_argument(
+        "--progressive",
+        action="store_true",
+        help="write OUT anew at every level that arrives, as from a slow pipe",
+    )
     add_job_flags(decompress, ".sic files")
 
 
@@ -49,6 +62,8 @@ def _decompress(args: argparse.Namespace) -> int:
         raise UsageError(f"level must be 1 to {container.MAX_LEVELS}, got {options.level}")
     if args.samples is not None and args.samples < 1:
         raise UsageError(f"--samples must be at least 1, got {args.samples}")
+    if args.samples is not None and args.progressive:
+        raise UsageError("--progressive writes one picture, so it cannot be used with --samples")
     planned = plan(args.paths, SIC, PICTURES, ".png", num_samples=args.samples)
     targets = [target for job in planned.jobs for target in job.targets]
     try:
@@ -62,9 +77,25 @@ def _decompress(args: argparse.Namespace) -> int:
         if args.bundle is not None:
             load(args.bundle)
 
+    def codec_of(data: bytes) -> Codec:
+        return load(args.bundle or bundle_of(data))
+
+    def put(job: Job, target: str, pixels: Pixels, metadata: Metadata) -> None:
+        encoded = image_io.encode_image(pixels, metadata, image_format=formats[target])
+        write(job, target, encoded)
+
+    def work_progressively(job: Job, line: str) -> str:
+        return decompress_arriving(
+            job.source,
+            options,
+            codec_of=codec_of,
+            put=functools.partial(put, job, job.targets[0]),
+            show=lambda text: Progress().show(f"{line}: {text}"),
+        )
+
     def work(job: Job, _line: str) -> str:
         data = read(job.source)
-        codec = load(args.bundle or bundle_of(data))
+        codec = codec_of(data)
         if args.samples is None:
             images = [codec.decompress(data, options)]
         else:
@@ -72,9 +103,8 @@ def _decompress(args: argparse.Namespace) -> int:
         metadata = container.read_metadata(data)
         with warnings.catch_warnings():
             for target, pixels in zip(job.targets, images, strict=True):
-                encoded = image_io.encode_image(pixels, metadata, image_format=formats[target])
-                write(job, target, encoded)
+                put(job, target, pixels, metadata)
                 warnings.simplefilter("ignore", UserWarning)  # Samples would all have the same.
         return f"{images[0].shape[1]} x {images[0].shape[0]} pixels"
 
-    return run_jobs(planned, work, load_given, args)
+    return run_jobs(planned, work_progressively if args.progressive else work, load_given, args)
