@@ -31,6 +31,7 @@ from sic_jax.codec.container import (
 from sic_jax.codec.grain import measure_grain
 from sic_jax.codec.hidden import fill_hidden
 from sic_jax.codec.pixels import alpha_plane, alpha_segment, join_alpha, split_alpha
+from sic_jax.codec.psnr_target import cut_at_psnr
 from sic_jax.errors import BitstreamError
 from sic_jax.images.io import read_image
 from sic_jax.metadata import Metadata
@@ -137,7 +138,9 @@ def test_bombs_do_not_expand(outer: bool) -> None:
     payload = bomb if outer else zlib.compress(bomb)
     tracemalloc.start()
     try:
-        with pytest.raises(BitstreamError, match=r"decompresses to more than (202066|101001) bytes"):
+        with pytest.raises(
+            BitstreamError, match=r"decompresses to more than (202066|101001) bytes"
+        ):
             alpha_plane(file_of(Segment(payload, 0), 1000, 101))
         assert tracemalloc.get_traced_memory()[1] < 2**20
     finally:
@@ -191,15 +194,11 @@ def test_parts() -> None:
         colours, alpha = split_alpha(pixels)
         assert alpha is not None
         np.testing.assert_array_equal(join_alpha(colours, alpha), pixels)
-        np.testing.assert_array_equal(join_alpha(colours[None], alpha), pixels[None])
         opaque = pixels.copy()
         opaque[..., -1] = 255
         assert split_alpha(opaque).alpha is None
-    assert join_alpha(x[..., :3], None) is not x
-    np.testing.assert_array_equal(join_alpha(x[..., :3], None), x[..., :3])
-    # Gray of three columns is not taken for colours.
-    gray = x[0, :3, :3]
-    np.testing.assert_array_equal(join_alpha(gray, gray), np.dstack([gray, gray]))
+    colours = x[..., :3]
+    assert join_alpha(colours, None) is colours
 
 
 def test_grain_is_that_of_what_is_visible() -> None:
@@ -265,10 +264,11 @@ def test_opaque_pictures_are_stored_as_without_alpha(codec: Codec) -> None:
 
 @pytest.mark.parametrize("value", [0, 1, 254])
 def test_planes_of_one_value(codec: Codec, value: int) -> None:
-    for size in ((1, 1), (80, 72)):
+    for size in ((1, 1), (3, 3), (80, 72)):
         x = join_alpha(picture(*size), np.full(size, value, np.uint8))
         data = codec.compress(x, level=1)
         decoded = codec.decompress(data)
+        assert decoded.shape == x.shape
         assert (decoded[..., 3] == value).all()
         if size == (1, 1):
             assert decoded.tolist() == (x.tolist() if value else [[[0, 0, 0, 0]]])
@@ -317,6 +317,26 @@ def test_every_level_and_prefix_has_alpha(codec: Codec) -> None:
     assert len(codec.compress(x[..., :3], max_bytes=smallest - 1)) < smallest
 
 
+def test_psnr_is_that_of_what_is_visible(codec: Codec) -> None:
+    """Levels that are 4, 2 and 1 steps off where the picture is seen, and all off elsewhere."""
+    x = see_through(80, 64)
+    data = codec.compress(x)
+
+    def decode(level: int) -> np.ndarray:
+        off = np.where(x[..., 3:] > 0, x[..., :3] ^ 2 ** (3 - level), 255 - x[..., :3])
+        return join_alpha(off.astype(np.uint8), x[..., 3])
+
+    for steps, level in ((4, 1), (2, 2), (1, 3)):
+        limit = 20 * np.log10(255 / steps)
+        assert cut_at_psnr(data, x, limit - 0.01, decode, level=3) == truncate(data, level)
+        if level < 3:
+            cut = cut_at_psnr(data, x, limit + 0.01, decode, level=3)
+            assert cut == truncate(data, level + 1)
+    # Where nothing is seen, any level will do.
+    hidden = join_alpha(x[..., :3], np.zeros((80, 64), np.uint8))
+    assert codec.compress(hidden, min_psnr=90.0) == codec.compress(hidden, level=1)
+
+
 def test_a_forged_plane_is_one_error(codec: Codec) -> None:
     container = unpack(codec.compress(see_through(80, 64)))
     assert container.alpha is not None
@@ -330,9 +350,7 @@ def sic(folder: Path, *arguments: str) -> str:
     """What a process of the command writes to stderr; it succeeds."""
     command = [sys.executable, "-m", "sic_jax.cli.main", *arguments]
     env = {**os.environ, "SIC_BUNDLES": str(BUNDLE.parent)}
-    done = subprocess.run(
-        command, cwd=folder, env=env, capture_output=True, text=True, timeout=300
-    )
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return done.stderr
 

@@ -1,3 +1,4 @@
+import importlib.util
 import io
 import struct
 import subprocess
@@ -106,29 +107,40 @@ def load(path: Path) -> Image.Image:
 
 SHAPES = [(1, 1, 3), (33, 17), (1, 1), (5, 9, 3)]
 SHAPES_WITH_ALPHA = [(1, 1, 4), (33, 17, 2), (1, 1, 2), (5, 9, 4)]
+LOSSLESS = (".png", ".tif", "", ".webp", ".jxl")
 
 
 @pytest.mark.parametrize(
     ("suffix", "shape"),
-    [(suffix, shape) for suffix in (".png", ".tif", ".bmp", ".ppm", "") for shape in SHAPES]
-    + [(suffix, shape) for suffix in (".png", ".tif", "") for shape in SHAPES_WITH_ALPHA],
+    [(suffix, shape) for suffix in (*LOSSLESS, ".bmp", ".ppm") for shape in SHAPES]
+    + [(suffix, shape) for suffix in LOSSLESS for shape in SHAPES_WITH_ALPHA],
 )
 def test_round_trip_is_exact(tmp_path: Path, shape: tuple[int, ...], suffix: str) -> None:
+    if suffix == ".jxl":
+        pytest.importorskip("pillow_jxl")
     pixels = random_pixels(*shape)
+    if shape in SHAPES_WITH_ALPHA:  # Some formats have no colours where alpha is 0.
+        pixels[..., -1] = pixels[..., -1] // 2 + 1
     write_image(tmp_path / f"a{suffix}", pixels)
     picture = read_image(tmp_path / f"a{suffix}")
+    if suffix == ".webp":  # It has no gray.
+        pixels = np.asarray(Image.fromarray(pixels).convert("RGB" if shape in SHAPES else "RGBA"))
     np.testing.assert_array_equal(picture.pixels, pixels)
     assert picture.pixels.dtype == np.uint8
     assert picture.pixels.flags.c_contiguous
-    assert picture.metadata == Metadata()
+    if suffix != ".jxl" or pixels.shape[2:] in ((3,), (4,)):  # Its reader makes a profile for gray.
+        assert picture.metadata == Metadata()
 
 
-def test_jpeg_is_close_and_has_full_chroma(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "image_format"), [("a.JPG", "JPEG"), ("a.avif", "AVIF")])
+def test_lossy_formats_are_close_and_have_full_chroma(
+    tmp_path: Path, name: str, image_format: str
+) -> None:
     pixels = np.repeat(np.repeat(random_pixels(4, 4, 3) // 2 + 64, 8, 0), 8, 1)
-    write_image(tmp_path / "a.JPG", pixels)
-    error = read_image(tmp_path / "a.JPG").pixels.astype(int) - pixels
-    assert np.abs(error).mean() < 2
-    assert load(tmp_path / "a.JPG").format == "JPEG"
+    write_image(tmp_path / name, pixels)
+    error = read_image(tmp_path / name).pixels.astype(int) - pixels
+    assert 0 < np.abs(error).mean() < 2
+    assert load(tmp_path / name).format == image_format
 
 
 def test_bytes_and_path_give_the_same(tmp_path: Path) -> None:
@@ -378,7 +390,9 @@ def test_profiles_of_pictures_with_alpha() -> None:
         assert picture.pixels.shape == shape
         assert picture.metadata.icc_profile == profile
         np.testing.assert_array_equal(picture.pixels[..., -1], flat[..., 3])
-    assert read_image(encode_image(flat[..., 2:], Metadata(icc_profile=wide))).metadata == Metadata()
+    assert (
+        read_image(encode_image(flat[..., 2:], Metadata(icc_profile=wide))).metadata == Metadata()
+    )
 
 
 def test_background_blends_and_gray_stays_gray(tmp_path: Path) -> None:
@@ -433,13 +447,52 @@ def test_animation_is_refused_but_a_stereo_jpeg_is_not(tmp_path: Path) -> None:
     frames = [Image.fromarray(random_pixels(4, 4, 3, seed=i)) for i in range(3)]
     for name in ("a.gif", "a.png", "a.tif", "a.webp"):
         path = save(tmp_path / name, frames[0], save_all=True, append_images=frames[1:])
-        with pytest.raises(ValueError, match=rf"{name}: holds 3 frames.*extract one frame"):
+        with pytest.raises(ValueError, match=rf"{name}: holds 3 frames.* --frame N, 0 to 2 "):
             read_image(path)
     path = tmp_path / "a.mpo"
     frames[0].save(path, format="MPO", save_all=True, append_images=frames[1:])
     assert read_image(path).pixels.shape == (4, 4, 3)
     path = save(tmp_path / "one.gif", frames[0])
     assert read_image(path).pixels.shape == (4, 4, 3)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif", "a.webp", "a.gif", "a.mpo", "a.avif"])
+def test_frames(tmp_path: Path, name: str) -> None:
+    """Each is of one colour, which all formats keep."""
+    colours = np.array([[255, 0, 0], [0, 0, 0], [255, 255, 255]], np.uint8)
+    frames = [Image.fromarray(np.tile(colour, (8, 9, 1))) for colour in colours]
+    exact = {"lossless": True} if name == "a.webp" else {}
+    path = save(tmp_path / name, frames[0], save_all=True, append_images=frames[1:], **exact)
+    for frame, colour in enumerate(colours):
+        picture = read_image(path, frame=frame)
+        assert picture.pixels.shape in ((8, 9, 3), (8, 9))
+        error = picture.pixels.reshape(8, 9, -1).astype(int) - colour
+        assert np.abs(error).max() <= (0 if name[2:] in ("png", "tif", "webp", "gif") else 3)
+        assert "2 further pictures" in picture.dropped
+    for frame in (-1, 3):
+        with pytest.raises(ValueError, match=rf"{name}: frame must be 0 to 2, got {frame}$"):
+            read_image(path, frame=frame)
+
+
+def test_a_single_picture_is_frame_0(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.jpg", Image.fromarray(random_pixels(4, 5, 3)))
+    np.testing.assert_array_equal(read_image(path, frame=0).pixels, read_image(path).pixels)
+    with pytest.raises(ValueError, match="frame must be 0 to 0, got 1"):
+        read_image(path, frame=1)
+
+
+def test_a_page_has_its_own_orientation_and_profile(tmp_path: Path) -> None:
+    pages = [Image.fromarray(random_pixels(4, 5, 3, seed=i)) for i in range(3)]
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    pages[1].encoderinfo = {"tiffinfo": exif, "icc_profile": wide_gamut_profile()}
+    path = save(tmp_path / "a.tif", pages[0], save_all=True, append_images=pages[1:])
+    found = [read_image(path, frame=i) for i in range(3)]
+    np.testing.assert_array_equal(found[0].pixels, np.asarray(pages[0]))
+    np.testing.assert_array_equal(found[1].pixels, np.rot90(np.asarray(pages[1]), -1))
+    np.testing.assert_array_equal(found[2].pixels, np.asarray(pages[2]))
+    profiles = [picture.metadata.icc_profile for picture in found]
+    assert profiles == [None, wide_gamut_profile(), None]
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.tif", "a.webp", "a.bmp", "a.gif"])
@@ -502,10 +555,17 @@ def test_size_limit_is_200_megapixels(tmp_path: Path, monkeypatch: pytest.Monkey
     assert before == Image.MAX_IMAGE_PIXELS
 
 
-@pytest.mark.parametrize("name", ["a.heic", "a.sic", "a.webp"])
+@pytest.mark.parametrize("name", ["a.heic", "a.sic", "a.gif"])
 def test_unknown_extension(tmp_path: Path, name: str) -> None:
     with pytest.raises(ValueError, match=rf"{name}: cannot write .* allowed are \.png, \.jpg"):
         write_image(tmp_path / name, random_pixels(2, 2))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_jpeg_xl_needs_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"a\.jxl: a JPEG XL picture needs .*install pillow-jxl"):
+        write_image(tmp_path / "a.jxl", random_pixels(2, 2))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -513,7 +573,9 @@ def test_wrong_pixels(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="must be uint8, got float32"):
         write_image(tmp_path / "a.png", np.zeros((2, 2), np.float32))
     for shape in ((2,), (2, 2, 5), (2, 2, 1), (0, 2), (1, 2, 2, 3)):
-        with pytest.raises(ValueError, match=r"pixels must be \[height, width\(, 2 to 4\)\], got sh"):
+        with pytest.raises(
+            ValueError, match=r"pixels must be \[height, width\(, 2 to 4\)\], got sh"
+        ):
             write_image(tmp_path / "a.png", np.zeros(shape, np.uint8))
     assert list(tmp_path.iterdir()) == []
 

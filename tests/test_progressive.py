@@ -381,13 +381,13 @@ def test_command(
         stdin = Arriving([data[: ends[0]], data[ends[0] : ends[1] + 7]], out)
         assert decompress(monkeypatch, stdin, str(out), *strict) == len(strict)
         np.testing.assert_array_equal(np.asarray(Image.open(out)), expected[1])
-        found = capsys.readouterr()
+        told = capsys.readouterr()
         if strict:
-            assert (found.out, found.err.count("\n")) == ("", 1)
-            assert "sic: error: -: the file is truncated: segment 3 of 0 to 3 is" in found.err
+            assert (told.out, told.err.count("\n")) == ("", 1)
+            assert "sic: error: -: the file is truncated: segment 3 of 0 to 3 is" in told.err
         else:
-            assert found.out == f"- -> {out}: 70 x 48 pixels\n"
-            assert found.err == "sic: warning: -: the file is truncated: 2 of 3 levels are whole\n"
+            assert told.out == f"- -> {out}: 70 x 48 pixels\n"
+            assert told.err == "sic: warning: -: the file is truncated: 2 of 3 levels are whole\n"
     # Damaged.
     bad = data[: ends[1] - 1] + bytes([data[ends[1] - 1] ^ 1])
     stdin = Arriving([bad[: ends[0]], bad[ends[0] :]], out)

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, cast
 
+from sic_jax.cli.jobs import Done
 from sic_jax.cli.paths import STD
 from sic_jax.codec.container import MAX_HEADER_BYTES
 from sic_jax.codec.options import DecodeOptions
@@ -26,9 +27,9 @@ def decompress_arriving(
     options: DecodeOptions,
     *,
     codec_of: Callable[[bytes], Codec],
-    put: Callable[[Pixels, Metadata], None],
+    put: Callable[[Pixels, Metadata], object],
     show: Callable[[str], None],
-) -> str:
+) -> Done:
     """Decodes a file level by level, to its end.
 
     What arrives while a picture is made is waited for by the next one: of several new levels only
@@ -42,9 +43,6 @@ def decompress_arriving(
             once more.
         show: Is told which level was written.
 
-    Returns:
-        The size of the picture, in words.
-
     Raises:
         BitstreamError: As `ProgressiveDecoder`; what was written stays.
         OSError: If the file cannot be read.
@@ -52,18 +50,20 @@ def decompress_arriving(
     with contextlib.ExitStack() as stack:
         stdin = cast(io.BufferedReader, sys.stdin.buffer)
         stream = stdin if source == STD else stack.enter_context(open(source, "rb"))
-        picture, size, piece = None, "", b""
+        picture, size, count, piece = None, "", 0, b""
         while len(piece) < MAX_HEADER_BYTES and (more := stream.read1(_PIECE)):
             piece += more
-        decoder = codec_of(piece).decoder(options)
+        codec = codec_of(piece)
+        decoder = codec.decoder(options)
         while piece:
             if decoder.feed(piece):
                 picture = decoder.picture()
                 size = f"{picture.shape[1]} x {picture.shape[0]} pixels"
                 put(picture, Metadata())
+                count += 1
                 show(f"level {decoder.level} of {decoder.num_levels}")
             piece = stream.read1(_PIECE)
     decoder.close()
     if picture is not None and decoder.metadata != Metadata():
         put(picture, decoder.metadata)
-    return size
+    return Done(size, f"level {decoder.level}, {count} pictures, bundle {codec.bundle.name}")

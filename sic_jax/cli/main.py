@@ -54,6 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         warnings.showwarning = show_warning
         try:
             args = parse(arguments)
+            if getattr(args, "quiet", False):
+                warnings.simplefilter("ignore")
             code: int = args.run(args)
             sys.stdout.flush()
             return code

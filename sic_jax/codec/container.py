@@ -110,7 +110,7 @@ class Header:
 
 @dataclass(frozen=True)
 class Segment:
-    """The coded symbols of z (segment 0) or of a level, an exact picture or alpha; checked when made.
+    """Coded symbols of z (segment 0) or a level, an exact picture, or alpha; checked when made.
 
     Attributes:
         payload: The range coder's bytes, or the zlib stream of an exact picture or of alpha; fewer

@@ -70,18 +70,13 @@ def split_alpha(image: PictureLike) -> Parts:
     return Parts(colours, None if alpha.min() == 255 else alpha)
 
 
-def join_alpha(pictures: Pixels, alpha: Pixels | None) -> Pixels:
-    """Colours [..., H, W, 3] or gray [..., H, W] with alpha [H, W] as the last of their channels."""
-    if alpha is None:
-        return pictures
-    if pictures.shape[-2:] == alpha.shape:
-        pictures = pictures[..., None]
-    planes = np.broadcast_to(alpha[..., None], (*pictures.shape[:-1], 1))
-    return np.concatenate((pictures, planes), axis=-1)
+def join_alpha(colours: Pixels, alpha: Pixels | None) -> Pixels:
+    """Colours [H, W, 3] or [H, W] with alpha [H, W], if there is any, as their last channel."""
+    return colours if alpha is None else np.dstack((colours, alpha))
 
 
 def check_image(image: PictureLike) -> Pixels:
-    """The image as uint8 [H, W, 3], colours that alpha hides filled, or an error as `split_alpha`."""
+    """The image as uint8 [H, W, 3], hidden colours filled; errors are those of `split_alpha`."""
     colours, alpha = split_alpha(image)
     if alpha is not None:
         colours = fill_hidden(colours, alpha)

@@ -63,14 +63,21 @@ _FORMATS = {
     ".bmp": "BMP",
     ".ppm": "PPM",
     ".pgm": "PPM",
+    ".webp": "WEBP",
+    ".avif": "AVIF",
+    ".jxl": "JXL",
 }
+WRITTEN = tuple(filter(None, _FORMATS))
+"""Suffixes of the picture files that `write_image` writes."""
 _SAVE_OPTIONS: dict[str, dict[str, object]] = {
+    "AVIF": {"quality": 95, "subsampling": "4:4:4"},
     "BMP": {"dpi": (0, 0)},  # None; Pillow would write 96.
     "JPEG": {"quality": 95, "subsampling": "4:4:4"},
+    "JXL": {"lossless": True},
     "PNG": {"compress_level": 2},  # On photographs as small as the default and 3 times as fast.
+    "WEBP": {"lossless": True},
 }
-_WITH_ALPHA = ("PNG", "TIFF")
-_STACKS_WITH_MAIN_PICTURE = ("MPO", "PSD")
+_WITH_ALPHA = ("AVIF", "JXL", "PNG", "TIFF", "WEBP")
 # What Pillow says of pictures that are whole, but of a kind that it, or this build of it, lacks.
 _UNSUPPORTED = re.compile(r"unsupported|not supported|unimplemented|not available", re.IGNORECASE)
 _pillow_limit_lock = threading.Lock()
@@ -100,6 +107,7 @@ def read_image(
     *,
     background: str | None = None,
     alpha: bool = True,
+    frame: int | None = None,
 ) -> Picture:
     """Reads any single picture that Pillow reads, as 8-bit RGB or gray, with alpha if it has any.
 
@@ -115,15 +123,18 @@ def read_image(
             pixels have no alpha. None keeps it.
         alpha: Whether the pixels may have alpha. If not, a transparent picture is an error where
             there is no background.
+        frame: Which picture of an animation or of a file with several pages, from 0 on; files with
+            a single picture have 0. None: the main picture of stereo photographs and layers;
+            animations and pages are refused.
 
     Returns:
         The picture.
 
     Raises:
         OSError: The file cannot be opened.
-        ValueError: It is no picture that Pillow reads, is damaged, animated, HDR (PQ or HLG),
-            larger than 200 megapixels, has a sample format without a defined 8-bit range, or is
-            transparent and must not be.
+        ValueError: It is no picture that Pillow reads, is damaged, has no such frame or needs one,
+            is HDR (PQ or HLG), larger than 200 megapixels, transparent and must not be, or has a
+            sample format without a defined 8-bit range.
     """
     import numpy as np
 
@@ -131,7 +142,7 @@ def read_image(
         name, data = "image data", path_or_bytes
     else:
         name, data = os.fspath(path_or_bytes), Path(path_or_bytes).read_bytes()
-    image = _decode(name, data)
+    image = _decode(name, data, frame)
     upright = image
     image, stated = in_8_bits(name, image, data, background)
     if not alpha and image.mode in ("LA", "RGBA"):
@@ -197,13 +208,14 @@ def write_image(
     """Writes a picture in the format that the extension names (PNG without one), atomically.
 
     Args:
-        path: File to write: .png, .jpg, .jpeg (quality 95), .tif, .tiff, .bmp, .ppm or .pgm.
+        path: File to write. .jpg, .jpeg and .avif have quality 95; .png, .tif, .tiff, .bmp, .ppm,
+            .pgm, .webp and .jxl (with pillow-jxl-plugin) are lossless.
         pixels: As in `encode_image`.
         metadata: As in `encode_image`.
 
     Raises:
         OSError: The file cannot be written; nothing is left behind.
-        ValueError: Unknown extension, or the format cannot hold the picture.
+        ValueError: Unknown extension, a package is missing, or the format cannot hold the picture.
     """
     image_format = output_format(path)
     write_atomic(path, encode_image(pixels, metadata, image_format=image_format))
@@ -213,14 +225,18 @@ def output_format(path: str | os.PathLike[str]) -> str:
     """Pillow's name of the format in which `write_image` writes this path.
 
     Raises:
-        ValueError: Unknown extension.
+        ValueError: Unknown extension, or a package is missing.
     """
     suffix = Path(path).suffix.lower()
     if suffix not in _FORMATS:
-        known = ", ".join(filter(None, _FORMATS))
         raise ValueError(
             f"{os.fspath(path)}: cannot write a picture with the extension {suffix!r}; "
-            f"allowed are {known}"
+            f"allowed are {', '.join(WRITTEN)}"
+        )
+    if suffix == ".jxl" and importlib.util.find_spec("pillow_jxl") is None:
+        raise ValueError(
+            f"{os.fspath(path)}: a JPEG XL picture needs the package "
+            "pillow-jxl-plugin (pip install pillow-jxl-plugin)"
         )
     return _FORMATS[suffix]
 
@@ -235,7 +251,7 @@ def encode_image(
 
     Args:
         pixels: uint8 [height, width, 3] or [height, width], or with alpha [height, width, 4] or
-            [height, width, 2]. PNG and TIFF hold alpha; in other formats the picture is laid over
+            [height, width, 2]. JPEG, BMP and PPM have no alpha: in them the picture lies over
             white, with a warning.
         metadata: To write too. A profile that is not one for these pixels is left out, and what
             the format has no place for, with a warning.
@@ -259,6 +275,7 @@ def encode_image(
         image = flatten(image.convert(image.mode[:-1]), image.getchannel("A"), "white")
         warnings.warn(f"{image_format} has no alpha: the picture lies over white", stacklevel=2)
     buffer = io.BytesIO()
+    _add_formats()
     try:
         options = _SAVE_OPTIONS.get(image_format, {}) | save_options(metadata, image_format)
         image.save(buffer, image_format, **options)
@@ -282,8 +299,8 @@ def _pillow_limit() -> Iterator[None]:
             Image.MAX_IMAGE_PIXELS = before
 
 
-def _decode(name: str, data: bytes) -> Image.Image:
-    """Decodes the only frame and turns it upright."""
+def _decode(name: str, data: bytes, frame: int | None) -> Image.Image:
+    """Decodes a frame, or the only one, and turns it upright."""
     from PIL import Image, UnidentifiedImageError
 
     if not data:
@@ -293,9 +310,12 @@ def _decode(name: str, data: bytes) -> Image.Image:
         with _pillow_limit():
             image: Image.Image = Image.open(io.BytesIO(data))
             animated = getattr(image, "is_animated", False)
-            if not animated or image.format in _STACKS_WITH_MAIN_PICTURE:
-                return load_upright(image, data)
-            num_frames = getattr(image, "n_frames", 2)
+            num_frames = getattr(image, "n_frames", 2) if animated else 1
+            if image.format == "PSD":  # Layers are no pictures of their own.
+                num_frames = 1
+            single = num_frames == 1 or image.format == "MPO"
+            if (single and not frame) or (frame is not None and 0 <= frame < num_frames):
+                return load_upright(_at_frame(image, frame or 0, data), data)
     except UnidentifiedImageError as error:
         raise ValueError(f"{name}: {_no_picture(data[:32])}") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -309,7 +329,23 @@ def _decode(name: str, data: bytes) -> Image.Image:
         if isinstance(error, NotImplementedError) or _UNSUPPORTED.search(reason):
             raise ValueError(f"{name}: Pillow does not read this kind ({reason})") from error
         raise ValueError(f"{name}: the picture is damaged ({reason})") from error
+    if frame is not None:
+        raise ValueError(f"{name}: frame must be 0 to {num_frames - 1}, got {frame}")
     raise ValueError(
-        f"{name}: holds {num_frames} frames; only single pictures can be compressed, "
-        "so extract one frame first"
+        f"{name}: holds {num_frames} frames, of which a sic file holds one; choose it with "
+        f"--frame N, 0 to {num_frames - 1} (frame= in Python)"
     )
+
+
+def _at_frame(image: Image.Image, frame: int, data: bytes) -> Image.Image:
+    """A picture at one of its frames, not decoded yet."""
+    from PIL import Image
+
+    if image.format == "TIFF" and getattr(image, "is_animated", False):
+        # Profiles of pages that Pillow has seen stay where a page has none.
+        image = Image.open(io.BytesIO(data))
+        if frame:
+            image.info.clear()
+    if frame:
+        image.seek(frame)
+    return image
