@@ -3,6 +3,7 @@
 import errno
 import os
 import stat
+import subprocess
 import sys
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from PIL import Image
 
 from sic_jax.codec import container
 from sic_jax.metadata import Metadata
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def test_output_names_the_target(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -109,6 +112,8 @@ def test_quiet_tells_errors_only(
     assert run("compress", "in", "-o", "out", "-q", "--skip-existing", "--ignore-unreadable") == 0
     assert run("decompress", "a.sic", "-o", "a.ppm", "--quiet") == 0  # Its resolution is lost.
     assert run("truncate", "a.sic", "b.sic", "--level", "1", "-q") == 0
+    argv = ["in", "-o", "out", "--ignore-unreadable", "--skip-existing"]
+    assert run("compress", *argv, "--dry-run", "-q") == 0
     assert capsys.readouterr() == ("", "")
     assert files(folder / "out") == ["a.sic", "b.sic"]
     # What makes the exit code 1 is told.
@@ -300,3 +305,30 @@ def test_preserve_that_fails_writes_nothing(
     assert run("compress", "a.png", "--preserve") == 1
     assert capsys.readouterr().err == "sic: error: a.png: a.sic: Operation not permitted\n"
     assert files(folder) == ["a.png"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs a shell like bash")
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("sic trun", {"truncate "}),
+        ("sic compress --min", {"--min-psnr "}),
+        ("sic decompress a.sic --format we", {"webp "}),
+        ("sic bundle ", {"list", "add", "remove", "-h", "--help"}),
+    ],
+)
+def test_shells_complete_words(tmp_path: Path, line: str, words: set[str]) -> None:
+    pytest.importorskip("argcomplete")
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+        "_ARGCOMPLETE": "1",
+        "_ARGCOMPLETE_IFS": "\n",
+        "_ARGCOMPLETE_STDOUT_FILENAME": str(tmp_path / "answer"),
+        "COMP_LINE": line,
+        "COMP_POINT": str(len(line)),
+    }
+    command = [sys.executable, "-m", "sic_jax.cli.main"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert set((tmp_path / "answer").read_text().split("\n")) == words

@@ -34,35 +34,30 @@ def add_compress(commands: Any) -> None:
         "compress", help="make .sic files of pictures", usage="sic compress IN... [OUT] [options]"
     )
     compress.set_defaults(run=_compress)
-    add_flags(compress, EncodeOptions)
-    compress.add_argument(
-        "--bundle",
-        default="default",
-        metavar="B",
-        help="trained model, by name or folder (default: default)",
-    )
-    compress.add_argument(
+    add_flags(compress.add_argument_group("quality"), EncodeOptions)
+    pictures = compress.add_argument_group("pictures")
+    pictures.add_argument(
         "--ignore-unreadable",
         action="store_true",
         help="files in folders that are no pictures are only named, exit code 0",
     )
-    compress.add_argument(
+    pictures.add_argument(
         "--background",
         metavar="COLOR",
         help="colour to lay transparent pixels over, as white or #a0b0c0 (default: alpha is kept)",
     )
-    compress.add_argument(
+    pictures.add_argument(
         "--frame",
         type=int,
         metavar="N",
         help="which picture of an animation or of a file with several pages: 0 is the first",
     )
-    compress.add_argument(
+    pictures.add_argument(
         "--strip",
         action="store_true",
         help="keep no EXIF, XMP, resolution and ICC profile; the colours then count as sRGB",
     )
-    add_job_flags(compress, "pictures")
+    add_job_flags(compress, "pictures", "default")
 
 
 def _compress(args: argparse.Namespace) -> int:

@@ -42,29 +42,25 @@ def add_decompress(commands: Any) -> None:
         usage="sic decompress IN... [OUT] [options]",
     )
     decompress.set_defaults(run=_decompress)
-    add_flags(decompress, DecodeOptions)
-    decompress.add_argument(
-        "--bundle",
-        metavar="B",
-        help="trained model, by name or folder (default: each file's own, by its id)",
-    )
-    decompress.add_argument(
+    pictures = decompress.add_argument_group("pictures")
+    add_flags(pictures, DecodeOptions)
+    pictures.add_argument(
         "--samples", type=int, metavar="M", help="write M pictures with different details"
     )
-    decompress.add_argument(
+    pictures.add_argument(
         "--format",
         choices=[suffix[1:] for suffix in WRITTEN],
         metavar="F",
         help="format of files that OUT does not name, as in folders: "
-        f"{', '.join(suffix[1:] for suffix in WRITTEN)} (default: png); jpg and avif have quality "
-        "95, all others are lossless",
+        f"{', '.join(suffix[1:] for suffix in WRITTEN)} (default: png); jpg, jpeg and avif have "
+        "quality 95, all others are lossless",
     )
-    decompress.add_argument(
+    pictures.add_argument(
         "--progressive",
         action="store_true",
         help="write OUT anew at every level that arrives, as from a slow pipe",
     )
-    add_job_flags(decompress, ".sic files")
+    add_job_flags(decompress, ".sic files", None)
 
 
 def _decompress(args: argparse.Namespace) -> int:

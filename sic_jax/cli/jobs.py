@@ -9,6 +9,7 @@ import os
 import sys
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TextIO, TypeVar
@@ -27,26 +28,33 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-def add_output_flags(command: argparse.ArgumentParser) -> None:
-    """Adds the flags about OUT and about what is told, for all commands that write files."""
-    command.add_argument("-o", "--output", metavar="OUT", help="OUT; all other paths are IN then")
-    command.add_argument(
+def add_output_flags(command: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """Adds the flags about OUT and about what is told, for all commands that write files.
+
+    Returns:
+        The group of those about files.
+    """
+    files = command.add_argument_group("files")
+    files.add_argument("-o", "--output", metavar="OUT", help="OUT; all other paths are IN then")
+    files.add_argument(
         "--preserve", action="store_true", help="give OUT the times and permissions of IN"
     )
-    command.add_argument(
+    files.add_argument(
         "-n", "--dry-run", action="store_true", help="only tell what would be written or left out"
     )
-    told = command.add_mutually_exclusive_group()
+    told = command.add_argument_group("messages").add_mutually_exclusive_group()
     told.add_argument("-q", "--quiet", action="store_true", help="tell errors only")
     told.add_argument("-v", "--verbose", action="store_true", help="tell more of each file")
+    return files
 
 
-def add_job_flags(command: argparse.ArgumentParser, inputs: str) -> None:
+def add_job_flags(command: argparse.ArgumentParser, inputs: str, bundle: str | None) -> None:
     """Adds IN, OUT and the flags that `sic compress` and `sic decompress` have both.
 
     Args:
         command: Parser of a command.
         inputs: What IN are, for the help.
+        bundle: The default of --bundle; None for each file's own.
     """
     command.add_argument(
         "paths",
@@ -55,18 +63,25 @@ def add_job_flags(command: argparse.ArgumentParser, inputs: str) -> None:
         help=f"{inputs} and folders of them, then OUT: a file for one IN, a folder for several "
         "(default: beside IN); - is stdin or stdout",
     )
-    add_output_flags(command)
-    command.add_argument(
-        "--coder",
-        choices=("tfc", "native"),
-        help="range coder (default: native; tfc can hang on forged files)",
-    )
-    existing = command.add_mutually_exclusive_group()
+    existing = add_output_flags(command).add_mutually_exclusive_group()
     existing.add_argument(
         "--force", action="store_true", help="overwrite files that were not named as OUT"
     )
     existing.add_argument(
         "--skip-existing", action="store_true", help="pass over IN whose output is there"
+    )
+    model = command.add_argument_group("model")
+    model.add_argument(
+        "--bundle",
+        default=bundle,
+        metavar="B",
+        help="trained model, by name or folder (default: "
+        f"{bundle or 'that which made the file, by its id'})",
+    )
+    model.add_argument(
+        "--coder",
+        choices=("tfc", "native"),
+        help="range coder (default: native; tfc can hang on forged files)",
     )
 
 
@@ -114,12 +129,12 @@ def run_jobs(
     jobs, left = planned
     if args.preserve and any(STD in (job.source, *job.targets) for job in jobs):
         raise UsageError("--preserve needs files as IN and OUT, not -")
-    prepared = False
-    failed = skipped = 0
+    prepare_once = functools.cache(prepare)
+    counts: Counter[str] = Counter()
     for number, job in enumerate(jobs, 1):
         if job.derived and args.skip_existing and all(map(os.path.exists, job.targets)):
-            skipped += 1
-            if args.dry_run or args.verbose:
+            counts["skipped"] += 1
+            if args.verbose or (args.dry_run and not args.quiet):
                 _tell(sys.stdout, f"{shown(job.source)}: skipped, {shown(job.targets[0])} is there")
             continue
         progress = shown(job.source)
@@ -131,47 +146,46 @@ def run_jobs(
             _check_files(job, force=job.derived and args.force)
         except OSError as error:
             fail(error, job.source)
-            failed += 1
+            counts["failed"] += 1
             continue
-        if not prepared:  # Not inside a try: without a model no file can succeed.
-            prepare()
-            prepared = True
-        start = time.perf_counter()
+        prepare_once()  # Not inside a try: without a model no file can succeed.
         try:
             with warnings.catch_warnings():
                 warnings.showwarning = functools.partial(show_warning, source=job.source)
-                if args.dry_run:
-                    look(job)
-                else:
-                    done = work(job, progress)
+                line = _look(job, look) if args.dry_run else _work(job, progress, work, args)
         except BrokenPipeError:
             raise
         except Exception as error:
             fail(error, job.source)
-            failed += 1
-            continue
-        if args.dry_run:
-            over = any(target != STD and os.path.exists(target) for target in job.targets)
-            _report(job, f"would be {'overwritten' if over else 'written'}")
-        elif args.verbose:
-            _report(job, f"{done.line}; {done.details}, {time.perf_counter() - start:.2f} s")
-        elif not args.quiet:
-            _report(job, done.line)
-    is_failure = failed > 0 or (bool(left) and not args.ignore_unreadable)
+            counts["failed"] += 1
+        else:
+            counts["to do" if args.dry_run else "done"] += 1
+            if not args.quiet:
+                _report(job, line)
     for file, reason in left:
+        counts["left out"] += 1
         if not args.quiet or not args.ignore_unreadable:
             show_warning(f"left out: {reason}", source=file)
-    if (skipped or left or len(jobs) > 1) and not args.quiet:
-        done_word = "to do" if args.dry_run else "done"
-        counts = {
-            done_word: len(jobs) - failed - skipped,
-            "skipped": skipped,
-            "failed": failed,
-            "left out": len(left),
-        }
-        told = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+    if (counts["skipped"] or left or len(jobs) > 1) and not args.quiet:
+        order = ("to do", "done", "skipped", "failed", "left out")
+        told = ", ".join(f"{counts[what]} {what}" for what in order if counts[what])
         sys.stderr.write(f"sic: {told}\n")
-    return int(is_failure)
+    return int(counts["failed"] > 0 or (bool(left) and not args.ignore_unreadable))
+
+
+def _look(job: Job, look: Callable[[Job], object]) -> str:
+    look(job)
+    is_there = any(target != STD and os.path.exists(target) for target in job.targets)
+    return f"would be {'overwritten' if is_there else 'written'}"
+
+
+def _work(
+    job: Job, progress: str, work: Callable[[Job, str], Done], args: argparse.Namespace
+) -> str:
+    start = time.perf_counter()
+    done = work(job, progress)
+    seconds = time.perf_counter() - start
+    return f"{done.line}; {done.details}, {seconds:.2f} s" if args.verbose else done.line
 
 
 def loader(coder: str | None) -> Callable[[str], Codec]:
