@@ -219,14 +219,9 @@ class Codec:
             data = truncate_to(data, int(limit))
         if options.min_psnr is None:
             return data
-        decoding = DecodeOptions(grain=False, max_pixels=height * width)
-        return cut_at_psnr(
-            data,
-            image,
-            options.min_psnr,
-            lambda k: self.decompress(data, decoding, level=k),
-            level=read_header(data).num_levels,
-        )
+        decoder = self.decoder(grain=False, max_pixels=height * width)
+        decoder.feed(data)
+        return cut_at_psnr(data, image, options.min_psnr, decoder.picture, level=decoder.level)
 
     def encode_latents(
         self,
