@@ -1,4 +1,4 @@
-"""Shared fixtures: one tiny model, its parameters and its compiled functions.
+"""Shared fixtures: one tiny model, its parameters and its compiled functions; a fake codec.
 
 Compiling takes nearly all of the tests' time: the functions are compiled once a session, for one
 batch size, without the costly passes of XLA.
@@ -22,8 +22,10 @@ if tuple(map(int, version("jax").split(".")[:2])) >= (0, 10):
 import jax
 import numpy as np
 import pytest
+from fake_codec import MODEL_ID, FakeCodec
 from PIL import Image
 
+from sic_jax.cli import jobs
 from sic_jax.model.entropy_models.checkerboard.context import (
     all_parameters,
     complete,
@@ -186,3 +188,38 @@ def write_images(folder: Path, source: Sequence[np.ndarray]) -> None:
 def source(pictures: np.ndarray) -> list[np.ndarray]:
     """Three training images of 128 x 64 pixels."""
     return [np.round(np.tile(p, (2, 1, 1)) * 255).astype(np.uint8) for p in pictures]
+
+
+@pytest.fixture
+def place(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A place with a bundle that has the fake codec's id; and no other but the package's."""
+    place = tmp_path_factory.mktemp("bundles")
+    fake = place / "fake"
+    fake.mkdir()
+    (fake / "config.json").write_text("{}")
+    (fake / "id").write_text((MODEL_ID + bytes(26)).hex() + "\n")
+    monkeypatch.setenv("SIC_BUNDLES", str(place))
+    monkeypatch.setenv("XDG_DATA_HOME", str(place / "data"))
+    return place
+
+
+@pytest.fixture
+def loads(monkeypatch: pytest.MonkeyPatch, place: Path) -> list[tuple[str, str | None]]:
+    """Puts the fake codec in place and records how it was loaded."""
+    calls: list[tuple[str, str | None]] = []
+
+    def load(bundle: str, coder: str | None) -> FakeCodec:
+        calls.append((bundle, coder))
+        if bundle == "missing":
+            raise ValueError("no bundle 'missing'")
+        return FakeCodec(bundle)
+
+    monkeypatch.setattr(jobs, "load_codec", load)
+    return calls
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loads: list[object]) -> Path:
+    """An empty folder, the working directory of commands that have the fake codec."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path

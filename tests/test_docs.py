@@ -28,7 +28,12 @@ PAGES = [p for p in sorted(DOCS.rglob("*.md")) if p.parent.name not in ("noteboo
 PAGES += [ROOT / "README.md", *sorted((ROOT / "sic_jax" / "bundles").glob("*/README.md"))]
 NOTEBOOKS = sorted((DOCS / "examples").glob("*.ipynb"))
 # Programs that tests of their own run.
-ELSEWHERE = {"README.md": "test_readme.py", "docs/new_model.md": "test_new_model.py"}
+ELSEWHERE = {
+    "README.md": "test_readme.py",
+    "docs/new_model.md": "test_new_model.py",
+    "docs/guide/python.md": "test_python_guide.py",
+    "docs/guide/progressive.md": "test_progressive.py",
+}
 
 
 def name_of(page: Path) -> str:
@@ -74,7 +79,8 @@ def check_pip(arguments: list[str]) -> None:
 
 @pytest.mark.parametrize("line", COMMANDS)
 def test_command_line_parses(line: str) -> None:
-    words = shlex.split(line, comments=True)
+    # Of a pipe the part that is ours.
+    words = shlex.split(line.rpartition(" | ")[2] if " | sic " in line else line, comments=True)
     while re.match(r"[A-Z_]+=", words[0]):
         del words[0]
     program, *arguments = words
