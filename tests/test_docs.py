@@ -24,7 +24,7 @@ from sic_jax.data import pack
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 # Pages of the notebook have commands of the revision that they ran with.
-PAGES = [p for p in sorted(DOCS.rglob("*.md")) if p.parent.name not in ("notebook", "_build")]
+PAGES = [p for p in sorted(DOCS.rglob("*.md")) if not {"notebook", "_build"} & set(p.parts)]
 PAGES += [ROOT / "README.md", *sorted((ROOT / "sic_jax" / "bundles").glob("*/README.md"))]
 NOTEBOOKS = sorted((DOCS / "examples").glob("*.ipynb"))
 # Programs that tests of their own run.
