@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 from sic_jax.files import write_atomic
 from sic_jax.images.colour import in_8_bits, is_srgb, load_upright, match_profile
 from sic_jax.images.embedded import embedded, save_options
+from sic_jax.images.png import without_damaged_chunks
 from sic_jax.metadata import Metadata
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ _SAVE_OPTIONS: dict[str, dict[str, object]] = {
 _STACKS_WITH_MAIN_PICTURE = ("MPO", "PSD")
 # What Pillow says of pictures that are whole, but of a kind that it, or this build of it, lacks.
 _UNSUPPORTED = re.compile(r"unsupported|not supported|unimplemented|not available", re.IGNORECASE)
+_KNOWN_HEADS = {b"\x89PNG\r\n": "PNG", b"\xff\xd8\xff": "JPEG", b"GIF8": "GIF"}
 _pillow_limit_lock = threading.Lock()
 
 
@@ -171,6 +173,11 @@ def _no_picture(head: bytes) -> str:
     elif head.startswith(b"\xff\x0a") or head[4:8] == b"JXL ":
         kind, module, package = "JPEG XL", "pillow_jxl", "pillow-jxl-plugin"
     else:
+        known = [kind for start, kind in _KNOWN_HEADS.items() if head.startswith(start)]
+        if head[4:12] in (b"ftypavif", b"ftypavis"):
+            known = ["AVIF"]
+        if known:
+            return f"the {known[0]} picture is damaged, or of a kind that Pillow does not read"
         return "not a picture in a format that Pillow reads"
     if importlib.util.find_spec(module) is None:
         return f"a {kind} picture needs the package {package} (pip install {package})"
@@ -264,12 +271,24 @@ def _pillow_limit() -> Iterator[None]:
 
 
 def _decode(name: str, data: bytes) -> Image.Image:
-    """Decodes the only frame and turns it upright."""
-    from PIL import Image, UnidentifiedImageError
-
+    """Decodes the only frame and turns it upright; damage beside the picture costs a warning."""
     if not data:
         raise ValueError(f"{name}: the file is empty")
     _add_formats()
+    try:
+        return _decode_as_it_is(name, data)
+    except ValueError:
+        data, damaged = without_damaged_chunks(data)
+        if not damaged:
+            raise
+    image = _decode_as_it_is(name, data)
+    warnings.warn(f"{name}: damaged and left out: {', '.join(damaged)}", stacklevel=3)
+    return image
+
+
+def _decode_as_it_is(name: str, data: bytes) -> Image.Image:
+    from PIL import Image, UnidentifiedImageError
+
     try:
         with _pillow_limit():
             image: Image.Image = Image.open(io.BytesIO(data))
