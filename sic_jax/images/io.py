@@ -282,7 +282,8 @@ def _decode(name: str, data: bytes) -> Image.Image:
         if not damaged:
             raise
     image = _decode_as_it_is(name, data)
-    warnings.warn(f"{name}: damaged and left out: {', '.join(damaged)}", stacklevel=3)
+    kinds = ", ".join(dict.fromkeys(damaged))
+    warnings.warn(f"{name}: damaged and left out: {kinds}", stacklevel=3)
     return image
 
 
