@@ -17,6 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageFont
 
 from sic_jax import BitstreamError
@@ -34,6 +36,7 @@ from sic_jax.codec.container import (
 )
 from sic_jax.codec.grain import add_grain, measure_grain
 from sic_jax.codec.options import DecodeOptions, EncodeOptions
+from sic_jax.codec.psnr_target import lowest_level
 from sic_jax.devices import check_devices
 from sic_jax.entropy import range_coder
 from sic_jax.entropy.cdf_tables import CdfTables
@@ -363,6 +366,56 @@ def test_limits_of_size_cut_at_a_level(codec: Codec) -> None:
     assert len(coded) < len(exact)
 
 
+def decibels(x: np.ndarray, x_hat: np.ndarray) -> float:
+    return float(10 * np.log10(255**2 / np.square(x.astype(float) - x_hat).mean()))
+
+
+def test_quality_as_a_psnr(codec: Codec) -> None:
+    x, metadata = picture(96, 80), Metadata(exif=b"exif")
+    levels = range(1, LEVELS + 1)
+    files = [codec.compress(x, level=k, grain=6, seed=5, metadata=metadata) for k in levels]
+    values = [decibels(x, codec.decompress(data, grain=False)) for data in files]
+    assert values == sorted(values)
+    assert min(np.diff(values)) > 0.1
+    assert decibels(x, codec.decompress(files[0])) < values[0] - 0.1
+
+    def made(**options: float) -> bytes:
+        return codec.compress(x, grain=6, seed=5, metadata=metadata, **options)
+
+    assert made(min_psnr=1) == files[0]
+    for k in levels:
+        assert made(min_psnr=values[k - 1] - 0.01) == files[k - 1]
+        if k < LEVELS:
+            assert made(min_psnr=values[k - 1] + 0.01) == files[k]
+    # Other limits say what there is to choose from.
+    assert made(min_psnr=values[0] - 0.01, level=2) == files[0]
+    assert made(min_psnr=values[1] - 0.01, max_bytes=len(files[1])) == files[1]
+    most = f"a PSNR of 90 dB is not reached: level {LEVELS} has {values[-1]:.2f} dB"
+    with pytest.warns(UserWarning, match=most):
+        assert made(min_psnr=90) == files[-1]
+    with pytest.warns(UserWarning, match=f"level 2 has {values[1]:.2f} dB"):
+        assert made(min_psnr=values[-1], max_bytes=len(files[1])) == files[1]
+    with pytest.warns(UserWarning, match=f"level 1 has {values[0]:.2f} dB"):
+        assert made(min_psnr=values[-1], level=1) == files[0]
+    # Exact pictures have any PSNR; gray ones have that of their one channel.
+    assert codec.compress(graphic(32), min_psnr=99) == codec.compress(graphic(32))
+    gray = codec.compress(x[..., 0])
+    value = decibels(x[..., 0], codec.decompress(gray, level=2, grain=False))
+    assert codec.compress(x[..., 0], min_psnr=value - 0.01) == truncate(gray, 2)
+
+
+@given(st.lists(st.floats(1, 60), min_size=1, max_size=20), st.floats(1, 60))
+def test_the_level_of_a_psnr_has_it_and_the_one_below_has_less(
+    values: list[float], target: float
+) -> None:
+    level = lowest_level(lambda k: values[k - 1], target, len(values))
+    assert values[level - 1] >= target or level == len(values)
+    assert level == 1 or values[level - 2] < target
+    rising = sorted(values)
+    lowest = next((k for k, v in enumerate(rising, 1) if v >= target), len(values))
+    assert lowest_level(lambda k: rising[k - 1], target, len(rising)) == lowest
+
+
 def test_small_graphics_are_stored_exactly_and_photographs_and_large_ones_not(
     codec: Codec,
 ) -> None:
@@ -478,7 +531,7 @@ def test_bad_arguments(codec: Codec) -> None:
         codec.decompress(data, max_pixels=255)
     with pytest.raises(
         TypeError,
-        match="EncodeOptions has no field 'search'; its fields are level, max_bytes, max_bpp, opt",
+        match="EncodeOptions has no field 'search'; its fields are level, max_bytes, max_bpp, min_",
     ):
         codec.compress(x, search=3)
     with pytest.raises(TypeError, match="EncodeOptions has no field 'strict'"):

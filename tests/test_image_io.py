@@ -1,3 +1,4 @@
+import importlib.util
 import io
 import struct
 import subprocess
@@ -105,23 +106,31 @@ def load(path: Path) -> Image.Image:
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 3), (33, 17), (1, 1), (5, 9, 3)])
-@pytest.mark.parametrize("suffix", [".png", ".tif", ".bmp", ".ppm", ""])
+@pytest.mark.parametrize("suffix", [".png", ".tif", ".bmp", ".ppm", "", ".webp", ".jxl"])
 def test_round_trip_is_exact(tmp_path: Path, shape: tuple[int, ...], suffix: str) -> None:
+    if suffix == ".jxl":
+        pytest.importorskip("pillow_jxl")
     pixels = random_pixels(*shape)
     write_image(tmp_path / f"a{suffix}", pixels)
     picture = read_image(tmp_path / f"a{suffix}")
+    if suffix == ".webp" and pixels.ndim == 2:  # It has no gray.
+        pixels = np.stack([pixels] * 3, axis=-1)
     np.testing.assert_array_equal(picture.pixels, pixels)
     assert picture.pixels.dtype == np.uint8
     assert picture.pixels.flags.c_contiguous
-    assert picture.metadata == Metadata()
+    if suffix != ".jxl" or pixels.ndim == 3:  # Its reader makes a profile for gray.
+        assert picture.metadata == Metadata()
 
 
-def test_jpeg_is_close_and_has_full_chroma(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "image_format"), [("a.JPG", "JPEG"), ("a.avif", "AVIF")])
+def test_lossy_formats_are_close_and_have_full_chroma(
+    tmp_path: Path, name: str, image_format: str
+) -> None:
     pixels = np.repeat(np.repeat(random_pixels(4, 4, 3) // 2 + 64, 8, 0), 8, 1)
-    write_image(tmp_path / "a.JPG", pixels)
-    error = read_image(tmp_path / "a.JPG").pixels.astype(int) - pixels
-    assert np.abs(error).mean() < 2
-    assert load(tmp_path / "a.JPG").format == "JPEG"
+    write_image(tmp_path / name, pixels)
+    error = read_image(tmp_path / name).pixels.astype(int) - pixels
+    assert 0 < np.abs(error).mean() < 2
+    assert load(tmp_path / name).format == image_format
 
 
 def test_bytes_and_path_give_the_same(tmp_path: Path) -> None:
@@ -370,13 +379,52 @@ def test_animation_is_refused_but_a_stereo_jpeg_is_not(tmp_path: Path) -> None:
     frames = [Image.fromarray(random_pixels(4, 4, 3, seed=i)) for i in range(3)]
     for name in ("a.gif", "a.png", "a.tif", "a.webp"):
         path = save(tmp_path / name, frames[0], save_all=True, append_images=frames[1:])
-        with pytest.raises(ValueError, match=rf"{name}: holds 3 frames.*extract one frame"):
+        with pytest.raises(ValueError, match=rf"{name}: holds 3 frames.* --frame N, 0 to 2 "):
             read_image(path)
     path = tmp_path / "a.mpo"
     frames[0].save(path, format="MPO", save_all=True, append_images=frames[1:])
     assert read_image(path).pixels.shape == (4, 4, 3)
     path = save(tmp_path / "one.gif", frames[0])
     assert read_image(path).pixels.shape == (4, 4, 3)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif", "a.webp", "a.gif", "a.mpo", "a.avif"])
+def test_frames(tmp_path: Path, name: str) -> None:
+    """Each is of one colour, which all formats keep."""
+    colours = np.array([[255, 0, 0], [0, 0, 0], [255, 255, 255]], np.uint8)
+    frames = [Image.fromarray(np.tile(colour, (8, 9, 1))) for colour in colours]
+    exact = {"lossless": True} if name == "a.webp" else {}
+    path = save(tmp_path / name, frames[0], save_all=True, append_images=frames[1:], **exact)
+    for frame, colour in enumerate(colours):
+        picture = read_image(path, frame=frame)
+        assert picture.pixels.shape in ((8, 9, 3), (8, 9))
+        error = picture.pixels.reshape(8, 9, -1).astype(int) - colour
+        assert np.abs(error).max() <= (0 if name[2:] in ("png", "tif", "webp", "gif") else 3)
+        assert "2 further pictures" in picture.dropped
+    for frame in (-1, 3):
+        with pytest.raises(ValueError, match=rf"{name}: frame must be 0 to 2, got {frame}$"):
+            read_image(path, frame=frame)
+
+
+def test_a_single_picture_is_frame_0(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.jpg", Image.fromarray(random_pixels(4, 5, 3)))
+    np.testing.assert_array_equal(read_image(path, frame=0).pixels, read_image(path).pixels)
+    with pytest.raises(ValueError, match="frame must be 0 to 0, got 1"):
+        read_image(path, frame=1)
+
+
+def test_a_page_has_its_own_orientation_and_profile(tmp_path: Path) -> None:
+    pages = [Image.fromarray(random_pixels(4, 5, 3, seed=i)) for i in range(3)]
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    pages[1].encoderinfo = {"tiffinfo": exif, "icc_profile": wide_gamut_profile()}
+    path = save(tmp_path / "a.tif", pages[0], save_all=True, append_images=pages[1:])
+    found = [read_image(path, frame=i) for i in range(3)]
+    np.testing.assert_array_equal(found[0].pixels, np.asarray(pages[0]))
+    np.testing.assert_array_equal(found[1].pixels, np.rot90(np.asarray(pages[1]), -1))
+    np.testing.assert_array_equal(found[2].pixels, np.asarray(pages[2]))
+    profiles = [picture.metadata.icc_profile for picture in found]
+    assert profiles == [None, wide_gamut_profile(), None]
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.tif", "a.webp", "a.bmp", "a.gif"])
@@ -439,10 +487,17 @@ def test_size_limit_is_200_megapixels(tmp_path: Path, monkeypatch: pytest.Monkey
     assert before == Image.MAX_IMAGE_PIXELS
 
 
-@pytest.mark.parametrize("name", ["a.heic", "a.sic", "a.webp"])
+@pytest.mark.parametrize("name", ["a.heic", "a.sic", "a.gif"])
 def test_unknown_extension(tmp_path: Path, name: str) -> None:
     with pytest.raises(ValueError, match=rf"{name}: cannot write .* allowed are \.png, \.jpg"):
         write_image(tmp_path / name, random_pixels(2, 2))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_jpeg_xl_needs_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"a\.jxl: a JPEG XL picture needs .*install pillow-jxl"):
+        write_image(tmp_path / "a.jxl", random_pixels(2, 2))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -497,6 +552,13 @@ def test_gif_pictures_that_leave_a_part_open() -> None:
     expected = np.full((2, 3, 3), (1, 2, 3))
     expected[0, 1] = (200, 100, 50)
     assert got.pixels.tolist() == expected.tolist()
+    # A later frame holds what changes; it hides nothing of the frame before.
+    first, second = (Image.fromarray(np.full((4, 4, 3), 200, np.uint8)) for _ in range(2))
+    second.putpixel((1, 2), (10, 20, 30))
+    buffer = io.BytesIO()
+    first.save(buffer, "GIF", save_all=True, append_images=[second])
+    got = read_image(buffer.getvalue(), frame=1)
+    np.testing.assert_array_equal(got.pixels, np.asarray(second))
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,7 @@ from sic_jax.metrics.table import METRICS
 from sic_jax.progress import Progress
 
 # Files keep the default seed and the measured grain; files and decodings have all of --levels.
-_NO_ENCODE_FLAGS = ("level", "max_bytes", "max_bpp", "seed", "grain")
+_NO_ENCODE_FLAGS = ("level", "max_bytes", "max_bpp", "min_psnr", "seed", "grain")
 _NO_DECODE_FLAGS = ("level", "strict")
 
 

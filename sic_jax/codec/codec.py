@@ -35,6 +35,7 @@ from sic_jax.codec.pixels import (
     pad,
     to_gray,
 )
+from sic_jax.codec.psnr_target import cut_at_psnr
 from sic_jax.codec.symbols import Latents, SymbolCoder
 from sic_jax.devices import check_devices, check_process, is_forked
 from sic_jax.entropy.range_coder import VALUE_LIMIT, available_backends, default_backend
@@ -209,7 +210,18 @@ class Codec:
         y, z, _ = self.encode_latents(pixels, options, on_step=on_step)
         segments = self._symbols.encode(y, z, level)
         data = pack(header, segments, metadata)
-        return data if len(data) <= limit else truncate_to(data, int(limit))
+        if len(data) > limit:
+            data = truncate_to(data, int(limit))
+        if options.min_psnr is None:
+            return data
+        decoding = DecodeOptions(grain=False, max_pixels=height * width)
+        return cut_at_psnr(
+            data,
+            image,
+            options.min_psnr,
+            lambda k: self.decompress(data, decoding, level=k),
+            level=read_header(data).num_levels,
+        )
 
     def encode_latents(
         self,

@@ -30,7 +30,8 @@ def load_upright(image: Image.Image, data: bytes) -> Image.Image:
 
     image = with_exact_transparency(image, data)
     tile: Any = getattr(image, "tile", None)
-    covered = tile[0][1] if image.format == "GIF" and tile else None
+    first_of_gif = image.format == "GIF" and tile and image.tell() == 0
+    covered = tile[0][1] if first_of_gif else None
     turn_upright(image)
     if covered not in (None, (0, 0, *image.size)) and not image.has_transparency_data:
         # Pillow fills the rest of a GIF picture with a colour; browsers leave it transparent.

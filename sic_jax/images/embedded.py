@@ -31,7 +31,13 @@ _PNG_IPTC = "Raw profile type iptc"
 _MAX_KEYS = 5
 _EXTENDED_XMP = b"http://ns.adobe.com/xmp/extension/\x00"
 _NAMES = {"icc_profile": "ICC profile", "exif": "EXIF", "xmp": "XMP", "dpi": "resolution"}
-_BLOCKS_OF_FORMAT: dict[str, tuple[str, ...]] = {"BMP": ("dpi",), "PPM": ()}
+_BLOCKS_OF_FORMAT: dict[str, tuple[str, ...]] = {
+    "AVIF": ("icc_profile", "exif", "xmp"),
+    "BMP": ("dpi",),
+    "JXL": ("exif", "xmp"),  # Of the plugin; the format has a place for profiles.
+    "PPM": (),
+    "WEBP": ("icc_profile", "exif", "xmp"),
+}
 """The metadata that a format holds, where it cannot hold all."""
 _MAX_JPEG_BYTES = {"exif": 65533 - 6, "xmp": 65533 - 29, "icc_profile": 255 * (65533 - 14)}
 """What segments of a JPEG file hold beside the block's name; a profile may take 255 of them."""
@@ -119,8 +125,8 @@ def _holds(image_format: str, name: str, value: Any) -> bool:
         return all(1 <= round(v) <= 65535 for v in value)  # Whole numbers of 16 bits.
     if image_format == "JPEG":
         return len(value) <= _MAX_JPEG_BYTES[name]
-    if image_format == "TIFF" and name == "exif":
-        return _is_exif(value)  # Its tags become the file's.
+    if image_format in ("AVIF", "TIFF") and name == "exif":
+        return _is_exif(value)  # AVIF encoders parse it; its tags become those of a TIFF file.
     return True
 
 

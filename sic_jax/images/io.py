@@ -64,13 +64,20 @@ _FORMATS = {
     ".bmp": "BMP",
     ".ppm": "PPM",
     ".pgm": "PPM",
+    ".webp": "WEBP",
+    ".avif": "AVIF",
+    ".jxl": "JXL",
 }
+WRITTEN = tuple(filter(None, _FORMATS))
+"""Suffixes of the picture files that `write_image` writes."""
 _SAVE_OPTIONS: dict[str, dict[str, object]] = {
+    "AVIF": {"quality": 95, "subsampling": "4:4:4"},
     "BMP": {"dpi": (0, 0)},  # None; Pillow would write 96.
     "JPEG": {"quality": 95, "subsampling": "4:4:4"},
+    "JXL": {"lossless": True},
     "PNG": {"compress_level": 2},  # On photographs as small as the default and 3 times as fast.
+    "WEBP": {"lossless": True},
 }
-_STACKS_WITH_MAIN_PICTURE = ("MPO", "PSD")
 # What Pillow says of pictures that are whole, but of a kind that it, or this build of it, lacks.
 _UNSUPPORTED = re.compile(r"unsupported|not supported|unimplemented|not available", re.IGNORECASE)
 _KNOWN_HEADS = {b"\x89PNG\r\n": "PNG", b"\xff\xd8\xff": "JPEG", b"GIF8": "GIF"}
@@ -95,7 +102,10 @@ class Picture:
 
 
 def read_image(
-    path_or_bytes: str | os.PathLike[str] | bytes, *, background: str | None = None
+    path_or_bytes: str | os.PathLike[str] | bytes,
+    *,
+    background: str | None = None,
+    frame: int | None = None,
 ) -> Picture:
     """Reads any single picture that Pillow reads, as 8-bit RGB or gray.
 
@@ -107,15 +117,18 @@ def read_image(
     Args:
         path_or_bytes: A file, or the bytes of one.
         background: Colour under transparent pixels, as a CSS name or "#rrggbb".
+        frame: Which picture of an animation or of a file with several pages, from 0 on; files with
+            a single picture have 0. None: the main picture of stereo photographs and layers;
+            animations and pages are refused.
 
     Returns:
         The picture.
 
     Raises:
         OSError: The file cannot be opened.
-        ValueError: It is no picture that Pillow reads, is damaged, animated, transparent without
-            a background, HDR (PQ or HLG), larger than 200 megapixels, or has a sample format
-            without a defined 8-bit range.
+        ValueError: It is no picture that Pillow reads, is damaged, has no such frame or needs one,
+            is transparent without a background, HDR (PQ or HLG), larger than 200 megapixels, or has
+            a sample format without a defined 8-bit range.
     """
     import numpy as np
 
@@ -123,7 +136,7 @@ def read_image(
         name, data = "image data", path_or_bytes
     else:
         name, data = os.fspath(path_or_bytes), Path(path_or_bytes).read_bytes()
-    image = _decode(name, data)
+    image = _decode(name, data, frame)
     upright = image
     image, stated = in_8_bits(name, image, data, background)
     pixels, profile = match_profile(np.array(image, dtype=np.uint8), stated)
@@ -192,13 +205,14 @@ def write_image(
     """Writes a picture in the format that the extension names (PNG without one), atomically.
 
     Args:
-        path: File to write: .png, .jpg, .jpeg (quality 95), .tif, .tiff, .bmp, .ppm or .pgm.
+        path: File to write. .jpg, .jpeg and .avif have quality 95; .png, .tif, .tiff, .bmp, .ppm,
+            .pgm, .webp and .jxl (with pillow-jxl-plugin) are lossless.
         pixels: uint8 [height, width, 3] or [height, width].
         metadata: As in `encode_image`.
 
     Raises:
         OSError: The file cannot be written; nothing is left behind.
-        ValueError: Unknown extension, or the format cannot hold the picture.
+        ValueError: Unknown extension, a package is missing, or the format cannot hold the picture.
     """
     image_format = output_format(path)
     write_atomic(path, encode_image(pixels, metadata, image_format=image_format))
@@ -208,14 +222,18 @@ def output_format(path: str | os.PathLike[str]) -> str:
     """Pillow's name of the format in which `write_image` writes this path.
 
     Raises:
-        ValueError: Unknown extension.
+        ValueError: Unknown extension, or a package is missing.
     """
     suffix = Path(path).suffix.lower()
     if suffix not in _FORMATS:
-        known = ", ".join(filter(None, _FORMATS))
         raise ValueError(
             f"{os.fspath(path)}: cannot write a picture with the extension {suffix!r}; "
-            f"allowed are {known}"
+            f"allowed are {', '.join(WRITTEN)}"
+        )
+    if suffix == ".jxl" and importlib.util.find_spec("pillow_jxl") is None:
+        raise ValueError(
+            f"{os.fspath(path)}: a JPEG XL picture needs the package "
+            "pillow-jxl-plugin (pip install pillow-jxl-plugin)"
         )
     return _FORMATS[suffix]
 
@@ -247,6 +265,7 @@ def encode_image(
     pixels, icc_profile = match_profile(pixels, metadata.icc_profile)
     metadata = dataclasses.replace(metadata, icc_profile=icc_profile)
     buffer = io.BytesIO()
+    _add_formats()
     try:
         options = _SAVE_OPTIONS.get(image_format, {}) | save_options(metadata, image_format)
         Image.fromarray(pixels).save(buffer, image_format, **options)
@@ -270,33 +289,39 @@ def _pillow_limit() -> Iterator[None]:
             Image.MAX_IMAGE_PIXELS = before
 
 
-def _decode(name: str, data: bytes) -> Image.Image:
-    """Decodes the only frame and turns it upright; damage beside the picture costs a warning."""
+def _decode(name: str, data: bytes, frame: int | None) -> Image.Image:
+    """Decodes a frame, or the only one, and turns it upright.
+
+    Damage beside the picture costs a warning.
+    """
     if not data:
         raise ValueError(f"{name}: the file is empty")
     _add_formats()
     try:
-        return _decode_as_it_is(name, data)
+        return _decode_as_it_is(name, data, frame)
     except ValueError:
         data, damaged = without_damaged_chunks(data)
         if not damaged:
             raise
-    image = _decode_as_it_is(name, data)
+    image = _decode_as_it_is(name, data, frame)
     kinds = ", ".join(dict.fromkeys(damaged))
     warnings.warn(f"{name}: damaged and left out: {kinds}", stacklevel=3)
     return image
 
 
-def _decode_as_it_is(name: str, data: bytes) -> Image.Image:
+def _decode_as_it_is(name: str, data: bytes, frame: int | None) -> Image.Image:
     from PIL import Image, UnidentifiedImageError
 
     try:
         with _pillow_limit():
             image: Image.Image = Image.open(io.BytesIO(data))
             animated = getattr(image, "is_animated", False)
-            if not animated or image.format in _STACKS_WITH_MAIN_PICTURE:
-                return load_upright(image, data)
-            num_frames = getattr(image, "n_frames", 2)
+            num_frames = getattr(image, "n_frames", 2) if animated else 1
+            if image.format == "PSD":  # Layers are no pictures of their own.
+                num_frames = 1
+            single = num_frames == 1 or image.format == "MPO"
+            if (single and not frame) or (frame is not None and 0 <= frame < num_frames):
+                return load_upright(_at_frame(image, frame or 0, data), data)
     except UnidentifiedImageError as error:
         raise ValueError(f"{name}: {_no_picture(data[:32])}") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -310,7 +335,23 @@ def _decode_as_it_is(name: str, data: bytes) -> Image.Image:
         if isinstance(error, NotImplementedError) or _UNSUPPORTED.search(reason):
             raise ValueError(f"{name}: Pillow does not read this kind ({reason})") from error
         raise ValueError(f"{name}: the picture is damaged ({reason})") from error
+    if frame is not None:
+        raise ValueError(f"{name}: frame must be 0 to {num_frames - 1}, got {frame}")
     raise ValueError(
-        f"{name}: holds {num_frames} frames; only single pictures can be compressed, "
-        "so extract one frame first"
+        f"{name}: holds {num_frames} frames, of which a sic file holds one; choose it with "
+        f"--frame N, 0 to {num_frames - 1} (frame= in Python)"
     )
+
+
+def _at_frame(image: Image.Image, frame: int, data: bytes) -> Image.Image:
+    """A picture at one of its frames, not decoded yet."""
+    from PIL import Image
+
+    if image.format == "TIFF" and getattr(image, "is_animated", False):
+        # Profiles of pages that Pillow has seen stay where a page has none.
+        image = Image.open(io.BytesIO(data))
+        if frame:
+            image.info.clear()
+    if frame:
+        image.seek(frame)
+    return image
