@@ -1,9 +1,15 @@
 """Files that are still arriving: the same pictures as of whole files, each symbol decoded once."""
 
+import io
+import os
+import re
+import shlex
+import subprocess
+import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -11,7 +17,9 @@ import pytest
 from conftest import quick_compilation
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
+from sic_jax.cli.main import main, parse
 from sic_jax.codec.bundle import export_bundle, load_bundle
 from sic_jax.codec.codec import Codec
 from sic_jax.codec.container import Segment, level_sizes, pack, unpack
@@ -26,7 +34,8 @@ from sic_jax.model.params import param_shapes
 from sic_jax.training.presets import preset
 
 LEVELS = 3
-SMALL = Path(__file__).parent / "golden" / "v2" / "bundle"
+ROOT = Path(__file__).resolve().parents[1]
+SMALL = ROOT / "tests" / "golden" / "v2" / "bundle"
 FAST = settings(max_examples=40, deadline=None, derandomize=True)
 
 
@@ -119,19 +128,25 @@ def test_byte_by_byte(either: Codec, channels: int) -> None:
     assert (members[0] != members[1]).any()
 
 
+class Known(NamedTuple):
+    """A file with metadata."""
+
+    data: bytes
+    ends: list[int]
+    """Bytes up to the end of each level."""
+    pictures: list[np.ndarray]
+
+
 @pytest.fixture(scope="module")
-def known(codec: Codec) -> tuple[bytes, list[np.ndarray]]:
-    """A file with metadata, and its pictures."""
+def known(codec: Codec) -> Known:
     data = codec.compress(photo(), seed=1, metadata=Metadata(exif=b"exif", dpi=(300, 300)))
-    return data, pictures(codec, data)
+    return Known(data, level_sizes(codec.compress(photo(), seed=1)), pictures(codec, data))
 
 
 @FAST
 @given(st.data())
-def test_pieces_of_any_size(
-    codec: Codec, known: tuple[bytes, list[np.ndarray]], draw: st.DataObject
-) -> None:
-    data, expected = known
+def test_pieces_of_any_size(codec: Codec, known: Known, draw: st.DataObject) -> None:
+    data, _, expected = known
     cuts = draw.draw(st.lists(st.integers(0, len(data)), max_size=8).map(sorted))
     end = draw.draw(st.sampled_from([len(data), *cuts]))
     decoder = codec.decoder()
@@ -318,3 +333,116 @@ def test_a_picture_that_is_stored_exactly_comes_with_its_last_byte(codec: Codec)
     assert not decoder.feed(data[:-1])
     with pytest.raises(BitstreamError, match="it ends inside its picture"):
         decoder.close()
+
+
+class Arriving:
+    """A stdin whose pieces come one by one; keeps what OUT is before each of them."""
+
+    def __init__(self, pieces: list[bytes], out: Path) -> None:
+        self.buffer = self
+        self.pieces, self.out = [*pieces, b""], out
+        self.seen: list[np.ndarray | None] = []
+
+    def read1(self, size: int) -> bytes:
+        self.seen.append(np.asarray(Image.open(self.out)) if self.out.exists() else None)
+        assert len(self.pieces[0]) <= size
+        return self.pieces.pop(0)
+
+
+def decompress(monkeypatch: pytest.MonkeyPatch, stdin: Arriving, *argv: str) -> int:
+    monkeypatch.setattr("sys.stdin", stdin)
+    return main(["decompress", "-", *argv, "--bundle", str(SMALL), "--progressive"])
+
+
+def test_command(
+    known: Known,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    data, ends, expected = known
+    out = tmp_path / "out.png"
+    pieces = [data[:10], data[10 : ends[0] - 1], data[ends[0] - 1 : ends[1] + 3]]
+    pieces += [data[ends[1] + 3 : ends[2]], data[ends[2] :]]
+    stdin = Arriving(pieces, out)
+    assert decompress(monkeypatch, stdin, str(out)) == 0
+    assert capsys.readouterr() == (f"- -> {out}: 70 x 48 pixels\n", "")
+    # Both levels of the third piece are one picture, and the metadata are none.
+    assert stdin.seen[:3] == [None, None, None]
+    for found, level in zip(stdin.seen[3:], (2, 3, 3), strict=True):
+        np.testing.assert_array_equal(found, expected[level - 1])
+    with Image.open(out) as image:
+        np.testing.assert_array_equal(np.asarray(image), expected[2])
+        assert image.info["dpi"] == pytest.approx((300, 300), abs=0.02)
+    assert [path.name for path in tmp_path.iterdir()] == ["out.png"]
+    # Cut off: the last whole level, a warning; or an error, and the picture stays.
+    for strict in ([], ["--strict"]):
+        out.unlink()
+        stdin = Arriving([data[: ends[0]], data[ends[0] : ends[1] + 7]], out)
+        assert decompress(monkeypatch, stdin, str(out), *strict) == len(strict)
+        np.testing.assert_array_equal(np.asarray(Image.open(out)), expected[1])
+        told = capsys.readouterr()
+        if strict:
+            assert (told.out, told.err.count("\n")) == ("", 1)
+            assert "sic: error: -: the file is truncated: segment 3 of 0 to 3 is" in told.err
+        else:
+            assert told.out == f"- -> {out}: 70 x 48 pixels\n"
+            assert told.err == "sic: warning: -: the file is truncated: 2 of 3 levels are whole\n"
+    stdin = Arriving([data[: ends[0]], data[ends[0] :]], out)
+    assert decompress(monkeypatch, stdin, str(out), "--verbose") == 0
+    told = capsys.readouterr().out
+    assert told.startswith(f"- -> {out}: 70 x 48 pixels; level 3, 2 pictures, bundle {SMALL}, ")
+    # Damaged.
+    bad = data[: ends[1] - 1] + bytes([data[ends[1] - 1] ^ 1])
+    stdin = Arriving([bad[: ends[0]], bad[ends[0] :]], out)
+    assert decompress(monkeypatch, stdin, str(out)) == 1
+    np.testing.assert_array_equal(np.asarray(Image.open(out)), expected[0])
+    assert "sic: error: -: segment 2 is corrupted" in capsys.readouterr().err
+    # Nothing.
+    for pieces, text in (([], "not a sic file: it is empty"), ([data[:40]], "is truncated: seg")):
+        stdin = Arriving(pieces, tmp_path / "other.png")
+        assert decompress(monkeypatch, stdin, str(tmp_path / "other.png")) == 1
+        assert text in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["out.png"]
+    assert decompress(monkeypatch, stdin, str(out), "--samples", "2") == 2
+    assert "--progressive writes one picture" in capsys.readouterr().err
+
+
+def test_command_on_pipes(known: Known, tmp_path: Path) -> None:
+    """The picture of level 1 is there while the other levels are not."""
+    data, ends, expected = known
+    argv = [sys.executable, "-m", "sic_jax.cli.main", "decompress", "-", "-", "--progressive"]
+    # Floats as here: `quickly`.
+    env = {**os.environ, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "XDG_CACHE_HOME": str(tmp_path)}
+    with subprocess.Popen(
+        [*argv, "--bundle", str(SMALL)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(data[: ends[0]])
+        process.stdin.flush()
+        first = process.stdout.read1(1 << 20)  # type: ignore[attr-defined]
+        process.stdin.write(data[ends[0] :])
+        process.stdin.close()
+        rest = process.stdout.read()
+        assert process.wait(timeout=60) == 0
+    written = (first + rest).split(b"\x89PNG")[1:]
+    assert len(written) >= 3  # The last one again, with metadata.
+    found = [np.asarray(Image.open(io.BytesIO(b"\x89PNG" + png))) for png in written]
+    np.testing.assert_array_equal(found[0], expected[0])
+    np.testing.assert_array_equal(found[-1], expected[-1])
+
+
+def test_the_programs_of_the_guide_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (ROOT / "docs" / "guide" / "progressive.md").read_text()
+    (program,) = re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    Image.fromarray(photo()).save(tmp_path / "photo.png")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(compile(program, "progressive.md", "exec"), names)
+    assert names["decoder"].level == 16
+    assert Path("preview.png").read_bytes() == Path("decoded.png").read_bytes()
+    commands = re.findall(r"\| (sic .*)$", text, re.MULTILINE)
+    assert len(commands) == 2
+    for command in commands:
+        assert parse(shlex.split(command)[1:]).progressive

@@ -32,6 +32,7 @@ from sic_jax.metadata import DPI_UNITS, MAX_METADATA_BYTES, Metadata
 MAGIC = b"\x93SIC"
 VERSION = 2
 MODEL_ID_BYTES = 6
+MAX_HEADER_BYTES = 29
 MAX_LEVELS = 64
 MAX_SIDE = 2**24 - 1
 MAX_SEED = 2**32 - 1
@@ -337,7 +338,7 @@ def read_header(data: BytesLike) -> Header:
     """Reads the header only.
 
     Args:
-        data: A file or its first bytes; 29 are always enough.
+        data: A file or its first bytes; `MAX_HEADER_BYTES` are always enough.
 
     Returns:
         The header.

@@ -42,7 +42,7 @@ class EncodeOptions:
     """Quality as a PSNR in dB: the lowest level that has it without grain (default: no limit).
 
     Of what decoders draw with the file's seed and the bundle's temperature, where alpha does not
-    hide it; small graphics, which are stored exactly, have it. `level`, `max_bytes` and `max_bpp`
+    hide it; simple graphics, which are stored exactly, have it. `level`, `max_bytes` and `max_bpp`
     say which levels there are to choose from. If none of them has it, it is the highest, with a
     warning. The picture is decoded at some levels to find it: 4 or 5 of 16. It is the lowest where
     the PSNR grows with the level, as it nearly always does; in any case the level below has less.
