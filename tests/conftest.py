@@ -4,11 +4,20 @@ Compiling takes nearly all of the tests' time: the functions are compiled once a
 batch size, without the costly passes of XLA.
 """
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
+
+# Before JAX is imported, and for the processes that tests start: programs compiled once serve
+# every test, and the next run. JAX before 0.10 reads some of its own cache wrongly.
+if tuple(map(int, version("jax").split(".")[:2])) >= (0, 10):
+    _cache = Path(__file__).resolve().parents[1] / ".pytest_cache" / f"jax-{version('jax')}"
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_cache))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
 import jax
 import numpy as np
@@ -203,7 +212,7 @@ def loads(monkeypatch: pytest.MonkeyPatch, place: Path) -> list[tuple[str, str |
         calls.append((bundle, coder))
         if bundle == "missing":
             raise ValueError("no bundle 'missing'")
-        return FakeCodec()
+        return FakeCodec(bundle)
 
     monkeypatch.setattr(jobs, "load_codec", load)
     return calls

@@ -23,7 +23,8 @@ MODEL_ID = b"fake42"
 class FakeCodec:
     """Keeps the pixels in z; the other levels are ballast of 10, 20, ... bytes."""
 
-    bundle = SimpleNamespace(name="fake")
+    def __init__(self, bundle: str = "") -> None:
+        self.bundle = SimpleNamespace(name=bundle)
 
     def compress(
         self,

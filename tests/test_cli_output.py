@@ -13,6 +13,7 @@ from fake_codec import FakeCodec, Pipe, files, get, pixels, put, put_sic, run
 from PIL import Image
 
 from sic_jax.codec import container
+from sic_jax.codec.library import DEFAULT
 from sic_jax.metadata import Metadata
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -134,7 +135,7 @@ def test_verbose_tells_more(folder: Path, capsys: pytest.CaptureFixture[str]) ->
     line, _, seconds = capsys.readouterr().out.rpartition(", ")
     assert line == (
         f"a.png -> a.sic: {size} bytes, {rate}, level 16; of 4 x 5 pixels, {before} bytes, "
-        "bundle fake"
+        f"bundle {DEFAULT}"
     )
     assert 0 <= float(seconds.removesuffix(" s\n")) < 60
     assert run("decompress", "a.sic", "b.png", "--verbose") == 0

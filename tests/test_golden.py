@@ -1,7 +1,8 @@
 """Golden files: the same symbols, table indices, means, details and grain for ever and everywhere.
 
 `golden/v2` belongs to format version 2, `golden/alpha` to its alpha, the others to the bundles of
-these names. None ever changes, and nothing here may be loosened: a difference is a file that no longer decodes.
+these names. None ever changes, and nothing here may be loosened: a difference is a file that no
+longer decodes.
 """
 
 import json

@@ -11,6 +11,7 @@ from typing import Any
 from sic_jax.cli.jobs import (
     Done,
     add_job_flags,
+    bundle_name,
     job_options,
     loader,
     read,
@@ -93,7 +94,7 @@ def _compress(args: argparse.Namespace) -> int:
         write(job, job.targets[0], data, preserve=args.preserve)
         height, width = picture.pixels.shape[:2]
         size = len(source) if isinstance(source, bytes) else os.path.getsize(source)
-        details = f"of {width} x {height} pixels, {size} bytes, bundle {codec.bundle.name}"
+        details = f"of {width} x {height} pixels, {size} bytes, bundle {bundle_name(codec)}"
         return Done(summary(data), details)
 
     planned = plan(

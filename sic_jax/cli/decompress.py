@@ -12,6 +12,7 @@ from sic_jax.cli.arriving import decompress_arriving
 from sic_jax.cli.jobs import (
     Done,
     add_job_flags,
+    bundle_name,
     bundle_of,
     job_options,
     loader,
@@ -119,7 +120,7 @@ def _decompress(args: argparse.Namespace) -> int:
                 warnings.simplefilter("ignore", UserWarning)  # Samples would all have the same.
         line = f"{images[0].shape[1]} x {images[0].shape[0]} pixels"
         of = summary(data, options.level or container.unpack(data, max_pixels=None).level)
-        return Done(line, f"{size} bytes, of {of}, bundle {codec.bundle.name}")
+        return Done(line, f"{size} bytes, of {of}, bundle {bundle_name(codec)}")
 
     def work_progressively(job: Job, line: str) -> Done:
         def show(text: str) -> None:

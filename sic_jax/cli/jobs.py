@@ -198,6 +198,12 @@ def bundle_of(data: bytes) -> str:
     return str(library.find_id(container.read_header(data).model_id).folder)
 
 
+def bundle_name(codec: Codec) -> str:
+    """The name of a codec's bundle, for reports, however it was asked for."""
+    name = Path(codec.bundle.name).name
+    return library.DEFAULT if name == "default" else name
+
+
 def load_codec(bundle: str, coder: str | None) -> Codec:
     """A bundle's codec; this imports JAX."""
     from sic_jax.codec.codec import Codec

@@ -52,12 +52,12 @@ class Codec:
 
     Compiles on first use of each bucket of image sizes; keep the object to work on many images.
     Transforms and entropy models that are not `sized` compile for each size. The programs of the
-    last few are kept.
+    last few are kept. Threads may share a codec.
 
     A codec of `load` or `for_file` can be pickled, for worker processes: a pickle names the
     bundle's folder, and all pickles of one codec become the same object of a process. A copy is
-    the codec itself. Workers must be spawned: in a process that is forked after a codec was made,
-    methods raise RuntimeError.
+    the codec itself. Workers must be spawned: in a process that is forked after JAX had started,
+    methods raise RuntimeError (`sic_jax.devices`).
     """
 
     _source: tuple[Path, tuple[type[Family], ...]] | None = None
@@ -166,12 +166,14 @@ class Codec:
     ) -> bytes:
         """Compress a picture into the bytes of a file.
 
-        Small graphics are stored exactly, whatever the level (`sic_jax.codec.pixels`). Alpha is
+        Simple graphics are stored exactly, whatever the level (`sic_jax.codec.pixels`). Alpha is
         stored without loss, unless it is 255 everywhere; colours under an alpha of 0 are not kept.
 
         Args:
             image: uint8 [H, W, 3] (sRGB) or [H, W] (gray), with alpha [H, W, 4] or [H, W, 2], not
-                premultiplied, any size from 1x1: an array of NumPy or JAX, or a Pillow image.
+                premultiplied, any size from 1x1: an array of NumPy or JAX, or a Pillow image of
+                mode RGB, L, RGBA or LA. Of a Pillow image only the pixels count, as they are:
+                `sic_jax.read_image` turns upright, converts and finds metadata.
             options: How; its fields say their ranges and defaults.
             metadata: To keep beside the picture; `read_metadata` gives it back.
             on_step: Called after each step of latent optimisation, in every window of a large
@@ -188,8 +190,7 @@ class Codec:
         level = self._level_to_encode(options)
         colours, plane = split_alpha(image)
         alpha = None if plane is None else alpha_segment(plane)
-        pixels = check_image(image)
-        height, width = pixels.shape[:2]
+        height, width = colours.shape[:2]
         header = Header(
             model_id=self.bundle.model_id,
             height=height,
@@ -197,20 +198,20 @@ class Codec:
             mode="gray" if colours.ndim == 2 else "rgb",
             num_levels=level,
             seed=options.seed,
-            grain=measure_grain(pixels, plane)
-            if options.grain is None
-            else grain_units(options.grain),
+            grain=0 if options.grain is None else grain_units(options.grain),
             float_entropy=not self.bundle.cfg.entropy.exact,
             alpha=alpha is not None,
         )
         limit = _limit(options, height * width)
         exact = exact_segment(colours, plane)
-        if exact is not None:
-            grain = 0 if options.grain is None else header.grain  # Its own is there already.
-            header_of_exact = dataclasses.replace(header, exact=True, grain=grain)
+        if exact is not None:  # The picture's own grain is there already.
+            header_of_exact = dataclasses.replace(header, exact=True)
             data = pack(header_of_exact, [exact], metadata, alpha=alpha)
             if len(data) <= limit:
                 return data
+        pixels = check_image(image)
+        if options.grain is None:
+            header = dataclasses.replace(header, grain=measure_grain(pixels, plane))
         y, z, _ = self.encode_latents(pixels, options, on_step=on_step)
         segments = self._symbols.encode(y, z, level)
         data = pack(header, segments, metadata, alpha=alpha)
@@ -232,7 +233,7 @@ class Codec:
     ) -> Latents:
         """The integers that files of an image hold, all levels.
 
-        Files of small graphics (`compress`) hold the picture instead; this gives its latents still.
+        Files of simple graphics (`compress`) hold the picture instead; it has latents still.
         Those of pictures with alpha are of their colours.
 
         Arguments and errors are those of `compress`; `seed` and `grain` change nothing.

@@ -49,8 +49,8 @@ def _halve(
     odd = (0, a.shape[0] % 2), (0, a.shape[1] % 2)
     a = np.pad(np.where(known[..., None], a, a.dtype.type(0)), (*odd, (0, 0)))
     total, count = _sum_of_four(a), _sum_of_four(np.pad(known, odd))
-    mean: NDArray[np.float32] = total / np.maximum(count, np.float32(1))[..., None]
-    return mean, count > 0
+    total /= np.maximum(count, 1)[..., None]
+    return total, count > 0
 
 
 def _sum_of_four(a: NDArray[Any]) -> NDArray[np.float32]:

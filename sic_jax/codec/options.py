@@ -32,7 +32,7 @@ class EncodeOptions:
     max_bytes: int | None = None
     """Largest file in bytes: it holds as many levels as fit (default: no limit).
 
-    Metadata count. An error if level 1 does not fit.
+    Metadata and alpha count. An error if level 1 does not fit.
     """
 
     max_bpp: float | None = None
@@ -41,11 +41,11 @@ class EncodeOptions:
     min_psnr: float | None = None
     """Quality as a PSNR in dB: the lowest level that has it without grain (default: no limit).
 
-    Of what decoders draw with the file's seed and the bundle's temperature; small graphics, which
-    are stored exactly, have it. `level`, `max_bytes` and `max_bpp` say which levels there are to
-    choose from. If none of them has it, it is the highest, with a warning. The picture is decoded
-    at some levels to find it: 4 or 5 of 16. It is the lowest where the PSNR grows with the level,
-    as it nearly always does; in any case the level below has less.
+    Of what decoders draw with the file's seed and the bundle's temperature, where alpha does not
+    hide it; simple graphics, which are stored exactly, have it. `level`, `max_bytes` and `max_bpp`
+    say which levels there are to choose from. If none of them has it, it is the highest, with a
+    warning. The picture is decoded at some levels to find it: 4 or 5 of 16. It is the lowest where
+    the PSNR grows with the level, as it nearly always does; in any case the level below has less.
     """
 
     optimise_steps: int = field(default=0, metadata={"flag": "optimise"})
