@@ -148,8 +148,8 @@ class ProgressiveDecoder:
         """End the file: warn of what is missing, or refuse it, and read its metadata.
 
         Raises:
-            BitstreamError: As `feed`, and if not even level 1 has arrived; with the option `strict`, if anything
-                is missing or the metadata are damaged.
+            BitstreamError: As `feed`, and if not even level 1 has arrived; with the option
+                `strict`, if anything is missing or the metadata are damaged.
             ValueError: If the level of the options has not arrived.
         """
         self._closed = True
