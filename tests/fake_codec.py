@@ -44,6 +44,7 @@ class FakeCodec:
             raise ValueError(f"level must be 1 to 16, got {level}")
         if image.shape[0] == 13:
             raise RuntimeError("thirteen\nrows")
+        has_alpha = image.shape[2:] == (4,)
         header = container.Header(
             model_id=MODEL_ID,
             height=image.shape[0],
@@ -52,9 +53,12 @@ class FakeCodec:
             num_levels=level,
             seed=options.seed + 1000 * options.optimise_steps,
             grain=int((options.grain or 0) * 16),
+            alpha=has_alpha,
         )
         payloads = [zlib.compress(image.tobytes()), *(bytes(10 * i) for i in range(1, level + 1))]
-        return container.pack(header, [container.Segment(p, 0) for p in payloads], metadata)
+        segments = [container.Segment(payload, 0) for payload in payloads]
+        alpha = container.Segment(b"alpha", 0) if has_alpha else None
+        return container.pack(header, segments, metadata, alpha=alpha)
 
     def decompress(self, data: bytes, options: DecodeOptions = DecodeOptions()) -> np.ndarray:
         file = container.unpack(data, strict=options.strict, max_pixels=options.max_pixels)
@@ -64,7 +68,8 @@ class FakeCodec:
             warnings.warn("the metadata are damaged", stacklevel=2)
         header = file.header
         raw = np.frombuffer(zlib.decompress(file.segments[0].payload), np.uint8)
-        shape = (header.height, header.width) + (() if header.mode == "gray" else (3,))
+        shape: tuple[int, ...] = (header.height, header.width)
+        shape += () if header.mode == "gray" else (3 + header.alpha,)
         shift = (options.level or 0) + 16 * (options.seed or 0)
         shift += int(64 * (options.temperature or 0)) + (header.grain if options.grain else 0)
         return raw.reshape(shape) + np.uint8(shift)

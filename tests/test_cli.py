@@ -163,13 +163,35 @@ def test_dropped_metadata_are_named_and_strip_keeps_none(
 
 def test_background(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     put("a.png", np.zeros((2, 2, 4), np.uint8))
-    assert run("compress", "a.png") == 1
-    error = capsys.readouterr().err
-    assert error.startswith("sic: error: a.png: has transparent pixels")
-    assert error.count("\n") == 1
     assert run("compress", "a.png", "--background", "#010203") == 0
     assert run("decompress", "a.sic", "b.png") == 0
     assert (get("b.png") == (1, 2, 3)).all()
+    assert run("compress", "a.png", "--background", "nonsense", "--force") == 1
+    error = capsys.readouterr().err
+    assert error.startswith("sic: error: a.png: background must be a colour name")
+    assert error.count("\n") == 1
+
+
+def test_alpha_is_kept(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    original = put("a.png", np.dstack([pixels(), np.full((5, 4), 9, np.uint8)]))
+    assert run("compress", "a.png", "--level", "4") == 0
+    assert run("decompress", "a.sic", "b.png") == 0
+    np.testing.assert_array_equal(get("b.png"), original)
+    assert capsys.readouterr().err == ""
+    # A format without alpha has white under it, and one warning for all samples.
+    assert run("decompress", "a.sic", "b.ppm", "--samples", "2") == 0
+    warning = "sic: warning: a.sic: PPM has no alpha: the picture lies over white\n"
+    assert capsys.readouterr().err == warning
+    assert get("b_0.ppm").shape == (5, 4, 3)
+    assert run("truncate", "a.sic", "c.sic", "--level", "1") == 0
+    assert run("decompress", "c.sic", "c.png") == 0
+    np.testing.assert_array_equal(get("c.png"), original)
+    capsys.readouterr()
+    assert run("info", "a.sic", "--json") == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["alpha"], facts["alpha_bytes"], facts["metadata_bytes"]) == (True, 5, 0)
+    assert run("info", "c.sic") == 0
+    assert "alpha     5 bytes\n" in capsys.readouterr().out
 
 
 def test_frame(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -532,6 +554,8 @@ def test_info(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "dpi": [300, 72.01],
         "metadata_bytes": (4 + 16) + (4 + 20) + (4 + 5),
         "metadata_damaged": False,
+        "alpha": False,
+        "alpha_bytes": 0,
         "exact_bytes": 0,
         "z_bytes": len(zlib.compress(pixels().tobytes())),
     }
@@ -545,6 +569,7 @@ def test_info(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = capsys.readouterr().out
     assert f"a.sic: {len(data)} bytes, {8 * len(data) / 20:.4f} bpp\n" in out
     assert "picture   4 x 5 rgb\n" in out
+    assert "alpha     none\n" in out
     assert "grain     1.5 of 255\n" in out
     told = "EXIF 8 bytes, XMP 12 bytes, resolution 300 x 72.01 dpi; 53 bytes of the file"
     assert f"metadata  {told}\n" in out

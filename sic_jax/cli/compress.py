@@ -43,7 +43,9 @@ def add_compress(commands: Any) -> None:
         help="files in folders that are no pictures are only named, exit code 0",
     )
     pictures.add_argument(
-        "--background", metavar="COLOR", help="colour under transparent pixels, as white or #a0b0c0"
+        "--background",
+        metavar="COLOR",
+        help="colour to lay transparent pixels over, as white or #a0b0c0 (default: alpha is kept)",
     )
     pictures.add_argument(
         "--frame",

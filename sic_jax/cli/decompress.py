@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from sic_jax.cli.arriving import decompress_arriving
 from sic_jax.cli.jobs import (
     Done,
     add_job_flags,
@@ -25,6 +27,12 @@ from sic_jax.codec import container, library
 from sic_jax.codec.options import DecodeOptions
 from sic_jax.images import io as image_io
 from sic_jax.images.io import PICTURES, WRITTEN
+from sic_jax.metadata import Metadata
+from sic_jax.progress import Progress
+
+if TYPE_CHECKING:
+    from sic_jax.codec.codec import Codec
+    from sic_jax.codec.pixels import Pixels
 
 
 def add_decompress(commands: Any) -> None:
@@ -48,6 +56,11 @@ def add_decompress(commands: Any) -> None:
         f"{', '.join(suffix[1:] for suffix in WRITTEN)} (default: png); jpg, jpeg and avif have "
         "quality 95, all others are lossless",
     )
+    pictures.add_argument(
+        "--progressive",
+        action="store_true",
+        help="write OUT anew at every level that arrives, as from a slow pipe",
+    )
     add_job_flags(decompress, ".sic files", None)
 
 
@@ -57,6 +70,8 @@ def _decompress(args: argparse.Namespace) -> int:
         raise UsageError(f"level must be 1 to {container.MAX_LEVELS}, got {options.level}")
     if args.samples is not None and args.samples < 1:
         raise UsageError(f"--samples must be at least 1, got {args.samples}")
+    if args.samples is not None and args.progressive:
+        raise UsageError("--progressive writes one picture, so it cannot be used with --samples")
     suffix = f".{args.format or 'png'}"
     planned = plan(
         args.paths,
@@ -74,6 +89,14 @@ def _decompress(args: argparse.Namespace) -> int:
         if args.bundle is not None:
             (library.find if args.dry_run else load)(args.bundle)
 
+    def codec_of(data: bytes) -> Codec:
+        return load(args.bundle or bundle_of(data))
+
+    def put(job: Job, target: str, pixels: Pixels, metadata: Metadata) -> int:
+        encoded = image_io.encode_image(pixels, metadata, image_format=formats[target])
+        write(job, target, encoded, preserve=args.preserve)
+        return len(encoded)
+
     def look(job: Job) -> None:
         data = read(job.source)
         if args.bundle is None:
@@ -84,7 +107,7 @@ def _decompress(args: argparse.Namespace) -> int:
 
     def work(job: Job, _line: str) -> Done:
         data = read(job.source)
-        codec = load(args.bundle or bundle_of(data))
+        codec = codec_of(data)
         if args.samples is None:
             images = [codec.decompress(data, options)]
         else:
@@ -93,15 +116,24 @@ def _decompress(args: argparse.Namespace) -> int:
         size = 0
         with warnings.catch_warnings():
             for target, pixels in zip(job.targets, images, strict=True):
-                encoded = image_io.encode_image(pixels, metadata, image_format=formats[target])
-                write(job, target, encoded, preserve=args.preserve)
-                size += len(encoded)
+                size += put(job, target, pixels, metadata)
                 warnings.simplefilter("ignore", UserWarning)  # Samples would all have the same.
         line = f"{images[0].shape[1]} x {images[0].shape[0]} pixels"
         of = summary(data, options.level or container.unpack(data, max_pixels=None).level)
         return Done(line, f"{size} bytes, of {of}, bundle {bundle_name(codec)}")
 
-    return run_jobs(planned, args, work=work, look=look, prepare=prepare)
+    def work_progressively(job: Job, line: str) -> Done:
+        def show(text: str) -> None:
+            if not args.quiet:
+                Progress().show(f"{line}: {text}")
+
+        put_picture = functools.partial(put, job, job.targets[0])
+        return decompress_arriving(
+            job.source, options, codec_of=codec_of, put=put_picture, show=show
+        )
+
+    do = work_progressively if args.progressive else work
+    return run_jobs(planned, args, work=do, look=look, prepare=prepare)
 
 
 def _format(target: str, suffix: str, asked: str | None) -> str:

@@ -72,7 +72,13 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         prog="eval.py", description="Measure codecs on images, by real files.", allow_abbrev=False
     )
     add = parser.add_argument
-    add("--images", nargs="+", required=True, metavar="PATH", help="files, or folders of images")
+    add(
+        "--images",
+        nargs="+",
+        required=True,
+        metavar="PATH",
+        help="images and folders; not transparent",
+    )
     add("--out", required=True, metavar="DIR", help="where results go; a rerun resumes there")
     add("--codecs", nargs="*", choices=(SIC, *BASELINES), help="default: all that work here")
     names = [metric.name for metric in METRICS]

@@ -6,6 +6,7 @@ field's docstring is the flag's help. Nothing heavy is imported, so that a comma
 
 import dataclasses
 import math
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -31,7 +32,7 @@ class EncodeOptions:
     max_bytes: int | None = None
     """Largest file in bytes: it holds as many levels as fit (default: no limit).
 
-    Metadata count. An error if level 1 does not fit.
+    Metadata and alpha count. An error if level 1 does not fit.
     """
 
     max_bpp: float | None = None
@@ -40,11 +41,11 @@ class EncodeOptions:
     min_psnr: float | None = None
     """Quality as a PSNR in dB: the lowest level that has it without grain (default: no limit).
 
-    Of what decoders draw with the file's seed and the bundle's temperature; small graphics, which
-    are stored exactly, have it. `level`, `max_bytes` and `max_bpp` say which levels there are to
-    choose from. If none of them has it, it is the highest, with a warning. The picture is decoded
-    at some levels to find it: 4 or 5 of 16. It is the lowest where the PSNR grows with the level,
-    as it nearly always does; in any case the level below has less.
+    Of what decoders draw with the file's seed and the bundle's temperature, where alpha does not
+    hide it; simple graphics, which are stored exactly, have it. `level`, `max_bytes` and `max_bpp`
+    say which levels there are to choose from. If none of them has it, it is the highest, with a
+    warning. The picture is decoded at some levels to find it: 4 or 5 of 16. It is the lowest where
+    the PSNR grows with the level, as it nearly always does; in any case the level below has less.
     """
 
     optimise_steps: int = field(default=0, metadata={"flag": "optimise"})
@@ -132,6 +133,22 @@ def with_changes(options: Options, changes: Mapping[str, Any]) -> Options:
         kind = type(options).__name__
         raise TypeError(f"{kind} has no field {unknown[0]!r}; its fields are {', '.join(names)}")
     return dataclasses.replace(options, **changes)
+
+
+def check_level(level: Any, highest: int) -> int:
+    """A level as an int.
+
+    Raises:
+        TypeError: If it is none.
+        ValueError: If it is not in 1 to `highest`.
+    """
+    try:
+        level = operator.index(level)
+    except TypeError:
+        raise TypeError(f"level must be an integer, got {level!r}") from None
+    if not 1 <= level <= highest:
+        raise ValueError(f"level must be 1 to {highest}, got {level}")
+    return int(level)
 
 
 def _check_seed(seed: int) -> None:

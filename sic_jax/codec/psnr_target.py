@@ -2,36 +2,42 @@
 
 import bisect
 import functools
+import math
 import warnings
 from collections.abc import Callable
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sic_jax.codec.container import truncate
-from sic_jax.codec.pixels import Pixels
+from sic_jax.codec.pixels import PictureLike, Pixels, split_alpha
 from sic_jax.metrics.fidelity import psnr
 
 
 def cut_at_psnr(
-    data: bytes, image: Pixels, min_psnr: float, decode: Callable[[int], Pixels], *, level: int
+    data: bytes, image: PictureLike, min_psnr: float, decode: Callable[[int], Pixels], *, level: int
 ) -> bytes:
     """The file up to the lowest level whose picture has a PSNR; all of it, with a warning, if none.
 
     Args:
         data: The file.
-        image: What it was made of: uint8 [H, W, 3] or [H, W].
+        image: What it was made of. Of a picture with alpha, the pixels that it does not hide count.
         min_psnr: PSNR in dB.
         decode: From a level to its picture, of the shape of `image`.
         level: Levels of the file.
     """
+    colours, alpha = split_alpha(image)
+    visible = np.full(colours.shape[:2], True) if alpha is None else alpha > 0
+
+    def samples(colours: Pixels) -> NDArray[np.float32]:
+        shown = colours[visible].astype(np.float32) / np.float32(255)
+        return shown.reshape(1, 1, len(shown), -1)
 
     @functools.cache
     def psnr_at(k: int) -> float:
-        x, x_hat = (
-            np.float32(pixels.reshape(1, *pixels.shape[:2], -1)) / np.float32(255)
-            for pixels in (image, decode(k))
-        )
-        return float(psnr(x, x_hat)[0])
+        if not visible.any():
+            return math.inf
+        return float(psnr(samples(colours), samples(split_alpha(decode(k)).colours))[0])
 
     lowest = lowest_level(psnr_at, min_psnr, level)
     if lowest == level:

@@ -132,7 +132,8 @@ def fid_rows(
     decoders = {codec.name: codec.decode for codec in codecs}
     networks = [network for network in (inception, vgg16) if network is not None]
     names = dict.fromkeys(record.image for record in records)
-    real = _features((read_image(Path(name)).pixels for name in names), networks, side)
+    originals = (read_image(Path(name), alpha=False).pixels for name in names)
+    real = _features(originals, networks, side)
     groups: dict[tuple[str, float], list[Record]] = {}
     for record in records:
         groups.setdefault((record.codec, record.setting), []).append(record)

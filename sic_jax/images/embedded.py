@@ -15,7 +15,8 @@ from sic_jax.metadata import DPI_UNITS, MAX_DPI, MAX_METADATA_BYTES, Metadata
 if TYPE_CHECKING:
     from PIL import Image
 
-_EXIF_PREFIX = b"Exif\x00\x00"
+EXIF_PREFIX = b"Exif\x00\x00"
+"""What stands before the TIFF structure where Pillow hands EXIF around."""
 _ORIENTATION = 0x0112
 _X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT = 0x011A, 0x011B, 0x0128
 _XMP_TAG = 700
@@ -101,7 +102,7 @@ def save_options(metadata: Metadata, image_format: str) -> dict[str, Any]:
     options: dict[str, Any] = {name: values[name] for name in held}
     exif, xmp = options.get("exif"), options.pop("xmp", None)
     if exif is not None:
-        options["exif"] = _EXIF_PREFIX + exif.removeprefix(_EXIF_PREFIX)
+        options["exif"] = EXIF_PREFIX + exif.removeprefix(EXIF_PREFIX)
     if xmp is not None and image_format == "PNG":
         options["pnginfo"] = PngImagePlugin.PngInfo()
         options["pnginfo"].add_itxt(_PNG_TEXT_KEPT[0], xmp)
@@ -153,7 +154,7 @@ def _exif(image: Image.Image) -> bytes | None:
     for tag in list(exif):
         if tag == _ORIENTATION or (image.format == "TIFF" and tag not in _TIFF_TAGS_KEPT):
             del exif[tag]
-    return exif.tobytes().removeprefix(_EXIF_PREFIX) if len(exif) else None
+    return exif.tobytes().removeprefix(EXIF_PREFIX) if len(exif) else None
 
 
 def _xmp(image: Image.Image) -> bytes | None:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sic_jax.files import write_atomic
-from sic_jax.images.colour import in_8_bits, is_srgb, load_upright, match_profile
+from sic_jax.images.colour import flatten, in_8_bits, is_srgb, load_upright, match_profile
 from sic_jax.images.embedded import embedded, save_options
 from sic_jax.images.png import without_damaged_chunks
 from sic_jax.metadata import Metadata
@@ -78,6 +78,7 @@ _SAVE_OPTIONS: dict[str, dict[str, object]] = {
     "PNG": {"compress_level": 2},  # On photographs as small as the default and 3 times as fast.
     "WEBP": {"lossless": True},
 }
+_WITH_ALPHA = ("AVIF", "JXL", "PNG", "TIFF", "WEBP")
 # What Pillow says of pictures that are whole, but of a kind that it, or this build of it, lacks.
 _UNSUPPORTED = re.compile(r"unsupported|not supported|unimplemented|not available", re.IGNORECASE)
 _KNOWN_HEADS = {b"\x89PNG\r\n": "PNG", b"\xff\xd8\xff": "JPEG", b"GIF8": "GIF"}
@@ -89,7 +90,9 @@ class Picture:
     """An upright 8-bit picture.
 
     Attributes:
-        pixels: uint8 [height, width, 3] (RGB) or [height, width] (gray).
+        pixels: uint8 [height, width, 3] (RGB) or [height, width] (gray); where the picture is
+            transparent or partly so, [height, width, 4] (RGBA) or [height, width, 2] (gray and
+            alpha), not premultiplied.
         metadata: What a sic file keeps. Its ICC profile is that of these pixels; none means sRGB
             (or its gray), also where the file had a profile that says the same. Its EXIF has no
             orientation and no thumbnail. `dpi` is that of the upright picture.
@@ -105,18 +108,24 @@ def read_image(
     path_or_bytes: str | os.PathLike[str] | bytes,
     *,
     background: str | None = None,
+    alpha: bool = True,
     frame: int | None = None,
 ) -> Picture:
-    """Reads any single picture that Pillow reads, as 8-bit RGB or gray.
+    """Reads any single picture that Pillow reads, as 8-bit RGB or gray, with alpha if it has any.
 
     The EXIF orientation is applied. Palettes become RGB. 16-bit gray is rounded (v / 257); 16-bit
-    RGB comes from Pillow as its upper 8 bits. CMYK is converted to sRGB through its embedded
-    profile, without one by Pillow's plain formula. Colours that a PNG file describes by `gAMA`,
-    `cHRM` or `cICP` are converted to sRGB. An opaque alpha channel is dropped.
+    RGB, and alpha of 16 bits, come from Pillow as their upper 8 bits. CMYK is converted to sRGB
+    through its embedded profile, without one by Pillow's plain formula. Colours that a PNG file
+    describes by `gAMA`, `cHRM` or `cICP`, or an AVIF or HEIC file by `nclx`, are converted to sRGB.
+    A transparent colour and palettes with transparency become alpha. An opaque alpha channel is
+    dropped.
 
     Args:
         path_or_bytes: A file, or the bytes of one.
-        background: Colour under transparent pixels, as a CSS name or "#rrggbb".
+        background: Colour to lay transparent pixels over, as a CSS name or "#rrggbb", so that the
+            pixels have no alpha. None keeps it.
+        alpha: Whether the pixels may have alpha. If not, a transparent picture is an error where
+            there is no background.
         frame: Which picture of an animation or of a file with several pages, from 0 on; files with
             a single picture have 0. None: the main picture of stereo photographs and layers;
             animations and pages are refused.
@@ -127,8 +136,8 @@ def read_image(
     Raises:
         OSError: The file cannot be opened.
         ValueError: It is no picture that Pillow reads, is damaged, has no such frame or needs one,
-            is transparent without a background, HDR (PQ or HLG), larger than 200 megapixels, or has
-            a sample format without a defined 8-bit range.
+            is HDR (PQ or HLG), larger than 200 megapixels, transparent and must not be, or has a
+            sample format without a defined 8-bit range.
     """
     import numpy as np
 
@@ -139,6 +148,8 @@ def read_image(
     image = _decode(name, data, frame)
     upright = image
     image, stated = in_8_bits(name, image, data, background)
+    if not alpha and image.mode in ("LA", "RGBA"):
+        raise ValueError(f"{name}: has transparent pixels; lay it over a colour first")
     pixels, profile = match_profile(np.array(image, dtype=np.uint8), stated)
     says_something = stated is not None and not is_srgb(stated)
     metadata, dropped = embedded(upright, profile if says_something else None)
@@ -207,7 +218,7 @@ def write_image(
     Args:
         path: File to write. .jpg, .jpeg and .avif have quality 95; .png, .tif, .tiff, .bmp, .ppm,
             .pgm, .webp and .jxl (with pillow-jxl-plugin) are lossless.
-        pixels: uint8 [height, width, 3] or [height, width].
+        pixels: As in `encode_image`.
         metadata: As in `encode_image`.
 
     Raises:
@@ -247,7 +258,9 @@ def encode_image(
     """Bytes of a picture file.
 
     Args:
-        pixels: uint8 [height, width, 3] or [height, width].
+        pixels: uint8 [height, width, 3] or [height, width], or with alpha [height, width, 4] or
+            [height, width, 2]. JPEG, BMP and PPM have no alpha: in them the picture lies over
+            white, with a warning.
         metadata: To write too. A profile that is not one for these pixels is left out, and what
             the format has no place for, with a warning.
         image_format: What `output_format` returns.
@@ -260,15 +273,20 @@ def encode_image(
 
     if pixels.dtype.name != "uint8":
         raise TypeError(f"pixels must be uint8, got {pixels.dtype.name}")
-    if pixels.ndim not in (2, 3) or pixels.shape[2:] not in ((), (3,)) or 0 in pixels.shape:
-        raise ValueError(f"pixels must be [height, width(, 3)], got shape {pixels.shape}")
+    channels = pixels.shape[2:]
+    if pixels.ndim < 2 or channels not in ((), (2,), (3,), (4,)) or 0 in pixels.shape:
+        raise ValueError(f"pixels must be [height, width(, 2 to 4)], got shape {pixels.shape}")
     pixels, icc_profile = match_profile(pixels, metadata.icc_profile)
     metadata = dataclasses.replace(metadata, icc_profile=icc_profile)
+    image = Image.fromarray(pixels)
+    if image.mode in ("LA", "RGBA") and image_format not in _WITH_ALPHA:
+        image = flatten(image.convert(image.mode[:-1]), image.getchannel("A"), "white")
+        warnings.warn(f"{image_format} has no alpha: the picture lies over white", stacklevel=2)
     buffer = io.BytesIO()
     _add_formats()
     try:
         options = _SAVE_OPTIONS.get(image_format, {}) | save_options(metadata, image_format)
-        Image.fromarray(pixels).save(buffer, image_format, **options)
+        image.save(buffer, image_format, **options)
     except Exception as error:
         raise ValueError(f"cannot write this picture as {image_format}: {error}") from error
     return buffer.getvalue()
