@@ -1,0 +1,288 @@
+"""What M does, the draws of an image in the loss: the study of the paper's Figure 5, made small.
+
+    python docs/paper_figures/study_of_m.py --data memory:photos/ --images kodak/
+    python docs/paper_figures/study_of_m.py
+
+The first trains and measures, and writes study_of_m.csv beside this script; both draw its plots.
+
+Every M has the paper's loss and schedule (`sic_jax.training.presets.paper`): each image of a batch
+is decoded at level 16 and M times at the level whose turn it is, with details drawn at temperature
+1. Only the network is another, small one. The learning rate is constant, as the paper's, so that
+one run is measured at two of its steps: when it has seen as many images as the others, and when it
+has made as many decodings, 1 + M an image. Runs of one seed start from the same parameters and see
+the same crops in the same order.
+
+Measured are averaged parameters (EMA) on centre crops of images that were not trained on: rates are
+estimates for rounded latents, and every metric is the mean over draws at temperature 1, the same
+draws for every run.
+"""
+
+import argparse
+import csv
+import dataclasses
+import io
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import NDArray
+
+from sic_jax.data.batches import batches
+from sic_jax.data.open_source import open_source
+from sic_jax.data.samples import validation_crops
+from sic_jax.data.source import Source
+from sic_jax.files import write_atomic
+from sic_jax.model.entropy_models.checkerboard.checkerboard import CheckerboardEntropy
+from sic_jax.model.levels import LevelConfig
+from sic_jax.model.model_config import ModelConfig
+from sic_jax.model.transforms.pyramid import PyramidTransforms
+from sic_jax.training.loop import initial_params
+from sic_jax.training.losses import load_perceptual_weights
+from sic_jax.training.presets import paper
+from sic_jax.training.state import create_train_state
+from sic_jax.training.step import TrainStep, make_train_step
+from sic_jax.training.train_config import TrainConfig
+from sic_jax.training.validation import Validate, make_validate
+
+HERE = Path(__file__).resolve().parent
+CSV = HERE / "study_of_m.csv"
+DRAWS_IN_TRAINING = (1, 2, 5)
+"""The values of M."""
+LEVELS = (1, 4, 8, 12, 16)
+"""Measured."""
+CROPS, CROP_SIZE, DRAWS = 12, 128, 2
+"""Measured images, their sides in pixels, and draws of each."""
+METRICS = ("psnr", "lpips", "dists")
+
+
+class Row(NamedTuple):
+    """What was measured of one run, at one of its steps, at one level: means over crops, draws."""
+
+    num_samples: int
+    """M."""
+    seed: int
+    images: int
+    """Crops seen."""
+    decodings: int
+    """Crops decoded, at level L and at others."""
+    level: int
+    bpp_est: float
+    """Estimated bits per pixel of rounded latents."""
+    mse: float
+    """Of images in [0, 1]."""
+    psnr: float
+    lpips: float
+    dists: float
+
+
+class Results(NamedTuple):
+    """What the CSV file holds."""
+
+    about: list[str]
+    """Its first lines, without "# "."""
+    rows: list[Row]
+
+
+def small_run() -> TrainConfig:
+    """The preset `paper` with a small network, short: 0.6 million parameters, crops of 64 pixels.
+
+    A pyramid of a quarter of the default widths and half of its blocks, 16 equal levels as in the
+    paper. A higher learning rate for short runs, and an average of the parameters over some 100
+    steps.
+    """
+    model = ModelConfig(
+        levels=LevelConfig(channels=(4,) * 16, refinements=(0,) * 16),
+        transforms=PyramidTransforms(
+            widths=(16, 24, 40, 64), analysis_depths=(1, 1, 1, 1), synthesis_depths=(1, 2, 2, 1)
+        ),
+        entropy=CheckerboardEntropy(
+            hyper_channels=12, hyper_width=32, context_width=12, head_width=32
+        ),
+    )
+    return dataclasses.replace(
+        paper(), model=model, batch_size=4, crop_size=64, learning_rate=1e-3, ema_decay=0.99
+    )
+
+
+def with_draws(cfg: TrainConfig, num_samples: int) -> TrainConfig:
+    """The same run with another M."""
+    return dataclasses.replace(cfg, loss=dataclasses.replace(cfg.loss, num_samples=num_samples))
+
+
+def measured_steps(num_samples: int, steps: int, most: int = max(DRAWS_IN_TRAINING)) -> list[int]:
+    """Steps of a run with M draws at which it is measured.
+
+    Args:
+        num_samples: M.
+        steps: Of every run for the comparison at the same number of images.
+        most: The largest M, whose run ends there.
+
+    Returns:
+        `steps`, and the step with as many decodings as the run with the most draws makes.
+
+    Raises:
+        ValueError: If there is no such step.
+    """
+    decodings = steps * (1 + most)
+    if decodings % (1 + num_samples):
+        raise ValueError(
+            f"steps is {steps}: {decodings} decodings an image of a batch are no multiple of "
+            f"{1 + num_samples}"
+        )
+    return sorted({steps, decodings // (1 + num_samples)})
+
+
+def study(
+    base: TrainConfig,
+    source: Source,
+    measure: Callable[..., dict[str, float]],
+    *,
+    steps: int,
+    seeds: Sequence[int],
+    draws_in_training: Sequence[int] = DRAWS_IN_TRAINING,
+    levels: Sequence[int] = LEVELS,
+) -> Iterator[list[Row]]:
+    """Trains and measures.
+
+    Args:
+        base: The run; its M and seed do not count.
+        source: Training images.
+        measure: Of parameters, named values ``METRIC/LEVEL`` at `levels`.
+        steps: Of every run, for the comparison at the same number of images.
+        seeds: Of parameters, crops and noise.
+        draws_in_training: The values of M.
+        levels: As `measure` has them.
+
+    Yields:
+        The rows of each step at which a run is measured, all runs of a seed after one another.
+    """
+    programs: dict[int, TrainStep] = {}
+    weights = load_perceptual_weights(base.loss)
+    places = jnp.arange(base.batch_size)
+    for m in draws_in_training:
+        programs[m] = jax.jit(make_train_step(with_draws(base, m)), donate_argnums=0)
+    for seed in seeds:
+        params = initial_params(dataclasses.replace(base, seed=seed), source)
+        # Noise depends on an image's place in the batch: other places are other noise, without
+        # compiling the step for each seed.
+        rows = places + seed * base.batch_size
+        for m in draws_in_training:
+            stops = measured_steps(m, steps, max(draws_in_training))
+            state = create_train_state(base, params)
+            stream = batches(
+                source, crop_size=base.crop_size, batch_size=base.batch_size, seed=seed,
+                data=base.data, first_step=0, rows=slice(None),
+            )  # fmt: skip
+            for step in range(1, stops[-1] + 1):
+                state, metrics = programs[m](state, next(stream), rows, weights)
+                if step in stops:
+                    if int(metrics.first_bad) <= step:
+                        raise FloatingPointError(f"M = {m}, seed {seed}: not finite at {step}")
+                    images = step * base.batch_size
+                    values = measure(state.ema)
+                    yield [
+                        Row(m, seed, images, images * (1 + m), k,
+                            *(values[f"{name}/{k}"] for name in Row._fields[5:]))
+                        for k in levels
+                    ]  # fmt: skip
+            stream.close()
+
+
+def make_measure(
+    cfg: TrainConfig,
+    images: NDArray[np.uint8],
+    *,
+    levels: Sequence[int] = LEVELS,
+    draws: int = DRAWS,
+    metrics: Sequence[str] = METRICS,
+) -> Callable[..., dict[str, float]]:
+    """A function of parameters: rates, and means of metrics over images and draws of each."""
+    validate: Validate = make_validate(
+        cfg.model, levels=levels, metrics=metrics, batch_size=len(images), temperature=1.0
+    )
+    # A copy of an image has a number, and so draws, of its own.
+    copies = np.tile(images, (draws, 1, 1, 1))
+    return lambda params: validate(params, copies)
+
+
+def to_text(results: Results) -> str:
+    """The CSV file, with six decimals."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(Row._fields)
+    for row in results.rows:
+        writer.writerow([round(v, 6) if isinstance(v, float) else v for v in row])
+    return "".join(f"# {line}\n" for line in results.about) + out.getvalue()
+
+
+def read_results(path: Path) -> Results:
+    """The inverse of `to_text`."""
+    lines = path.read_text().splitlines()
+    about = [line.removeprefix("# ") for line in lines if line.startswith("#")]
+    table = csv.DictReader(line for line in lines if not line.startswith("#"))
+    rows = [
+        Row(*(Row.__annotations__[name](text) for name, text in cells.items())) for cells in table
+    ]
+    return Results(about, rows)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Trains and measures where there are images for it, and draws."""
+    parser = argparse.ArgumentParser(prog="study_of_m.py", description="What M does.")
+    parser.add_argument("--data", help="training images, as train.py takes them")
+    parser.add_argument("--images", help="folder of images to measure on")
+    parser.add_argument("--steps", type=int, default=320, help="of every run, same images")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    args = parser.parse_args(argv)
+    if bool(args.data) != bool(args.images):
+        parser.error("--data and --images belong together")
+    if args.data:
+        run(args.data, args.images, args.steps, args.seeds)
+    return 0
+
+
+def run(data: str, images: str, steps: int, seeds: Sequence[int]) -> None:
+    """Trains and measures; the CSV file grows with every run."""
+    base = small_run()
+    revision = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=HERE, capture_output=True, text=True
+    ).stdout.strip()
+    crops = validation_crops(images, CROP_SIZE, CROPS)
+    words = ["--data", _short(data), "--images", _short(images), "--steps", str(steps)]
+    about = [
+        f"command: python docs/paper_figures/study_of_m.py {shlex.join(words)} "
+        f"--seeds {' '.join(map(str, seeds))}",
+        f"revision: {revision}",
+        f"training: batches of {base.batch_size} crops of {base.crop_size} pixels",
+        f"measured: {len(crops)} centre crops of {CROP_SIZE} pixels, {DRAWS} draws of each at "
+        "temperature 1; estimated rates",
+    ]
+    measure = make_measure(base, crops)
+    source = open_source(data, crop_size=base.crop_size)
+    rows: list[Row] = []
+    began = time.monotonic()
+    for found in study(base, source, measure, steps=steps, seeds=seeds):
+        rows += found
+        write_atomic(CSV, to_text(Results(about, rows)).encode())
+        first, minutes = found[0], (time.monotonic() - began) / 60
+        sys.stdout.write(
+            f"M = {first.num_samples}, seed {first.seed}, {first.images} images: {minutes:.1f} "
+            f"minutes, DISTS {' '.join(f'{row.dists:.3f}' for row in found)}\n"
+        )
+        sys.stdout.flush()
+
+
+def _short(spec: str) -> str:
+    kind, _, path = spec.rpartition(":")
+    return f"{kind}:{Path(path).name}/" if kind else f"{Path(path).name}/"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
