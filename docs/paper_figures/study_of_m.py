@@ -21,13 +21,14 @@ import argparse
 import csv
 import dataclasses
 import io
+import re
 import shlex
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +39,10 @@ from sic_jax.data.batches import batches
 from sic_jax.data.open_source import open_source
 from sic_jax.data.samples import validation_crops
 from sic_jax.data.source import Source
+from sic_jax.evaluation.means import interpolate
+from sic_jax.evaluation.records import digest
 from sic_jax.files import write_atomic
+from sic_jax.metrics.table import METRICS as ALL_METRICS
 from sic_jax.model.entropy_models.checkerboard.checkerboard import CheckerboardEntropy
 from sic_jax.model.levels import LevelConfig
 from sic_jax.model.model_config import ModelConfig
@@ -52,14 +56,15 @@ from sic_jax.training.train_config import TrainConfig
 from sic_jax.training.validation import Validate, make_validate
 
 HERE = Path(__file__).resolve().parent
-CSV = HERE / "study_of_m.csv"
+CSV, PLOT, PAGE = HERE / "study_of_m.csv", HERE / "study_of_m.svg", HERE / "README.md"
 DRAWS_IN_TRAINING = (1, 2, 5)
 """The values of M."""
 LEVELS = (1, 4, 8, 12, 16)
 """Measured."""
-CROPS, CROP_SIZE, DRAWS = 12, 128, 2
+CROPS, CROP_SIZE, DRAWS = 8, 128, 2
 """Measured images, their sides in pixels, and draws of each."""
 METRICS = ("psnr", "lpips", "dists")
+COLOURS = {1: "#0072b2", 2: "#009e73", 5: "#d55e00"}
 
 
 class Row(NamedTuple):
@@ -80,6 +85,10 @@ class Row(NamedTuple):
     psnr: float
     lpips: float
     dists: float
+
+
+Curves = dict[int, list[list[Row]]]
+"""Of each M a list of rows for each seed."""
 
 
 class Results(NamedTuple):
@@ -233,18 +242,135 @@ def read_results(path: Path) -> Results:
     return Results(about, rows)
 
 
+def comparisons(rows: Sequence[Row]) -> dict[str, Curves]:
+    """The curves at the same number of images, and at the same number of decodings."""
+    images, decodings = min(row.images for row in rows), max(row.decodings for row in rows)
+    chosen = {
+        "the same images": [row for row in rows if row.images == images],
+        "the same decodings": [row for row in rows if row.decodings == decodings],
+    }
+    found: dict[str, Curves] = {}
+    for name, some in chosen.items():
+        found[name] = {
+            m: [
+                [row for row in some if (row.num_samples, row.seed) == (m, seed)]
+                for seed in sorted({row.seed for row in some if row.num_samples == m})
+            ]
+            for m in sorted({row.num_samples for row in some})
+        }
+    return found
+
+
+def common_rates(rows: Sequence[Row], count: int = 9) -> NDArray[np.float64]:
+    """Rates, evenly spread in logarithms, that all curves reach."""
+    curves: dict[tuple[int, int, int], list[float]] = {}
+    for row in rows:
+        curves.setdefault((row.num_samples, row.seed, row.images), []).append(row.bpp_est)
+    low, high = max(map(min, curves.values())), min(map(max, curves.values()))
+    # Rounding must not lead out of the curves.
+    return np.clip(np.geomspace(low, high, count), low, high)
+
+
+def at_rates(curve: Sequence[Row], name: str, rates: Sequence[float]) -> list[float]:
+    """A metric of one run, read off its curve."""
+    points = [(row.bpp_est, getattr(row, name)) for row in curve]
+    values = [interpolate(points, rate) for rate in rates]
+    return [value for value in values if value is not None]
+
+
+def mean_loss_of(curve: Sequence[Row]) -> float:
+    """What training minimises, without consistency: its mean over the measured levels."""
+    cfg, at = small_run().loss, [row.level - 1 for row in curve]
+    terms = [
+        cfg.lmbda_rate[k] * row.bpp_est
+        + cfg.lmbda_dist[k] * row.mse
+        + cfg.lmbda_perc[k] * row.lpips
+        for k, row in zip(at, curve, strict=True)
+    ]
+    return float(np.mean(terms))
+
+
+def to_table(rows: Sequence[Row]) -> str:
+    """Of every setting the loss, and means over the common rates; in brackets the seeds' range."""
+    rates = common_rates(rows).tolist()
+    lines = [
+        "| at | M | images | decodings | loss | DISTS | LPIPS | PSNR, dB |",
+        "| --- " * 8 + "|",
+    ]
+    for name, curves in comparisons(rows).items():
+        for m, seeds in curves.items():
+            values = {
+                metric: [float(np.mean(at_rates(curve, metric, rates))) for curve in seeds]
+                for metric in ("dists", "lpips", "psnr")
+            }
+            cells = [_range([mean_loss_of(curve) for curve in seeds], 2)]
+            cells += [_range(values[k], 4 if k != "psnr" else 2) for k in values]
+            first = seeds[0][0]
+            lines.append(f"| {name} | {m} | {first.images} | {first.decodings} | "
+                         f"{' | '.join(cells)} |")  # fmt: skip
+    return "\n".join(lines) + "\n"
+
+
+def renewed(text: str, rows: Sequence[Row]) -> str:
+    """The page with its table made anew."""
+    pattern = r"(<!-- table of study_of_m.csv -->\n).*?(<!-- end of table -->)"
+    if not re.search(pattern, text, re.DOTALL):
+        raise ValueError("the page has no place for the table")
+    return re.sub(pattern, lambda f: f[1] + to_table(rows) + f[2], text, flags=re.DOTALL)
+
+
+def stamp() -> str:
+    """The last line of the plot: what it is drawn of."""
+    return f"<!-- of {CSV.name}, {digest(CSV.read_bytes())} -->\n"
+
+
+def draw(rows: Sequence[Row]) -> str:
+    """The SVG: metrics by rate, means over seeds in bands from the least to the greatest."""
+    import matplotlib as mpl  # Only drawing needs it.
+    from matplotlib.figure import Figure
+
+    rates = common_rates(rows)
+    style: Any = {"svg.hashsalt": "study_of_m", "svg.fonttype": "none", "font.size": 11}
+    known = {metric.name: metric for metric in ALL_METRICS}
+    with mpl.rc_context(style):
+        figure = Figure(figsize=(11, 6.4), layout="constrained")
+        axes = figure.subplots(2, 3, sharex=True)
+        for line, (title, curves) in zip(axes, comparisons(rows).items(), strict=True):
+            for ax, name in zip(line, ("dists", "lpips", "psnr"), strict=True):
+                for m, seeds in curves.items():
+                    values = np.array([at_rates(curve, name, rates.tolist()) for curve in seeds])
+                    colour = COLOURS[m]
+                    ax.fill_between(rates, values.min(0), values.max(0), color=colour, alpha=0.25,
+                                    linewidth=0)  # fmt: skip
+                    ax.plot(rates, values.mean(0), color=colour, label=f"M = {m}", linewidth=1.5)
+                ax.set_xscale("log")
+                unit = known[name].unit
+                ax.set_ylabel(known[name].label + (f", {unit}" if unit else ""))
+                ax.set_title(f"{title}", fontsize=11, loc="left")
+                ax.grid(visible=True, alpha=0.25)
+        for ax in axes[-1]:
+            ax.set_xlabel("estimated bits per pixel")
+        axes[0, 0].legend(frameon=False)
+        out = io.StringIO()
+        figure.savefig(out, format="svg", metadata={"Date": None})
+    return out.getvalue().rstrip() + "\n" + stamp()
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Trains and measures where there are images for it, and draws."""
+    """Trains and measures where there are images for it; then table and plot."""
     parser = argparse.ArgumentParser(prog="study_of_m.py", description="What M does.")
     parser.add_argument("--data", help="training images, as train.py takes them")
     parser.add_argument("--images", help="folder of images to measure on")
-    parser.add_argument("--steps", type=int, default=320, help="of every run, same images")
+    parser.add_argument("--steps", type=int, default=160, help="of every run, same images")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     args = parser.parse_args(argv)
     if bool(args.data) != bool(args.images):
         parser.error("--data and --images belong together")
     if args.data:
         run(args.data, args.images, args.steps, args.seeds)
+    rows = read_results(CSV).rows
+    write_atomic(PAGE, renewed(PAGE.read_text(), rows).encode())
+    write_atomic(PLOT, draw(rows).encode())
     return 0
 
 
@@ -277,6 +403,11 @@ def run(data: str, images: str, steps: int, seeds: Sequence[int]) -> None:
             f"minutes, DISTS {' '.join(f'{row.dists:.3f}' for row in found)}\n"
         )
         sys.stdout.flush()
+
+
+def _range(values: Sequence[float], decimals: int) -> str:
+    low, mean, high = (f"{f(values):.{decimals}f}" for f in (np.min, np.mean, np.max))
+    return f"{mean} ({low} to {high})"
 
 
 def _short(spec: str) -> str:
