@@ -51,7 +51,7 @@ from sic_jax.training.loop import initial_params
 from sic_jax.training.losses import load_perceptual_weights
 from sic_jax.training.presets import paper
 from sic_jax.training.state import create_train_state
-from sic_jax.training.step import TrainStep, make_train_step
+from sic_jax.training.step import make_train_step
 from sic_jax.training.train_config import TrainConfig
 from sic_jax.training.validation import Validate, make_validate
 
@@ -172,11 +172,9 @@ def study(
     Yields:
         The rows of each step at which a run is measured, all runs of a seed after one another.
     """
-    programs: dict[int, TrainStep] = {}
+    programs: dict[int, Any] = {}
     weights = load_perceptual_weights(base.loss)
     places = jnp.arange(base.batch_size)
-    for m in draws_in_training:
-        programs[m] = jax.jit(make_train_step(with_draws(base, m)), donate_argnums=0)
     for seed in seeds:
         params = initial_params(dataclasses.replace(base, seed=seed), source)
         # Noise depends on an image's place in the batch: other places are other noise, without
@@ -190,7 +188,11 @@ def study(
                 data=base.data, first_step=0, rows=slice(None),
             )  # fmt: skip
             for step in range(1, stops[-1] + 1):
-                state, metrics = programs[m](state, next(stream), rows, weights)
+                arguments = (state, next(stream), rows, weights)
+                if m not in programs:  # Compiled here: a call of a jitted function does it twice.
+                    program = jax.jit(make_train_step(with_draws(base, m)), donate_argnums=0)
+                    programs[m] = program.lower(*arguments).compile()
+                state, metrics = programs[m](*arguments)
                 if step in stops:
                     if int(metrics.first_bad) <= step:
                         raise FloatingPointError(f"M = {m}, seed {seed}: not finite at {step}")
