@@ -178,7 +178,7 @@ def test_files_of_exact_sizes_and_of_buckets_are_the_same(
         estimate = exact.estimate_bits(image)
         assert estimate.z == pytest.approx(bits[size].z, rel=1e-4)
         np.testing.assert_allclose(estimate.y, bits[size].y, rtol=1e-4)
-    assert exact._latents.cache_info().currsize == len(x)
+    assert exact._networks._latents.cache_info().currsize == len(x)
 
 
 def test_one_bucket_compiles_once(

@@ -18,6 +18,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 import sic_jax
+from sic_jax.cli import jobs
 from sic_jax.cli import main as cli
 from sic_jax.cli.stderr import lines_of_libraries
 from sic_jax.codec import container
@@ -106,7 +107,7 @@ def loads(monkeypatch: pytest.MonkeyPatch, place: Path) -> list[tuple[str, str |
             raise ValueError("no bundle 'missing'")
         return FakeCodec()
 
-    monkeypatch.setattr(cli, "_load_codec", load)
+    monkeypatch.setattr(jobs, "load_codec", load)
     return calls
 
 
@@ -839,12 +840,12 @@ def test_lines_of_libraries_are_warnings_with_the_file(folder: Path) -> None:
     Path("a.tif").write_bytes(data)
     Image.fromarray(pixels()).save("b.tif")
     code = (
-        "import sys; from sic_jax.cli import main as cli\n"
+        "import sys; from sic_jax.cli import jobs, main as cli\n"
         "class Codec:\n"
         "    def compress(self, *args, **kwargs):\n"
         "        sys.stderr.write('as ever\\n')\n"
         "        raise ValueError('no codec')\n"
-        "cli._load_codec = lambda *_: Codec()\n"
+        "jobs.load_codec = lambda *_: Codec()\n"
         "sys.exit(cli.main(['compress', 'a.tif', 'b.tif']))"
     )
     argv = [sys.executable, "-c", code]

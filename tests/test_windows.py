@@ -129,13 +129,13 @@ def test_codec_in_windows(params: Any, tiny_run: TrainConfig, tmp_path: Path) ->
     bits = small.estimate_bits(x)
     assert bits.z == pytest.approx(float(out.bits_z[0]), rel=1e-4)
     np.testing.assert_allclose(bits.y, out.bits_y[0], rtol=1e-4)
-    latents, sides = small._latents, []
+    latents, sides = small._networks._latents, []
 
     def seen(variables: Any, window: np.ndarray, size: np.ndarray) -> jax.Array:
         sides.append(size)
         return latents(16, 16)(variables, window, size)
 
-    small._latents = lambda *_: seen
+    small._networks._latents = lambda *_: seen
     assert small.estimate_bits(x).z == bits.z
     assert len(sides) > 1
     assert np.max(sides) <= 7

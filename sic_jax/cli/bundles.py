@@ -1,8 +1,9 @@
-"""The commands `sic bundle list`, `add` and `remove`."""
+"""The commands `sic bundle list`, `add`, `remove` and `sic import-official`."""
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,28 @@ from typing import Any
 from sic_jax.codec import library
 
 
-def add_bundle_commands(commands: Any) -> None:
-    """Adds the three commands to the subparsers of `sic bundle`."""
+def add_bundles(commands: Any) -> None:
+    """Adds the commands to the subparsers of `sic`."""
+    bundle = commands.add_parser(
+        "bundle", help="list, add or remove trained models", usage="sic bundle COMMAND ..."
+    )
+    _add_bundle_commands(bundle.add_subparsers(prog="sic bundle", metavar="COMMAND", required=True))
+
+    importing = commands.add_parser(
+        "import-official",
+        help="make a bundle of a checkpoint of the paper's authors",
+        usage="sic import-official CHECKPOINT --out BUNDLE",
+    )
+    importing.set_defaults(run=_import_official)
+    importing.add_argument(
+        "checkpoint", metavar="CHECKPOINT", help="PyTorch file, safetensors or .npz"
+    )
+    importing.add_argument(
+        "--out", metavar="BUNDLE", required=True, help="folder to write, which must not be there"
+    )
+
+
+def _add_bundle_commands(commands: Any) -> None:
     listing = commands.add_parser("list", help="show the bundles of this machine")
     listing.set_defaults(run=_list)
     listing.add_argument("--json", action="store_true", help="print JSON")
@@ -61,4 +82,15 @@ def _add(args: argparse.Namespace) -> int:
 
 def _remove(args: argparse.Namespace) -> int:
     sys.stdout.write(f"{library.remove(args.name)}: removed\n")
+    return 0
+
+
+def _import_official(args: argparse.Namespace) -> int:
+    if os.path.exists(args.out):
+        raise FileExistsError(f"{args.out} is already there")
+    from sic_jax.importers.paper_bundle import import_checkpoint
+
+    bundle = import_checkpoint(args.checkpoint, args.out)
+    facts = f"bundle {bundle.model_id.hex()}, {bundle.cfg.num_levels} levels"
+    sys.stdout.write(f"{args.checkpoint} -> {args.out}: {facts}\n")
     return 0

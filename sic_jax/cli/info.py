@@ -1,8 +1,49 @@
-"""What `sic info FILE` says."""
+"""The command `sic info`."""
 
-from sic_jax.cli.stderr import shown
+import argparse
+import sys
+from typing import Any
+
+from sic_jax.cli.jobs import read
+from sic_jax.cli.paths import UsageError
+from sic_jax.cli.stderr import fail, shown
 from sic_jax.codec import container
 from sic_jax.metrics.rate import bpp
+
+
+def add_info(commands: Any) -> None:
+    """Adds the command to the subparsers of `sic`."""
+    info = commands.add_parser(
+        "info",
+        help="describe a .sic file or a bundle",
+        usage="sic info (FILE | --bundle B) [--json]",
+    )
+    info.set_defaults(run=_info)
+    info.add_argument("file", metavar="FILE", nargs="?")
+    info.add_argument("--bundle", metavar="B", help="name or path of a bundle")
+    info.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _info(args: argparse.Namespace) -> int:
+    if (args.file is None) == (args.bundle is None):
+        raise UsageError("info takes either FILE or --bundle B")
+    if args.bundle is not None:
+        from sic_jax.codec import bundle
+
+        facts = bundle.describe(args.bundle)
+        text = "".join(f"{key:24} {value}\n" for key, value in facts.items())
+    else:
+        try:
+            facts, text = describe_file(args.file, read(args.file))
+        except Exception as error:
+            fail(error, args.file)
+            return 1
+    if args.json:
+        import json
+
+        text = json.dumps(facts, indent=2, default=str) + "\n"
+    sys.stdout.write(text)
+    return 0
 
 
 def describe_file(path: str, data: bytes) -> tuple[dict[str, object], str]:

@@ -7,6 +7,8 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 
+from sic_jax.progress import Progress
+
 
 def shown(text: str) -> str:
     r"""A file's name as it is printed: control characters and bytes that are no text as escapes.
@@ -19,6 +21,49 @@ def shown(text: str) -> str:
     return "".join(
         c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text
     )
+
+
+def fail(error: Exception, source: str | None = None) -> None:
+    """Reports an exception in one line."""
+    if sys.flags.dev_mode:
+        raise error
+    if isinstance(error, OSError) and error.strerror:
+        text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    elif isinstance(error, MemoryError):
+        text = "not enough memory"
+    elif isinstance(error, (ValueError, TypeError, OSError, ImportError)):
+        text = str(error) or type(error).__name__
+    else:
+        text = f"{type(error).__name__}: {error}"
+    show_error(_named(text, source))
+
+
+def show_error(text: str) -> None:
+    """An error in one line."""
+    clear_progress()
+    sys.stderr.write(f"sic: error: {shown(' '.join(text.split()))}\n")
+
+
+def show_warning(
+    message: Warning | str, *_args: object, source: str | None = None, **_kwargs: object
+) -> None:
+    """A warning in one line; takes the arguments of `warnings.showwarning`, too."""
+    clear_progress()
+    sys.stderr.write(f"sic: warning: {shown(' '.join(_named(str(message), source).split()))}\n")
+
+
+def _named(text: str, source: str | None) -> str:
+    """The text with the file that it is about, once."""
+    if source is None:
+        return text
+    name = shown(source)
+    text = text.replace(source, name)
+    return text if text.startswith((f"{name}:", f"{name} ")) else f"{name}: {text}"
+
+
+def clear_progress() -> None:
+    """Takes the line of progress from the terminal."""
+    Progress().show("")
 
 
 @contextlib.contextmanager

@@ -7,12 +7,9 @@ import warnings
 from collections.abc import Callable
 from functools import cache, cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from numpy.typing import NDArray
 
 from sic_jax.codec import library
 from sic_jax.codec.bundle import Bundle, load_bundle
@@ -20,14 +17,13 @@ from sic_jax.codec.container import (
     MAX_SEED,
     Container,
     Header,
-    Segment,
     pack,
     read_header,
-    symbols_checksum,
     truncate_to,
     unpack,
 )
 from sic_jax.codec.grain import add_grain, grain_units, measure_grain
+from sic_jax.codec.networks import EstimatedBits, Networks
 from sic_jax.codec.options import DecodeOptions, EncodeOptions, with_changes
 from sic_jax.codec.pixels import (
     PictureLike,
@@ -39,57 +35,17 @@ from sic_jax.codec.pixels import (
     pad,
     to_gray,
 )
-from sic_jax.codec.windows import in_windows
-from sic_jax.compilation_cache import jit_per_shape
+from sic_jax.codec.symbols import Latents, SymbolCoder
 from sic_jax.devices import check_devices, check_process, is_forked
-from sic_jax.entropy.distributions import deep_factorised_bits
-from sic_jax.entropy.range_coder import (
-    VALUE_LIMIT,
-    PreparedTables,
-    RangeDecoder,
-    RangeEncoder,
-    available_backends,
-    default_backend,
-)
+from sic_jax.entropy.range_coder import VALUE_LIMIT, available_backends, default_backend
 from sic_jax.errors import BitstreamError
 from sic_jax.fields import Family, Kinds, kinds_of
 from sic_jax.metadata import Metadata
-from sic_jax.model.entropy_models.coding_pass import (
-    Floats,
-    Ints,
-    Request,
-    code_levels,
-    temperature_units,
-)
-from sic_jax.model.entropy_models.prior import medians
+from sic_jax.model.entropy_models.coding_pass import Floats, temperature_units
 from sic_jax.model.families import FAMILIES
-from sic_jax.model.sic import SicModel
-from sic_jax.sizes import Size, bucket, fill, zero_outside
 
 if TYPE_CHECKING:
     from sic_jax.codec.latent_optimisation import LatentOptimiser
-
-
-class Latents(NamedTuple):
-    """Integers of a picture or a file."""
-
-    y_s: Ints
-    """[h, w, C], zeros above `level`."""
-    z_hat: Ints
-    """[ceil(h/s), ceil(w/s), C_z], s the entropy model's hyper stride."""
-    level: int
-
-
-class EstimatedBits(NamedTuple):
-    """Bits of an image by the model's probabilities, without coding."""
-
-    z: float
-    y: NDArray[np.float64]
-    """Of each level, [L]."""
-
-    def bpp_est(self, level: int, height: int, width: int) -> float:
-        """Estimated bits per pixel of a file of `level`, if it holds latents."""
-        return (self.z + float(self.y[:level].sum())) / (height * width)
 
 
 class Codec:
@@ -125,56 +81,14 @@ class Codec:
             ValueError: If the backend is not known or not installed, or the window too small, or
                 JAX has no device of the platform that it was told to use.
         """
-        # Transforms without a reach see pictures whole, whatever the window.
-        cfg, transforms = bundle.cfg, bundle.cfg.transforms
-        reach = max(transforms.analysis_reach or 0, transforms.synthesis_reach or 0)
-        if window // cfg.stride <= 2 * reach:
-            least = (2 * reach + 1) * cfg.stride
-            raise ValueError(f"window must be at least {least} for this bundle, got {window}")
-        self._window = window // cfg.stride
         if coder is not None and coder not in available_backends():
             raise ValueError(f"coder must be one of {available_backends()} here, got {coder!r}")
         check_devices()
         self.bundle = bundle
-        self._tables_y = PreparedTables(bundle.tables_y)
-        self._tables_z = PreparedTables(bundle.tables_z)
         self.coder = coder or default_backend()
+        self._networks = Networks(bundle.cfg, bundle.params, window=window)
         self._pass = bundle.coding_pass()
-        model, networks = SicModel(cfg), cfg.entropy.networks(cfg.levels)
-        self._variables = jax.device_put({"params": bundle.params})
-
-        def latents(variables: Any, x: jax.Array, size: Size) -> jax.Array:
-            x = x[None].astype(jnp.float32) / 255
-            y: Any = model.apply(variables, x, size, method="latents")
-            first: jax.Array = y[0]
-            return first
-
-        def quantise(variables: Any, y: jax.Array, size: Size) -> tuple[jax.Array, jax.Array]:
-            sizes = () if size is None else (size,)
-            z: Any = networks.apply(variables, y[None], *sizes, method="hyper_latents")
-            prior: Any = networks.apply(variables, method="prior")
-            z = jnp.round(z[0] - medians(prior))
-            return jnp.round(y).astype(jnp.int32), z.astype(jnp.int32)
-
-        def synthesise(variables: Any, y_hat: jax.Array, level: jax.Array, size: Size) -> jax.Array:
-            x_hat: Any = model.apply(variables, y_hat[None], level, size, method="synthesise")
-            return jnp.round(jnp.clip(x_hat[0], 0, 1) * 255).astype(jnp.uint8)
-
-        def estimate(
-            variables: Any, y_hat: jax.Array, z_hat: jax.Array, hyper: jax.Array, size: Size
-        ) -> tuple[jax.Array, jax.Array]:
-            prior: Any = networks.apply(variables, method="prior")
-            z = z_hat[None] + medians(prior)
-            z_size = None if size is None else -(-size // cfg.entropy.hyper_stride)
-            bits_z = zero_outside(deep_factorised_bits(prior, z), z_size).sum()
-            y = y_hat[None].astype(jnp.float32)
-            bits: Any = networks.apply(variables, y, y, hyper, size=size, method="level_bits")
-            return bits_z, bits[0]
-
-        self._latents = jit_per_shape(latents)
-        self._quantise = jit_per_shape(quantise)
-        self._synthesise = jit_per_shape(synthesise)
-        self._estimate = jit_per_shape(estimate)
+        self._symbols = SymbolCoder(bundle, self._pass, backend=self.coder)
 
     @classmethod
     def load(
@@ -293,18 +207,7 @@ class Codec:
             if len(data) <= limit:
                 return data
         y, z, _ = self.encode_latents(pixels, options, on_step=on_step)
-        segments = [self._encode_z(z)]
-        hyper = self._pass.hyper(z, (y.shape[0], y.shape[1]))
-        encoders = {k: self._new_encoder() for k in range(1, level + 1)}
-
-        def encode(request: Request) -> Ints:
-            values = y[request.where].ravel()
-            encoders[request.level].encode(values - request.means, request.indices)
-            return values
-
-        _, symbols = code_levels(self._pass.run(hyper, level), encode)
-        for k, encoder in encoders.items():
-            segments.append(Segment(encoder.finish(), symbols_checksum(symbols[k])))
+        segments = self._symbols.encode(y, z, level)
         data = pack(header, segments, metadata)
         return data if len(data) <= limit else truncate_to(data, int(limit))
 
@@ -326,9 +229,9 @@ class Codec:
         options = with_changes(options, changes)
         cfg, level = self.bundle.cfg, self._level_to_encode(options)
         padded = pad(check_image(image), cfg.stride)
-        y = self._analyse(padded)
+        y = self._networks.analyse(padded)
         limit = VALUE_LIMIT // 2
-        y_hat, z_hat = self._round(y)
+        y_hat, z_hat = self._networks.quantise(y)
         z_hat = np.clip(z_hat, -limit, limit)
         if options.optimise_steps:
             hyper = self._pass.hyper(z_hat, (y.shape[0], y.shape[1]))
@@ -337,43 +240,12 @@ class Codec:
             )
         return Latents(np.clip(y_hat, -limit, limit), z_hat, cfg.num_levels)
 
-    def _analyse(self, padded: Pixels) -> NDArray[np.float32]:
-        """Unquantised latents [h, w, C] of a picture uint8 [stride h, stride w, 3]."""
-        cfg, stride = self.bundle.cfg, self.bundle.cfg.stride
-        h, w = padded.shape[0] // stride, padded.shape[1] // stride
-        y = np.empty((h, w, cfg.num_channels), np.float32)
-
-        def latents(x: Pixels) -> jax.Array:
-            shape, size = _place(x.shape[0] // stride, x.shape[1] // stride, cfg.transforms.sized)
-            filled = fill(x, (shape[0] * stride, shape[1] * stride))
-            found: jax.Array = self._latents(*shape)(self._variables, filled, size)
-            return found
-
-        in_windows(
-            latents,
-            padded,
-            y,
-            unit_in=stride,
-            unit_out=1,
-            limit=self._window,
-            margin=cfg.transforms.analysis_reach,
-        )
-        return y
-
-    def _round(self, y: NDArray[np.float32]) -> tuple[Ints, Ints]:
-        """Integers of unquantised latents [h, w, C], those of y and those of z less its medians."""
-        (h, w), entropy = y.shape[:2], self.bundle.cfg.entropy
-        shape, size = _place(h, w, entropy.sized)
-        y_hat, z_hat = self._quantise(*shape)(self._variables, fill(y, shape), size)
-        below = entropy.hyper_stride
-        return np.asarray(y_hat)[:h, :w], np.asarray(z_hat)[: -(-h // below), : -(-w // below)]
-
     @cached_property
     def _optimiser(self) -> "LatentOptimiser":
         """Imported and made when it is first needed: a decoder has no use for LPIPS and DISTS."""
         from sic_jax.codec.latent_optimisation import LatentOptimiser
 
-        return LatentOptimiser(self.bundle.cfg, self.bundle.latent_loss, self._variables["params"])
+        return LatentOptimiser(self.bundle.cfg, self.bundle.latent_loss, self._networks.params)
 
     def decompress(
         self, data: bytes, options: DecodeOptions = DecodeOptions(), **changes: Any
@@ -427,7 +299,6 @@ class Codec:
             exact = exact_pixels(container)
         else:
             latents, hyper = self._decode(container, level)
-        levels = np.array([level], np.int32)
         out = []
         for member in range(num_samples):
             member_seed = (seed + member) % (MAX_SEED + 1)
@@ -436,34 +307,11 @@ class Codec:
             else:
                 noise = self._pass.noise(member_seed, latents.y_s.shape)
                 y_hat = self._pass.complete(latents.y_s, hyper, level, noise, units)
-                x_hat = self._reconstruct(np.asarray(y_hat)[0], levels)
+                x_hat = self._networks.synthesise(np.asarray(y_hat)[0], level)
                 x_hat = x_hat[: header.height, : header.width]
             out.append(add_grain(x_hat, header.grain, member_seed) if options.grain else x_hat)
         pictures = np.stack(out)
         return pictures if header.mode == "rgb" else to_gray(pictures)
-
-    def _reconstruct(self, y_hat: NDArray[Any], level: Ints) -> Pixels:
-        """g_s of latents float32 [h, w, C]: uint8 [stride h, stride w, 3]."""
-        stride, sized = self.bundle.cfg.stride, self.bundle.cfg.transforms.sized
-        x_hat = np.empty((y_hat.shape[0] * stride, y_hat.shape[1] * stride, 3), np.uint8)
-
-        def synthesise(y_hat: NDArray[Any]) -> jax.Array:
-            shape, size = _place(y_hat.shape[0], y_hat.shape[1], sized)
-            found: jax.Array = self._synthesise(*shape)(
-                self._variables, fill(y_hat, shape), level, size
-            )
-            return found
-
-        in_windows(
-            synthesise,
-            y_hat,
-            x_hat,
-            unit_in=1,
-            unit_out=stride,
-            limit=self._window,
-            margin=self.bundle.cfg.transforms.synthesis_reach,
-        )
-        return x_hat
 
     def decode_latents(self, container: Container, *, level: int | None = None) -> Latents:
         """The integers of an unpacked file, each level checked against its checksum.
@@ -506,21 +354,9 @@ class Codec:
 
     def _decode(self, container: Container, level: int) -> tuple[Latents, Floats]:
         """The integers of a file, and the h_s features that came with them."""
-        cfg, header = self.bundle.cfg, container.header
-        h, w = -(-header.height // cfg.stride), -(-header.width // cfg.stride)
-        below = cfg.entropy.hyper_stride
-        z = self._decode_z(container.segments[0], (-(-h // below), -(-w // below)))
-        hyper = self._pass.hyper(z, (h, w))
-        decoders = {k: self._new_decoder(container.segments[k]) for k in range(1, level + 1)}
-
-        def decode(request: Request) -> Ints:
-            return decoders[request.level].decode(request.indices) + request.means
-
-        def finish(k: int, symbols: bytes) -> None:
-            self._finish(decoders[k], symbols, container.segments[k], f"level {k}")
-
-        y_s, _ = code_levels(self._pass.run(hyper, level), decode, finish)
-        return Latents(y_s, z, level), hyper
+        header, stride = container.header, self.bundle.cfg.stride
+        shape = -(-header.height // stride), -(-header.width // stride)
+        return self._symbols.decode(container.segments, shape, level)
 
     def estimate_bits(self, image: PictureLike) -> EstimatedBits:
         """Bits of an image by the model's probabilities: what a perfect coder would need.
@@ -531,19 +367,10 @@ class Codec:
             TypeError, ValueError: As `compress`.
         """
         check_process()
-        cfg = self.bundle.cfg
-        y, z = self._round(self._analyse(pad(check_image(image), cfg.stride)))
-        (h, w), below = y.shape[:2], cfg.entropy.hyper_stride
-        hyper = self._pass.hyper(z, (h, w))
-        shape, size = _place(h, w, cfg.entropy.sized)
-        bits_z, bits_y = self._estimate(*shape)(
-            self._variables,
-            fill(y, shape),
-            fill(z, (-(-shape[0] // below), -(-shape[1] // below))),
-            fill(np.asarray(hyper)[0], shape)[None],
-            size,
-        )
-        return EstimatedBits(float(bits_z), np.asarray(bits_y, np.float64))
+        padded = pad(check_image(image), self.bundle.cfg.stride)
+        y, z = self._networks.quantise(self._networks.analyse(padded))
+        hyper = self._pass.hyper(z, (y.shape[0], y.shape[1]))
+        return self._networks.estimate_bits(y, z, hyper)
 
     def _level_to_encode(self, options: EncodeOptions) -> int:
         highest = self.bundle.cfg.num_levels
@@ -558,34 +385,6 @@ class Codec:
         if not 1 <= level <= highest:
             raise ValueError(f"level must be 1 to {highest}, got {level}")
         return level
-
-    def _new_encoder(self) -> RangeEncoder:
-        return RangeEncoder(self._tables_y, backend=self.coder)
-
-    def _new_decoder(self, segment: Segment) -> RangeDecoder:
-        return RangeDecoder(self._tables_y, segment.payload, backend=self.coder)
-
-    def _encode_z(self, z: Ints) -> Segment:
-        encoder = RangeEncoder(self._tables_z, backend=self.coder)
-        encoder.encode(z.ravel(), _channel_indices(z.shape))
-        return Segment(encoder.finish(), symbols_checksum(z.astype("<i4").tobytes()))
-
-    def _decode_z(self, segment: Segment, shape: tuple[int, int]) -> Ints:
-        full = (*shape, self.bundle.cfg.entropy.hyper_channels)
-        decoder = RangeDecoder(self._tables_z, segment.payload, backend=self.coder)
-        z = decoder.decode(_channel_indices(full))
-        self._finish(decoder, z.astype("<i4").tobytes(), segment, "z")
-        return z.reshape(full)
-
-    def _finish(self, decoder: RangeDecoder, symbols: bytes, segment: Segment, what: str) -> None:
-        """End a segment: the stream must be used up and the symbols must have their checksum."""
-        if symbols_checksum(symbols) != segment.symbols_crc:
-            floats = ", or the float arithmetic here is not the encoder's"
-            raise BitstreamError(
-                f"the symbols of {what} do not have their checksum: the data are damaged"
-                + ("" if self.bundle.cfg.entropy.exact else floats)
-            )
-        decoder.finish()
 
 
 def _limit(options: EncodeOptions, pixels: int) -> float:
@@ -611,16 +410,3 @@ def _reopened(
     if codec.bundle.digest != digest:
         raise ValueError(f"the bundle in {folder} is not the one that the codec was pickled with")
     return codec
-
-
-def _place(h: int, w: int, sized: bool) -> tuple[tuple[int, int], NDArray[np.int32] | None]:
-    """Shape of the arrays in which latents [h, w] are computed, and what tells networks h and w.
-
-    Networks that are not `sized` get arrays that the latents fill.
-    """
-    return (bucket(h, w), np.array([[h, w]], np.int32)) if sized else ((h, w), None)
-
-
-def _channel_indices(shape: tuple[int, ...]) -> Ints:
-    """Table of each symbol of z [h, w, C]: its channel."""
-    return np.broadcast_to(np.arange(shape[-1], dtype=np.int32), shape).ravel()
