@@ -40,9 +40,10 @@ from sic_jax.data.open_source import open_source
 from sic_jax.data.samples import validation_crops
 from sic_jax.data.source import Source
 from sic_jax.evaluation.means import interpolate
+from sic_jax.evaluation.page import metric_text
 from sic_jax.evaluation.records import digest
 from sic_jax.files import write_atomic
-from sic_jax.metrics.table import METRICS as ALL_METRICS
+from sic_jax.metrics import table
 from sic_jax.model.entropy_models.checkerboard.checkerboard import CheckerboardEntropy
 from sic_jax.model.levels import LevelConfig
 from sic_jax.model.model_config import ModelConfig
@@ -51,7 +52,7 @@ from sic_jax.training.loop import initial_params
 from sic_jax.training.losses import load_perceptual_weights
 from sic_jax.training.presets import paper
 from sic_jax.training.state import create_train_state
-from sic_jax.training.step import make_train_step
+from sic_jax.training.step import NEVER, make_train_step
 from sic_jax.training.train_config import TrainConfig
 from sic_jax.training.validation import Validate, make_validate
 
@@ -182,7 +183,7 @@ def study(
         rows = places + seed * base.batch_size
         for m in draws_in_training:
             stops = measured_steps(m, steps, max(draws_in_training))
-            state = create_train_state(base, params)
+            state, first_bad = create_train_state(base, params), jnp.int32(NEVER)
             stream = batches(
                 source, crop_size=base.crop_size, batch_size=base.batch_size, seed=seed,
                 data=base.data, first_step=0, rows=slice(None),
@@ -193,9 +194,10 @@ def study(
                     program = jax.jit(make_train_step(with_draws(base, m)), donate_argnums=0)
                     programs[m] = program.lower(*arguments).compile()
                 state, metrics = programs[m](*arguments)
+                first_bad = jnp.minimum(first_bad, metrics.first_bad)
                 if step in stops:
-                    if int(metrics.first_bad) <= step:
-                        raise FloatingPointError(f"M = {m}, seed {seed}: not finite at {step}")
+                    if first_bad < NEVER:
+                        raise FloatingPointError(f"M = {m}, seed {seed}: step {first_bad} is bad")
                     images = step * base.batch_size
                     values = measure(state.ema)
                     yield [
@@ -330,28 +332,30 @@ def draw(rows: Sequence[Row]) -> str:
     """The SVG: metrics by rate, means over seeds in bands from the least to the greatest."""
     import matplotlib as mpl  # Only drawing needs it.
     from matplotlib.figure import Figure
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
     rates = common_rates(rows)
     style: Any = {"svg.hashsalt": "study_of_m", "svg.fonttype": "none", "font.size": 11}
-    known = {metric.name: metric for metric in ALL_METRICS}
+    known = {metric.name: metric for metric in table.METRICS}
     with mpl.rc_context(style):
-        figure = Figure(figsize=(11, 6.4), layout="constrained")
-        axes = figure.subplots(2, 3, sharex=True)
+        figure = Figure(figsize=(11, 6.6), layout="constrained")
+        axes = figure.subplots(2, 3, sharex=True, sharey="col")
         for line, (title, curves) in zip(axes, comparisons(rows).items(), strict=True):
             for ax, name in zip(line, ("dists", "lpips", "psnr"), strict=True):
                 for m, seeds in curves.items():
                     values = np.array([at_rates(curve, name, rates.tolist()) for curve in seeds])
-                    colour = COLOURS[m]
-                    ax.fill_between(rates, values.min(0), values.max(0), color=colour, alpha=0.25,
-                                    linewidth=0)  # fmt: skip
-                    ax.plot(rates, values.mean(0), color=colour, label=f"M = {m}", linewidth=1.5)
-                ax.set_xscale("log")
-                unit = known[name].unit
-                ax.set_ylabel(known[name].label + (f", {unit}" if unit else ""))
-                ax.set_title(f"{title}", fontsize=11, loc="left")
+                    least, most = values.min(0), values.max(0)
+                    ax.fill_between(rates, least, most, color=COLOURS[m], alpha=0.2, linewidth=0)
+                    ax.plot(rates, values.mean(0), color=COLOURS[m], label=f"M = {m}")
+                ax.set_ylabel(metric_text(known[name]))
+                ax.set_title(title, fontsize=11, loc="left")
                 ax.grid(visible=True, alpha=0.25)
         for ax in axes[-1]:
-            ax.set_xlabel("estimated bits per pixel")
+            ax.set_xscale("log")
+            ax.xaxis.set_major_locator(FixedLocator([0.1, 0.2, 0.3, 0.4, 0.5]))
+            ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            ax.xaxis.set_minor_locator(NullLocator())
+            ax.set_xlabel("estimated bits per pixel, logarithmic")
         axes[0, 0].legend(frameon=False)
         out = io.StringIO()
         figure.savefig(out, format="svg", metadata={"Date": None})
