@@ -11,7 +11,7 @@ demo: $(VENV)/.installed
 	$(VENV)/bin/python -m sic_jax.cli.demo
 
 test: $(TEST_VENV)/.installed
-	$(TEST_VENV)/bin/python -m pytest -n 2
+	$(TEST_VENV)/bin/python -m pytest -n 2 --dist loadfile --durations=25
 
 lint: $(TEST_VENV)/.installed
 	$(TEST_VENV)/bin/ruff check .

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
+import sic_jax.devices  # noqa: F401 - From here on it sees forks; JAX is not imported.
+
 if TYPE_CHECKING:
     from sic_jax.codec.codec import Codec
     from sic_jax.codec.container import read_header, read_metadata

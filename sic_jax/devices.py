@@ -1,10 +1,9 @@
-"""What JAX computes on, and in which process."""
+"""What JAX computes on, and in which process. JAX is imported when it is needed."""
 
 import functools
 import os
+import sys
 from typing import Any
-
-import jax
 
 
 def check_devices() -> None:
@@ -15,6 +14,8 @@ def check_devices() -> None:
         RuntimeError: As `check_process`.
     """
     check_process()
+    import jax
+
     try:
         jax.devices()
     except (RuntimeError, AssertionError) as error:
@@ -32,7 +33,8 @@ def check_devices() -> None:
 def check_process() -> None:
     """Refuses to go on in a child that was forked after JAX had started: it would wait for ever.
 
-    Only what this package started counts. After other uses of JAX in the parent it cannot know.
+    It does not matter who started JAX. Forks are seen from the first import of the package on; a
+    child that imports it first is not known.
 
     Raises:
         RuntimeError: If this is such a process.
@@ -45,7 +47,7 @@ def check_process() -> None:
 
 
 def is_forked() -> bool:
-    """Whether this process was forked from one that used JAX through this package."""
+    """Whether this process was forked from one that had used JAX."""
     return os.getpid() != _first_process()
 
 
@@ -53,3 +55,15 @@ def is_forked() -> bool:
 def _first_process() -> int:
     """The process that asked first; a forked child inherits the answer."""
     return os.getpid()
+
+
+def _before_fork() -> None:
+    """Names this process for its children, if JAX's backends have started in it."""
+    # JAX has no public name for this, and its private function takes a lock that another thread,
+    # or even this one, may hold. Without the name, only what this package started counts.
+    if getattr(sys.modules.get("jax._src.xla_bridge"), "_backends", None):
+        _first_process()
+
+
+if hasattr(os, "register_at_fork"):  # Not on Windows.
+    os.register_at_fork(before=_before_fork)

@@ -7,7 +7,9 @@ from pathlib import Path
 __all__ = ["write_atomic"]
 
 
-def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
+def write_atomic(
+    path: str | os.PathLike[str], data: bytes, *, like: os.stat_result | None = None
+) -> None:
     """Writes a file under a temporary name in its folder and renames it into place.
 
     A link is followed; a device or pipe is written to directly.
@@ -15,6 +17,7 @@ def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
     Args:
         path: The file; it is replaced where it is there.
         data: All of its content.
+        like: Of another file, whose permissions and times it gets; a device or pipe keeps its own.
 
     Raises:
         OSError: The file cannot be written; nothing is left behind.
@@ -28,7 +31,11 @@ def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
         temporary = target.with_name(f".{os.urandom(8).hex()}.tmp")
         try:
             with open(temporary, "xb") as file:
+                if like is not None:  # First of all: others must not see what is private.
+                    os.chmod(temporary, like.st_mode & 0o777)
                 file.write(data)
+            if like is not None:
+                os.utime(temporary, ns=(like.st_atime_ns, like.st_mtime_ns))
             os.replace(temporary, target)
         except BaseException:
             with contextlib.suppress(OSError):

@@ -1,20 +1,31 @@
-"""Shared fixtures: one tiny model, its parameters and its compiled functions.
+"""Shared fixtures: one tiny model, its parameters and its compiled functions; a fake codec.
 
 Compiling takes nearly all of the tests' time: the functions are compiled once a session, for one
 batch size, without the costly passes of XLA.
 """
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
+
+# Before JAX is imported, and for the processes that tests start: programs compiled once serve
+# every test, and the next run. JAX before 0.10 reads some of its own cache wrongly.
+if tuple(map(int, version("jax").split(".")[:2])) >= (0, 10):
+    _cache = Path(__file__).resolve().parents[1] / ".pytest_cache" / f"jax-{version('jax')}"
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_cache))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
 import jax
 import numpy as np
 import pytest
+from fake_codec import MODEL_ID, FakeCodec
 from PIL import Image
 
+from sic_jax.cli import jobs
 from sic_jax.model.entropy_models.checkerboard.context import (
     all_parameters,
     complete,
@@ -177,3 +188,38 @@ def write_images(folder: Path, source: Sequence[np.ndarray]) -> None:
 def source(pictures: np.ndarray) -> list[np.ndarray]:
     """Three training images of 128 x 64 pixels."""
     return [np.round(np.tile(p, (2, 1, 1)) * 255).astype(np.uint8) for p in pictures]
+
+
+@pytest.fixture
+def place(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A place with a bundle that has the fake codec's id; and no other but the package's."""
+    place = tmp_path_factory.mktemp("bundles")
+    fake = place / "fake"
+    fake.mkdir()
+    (fake / "config.json").write_text("{}")
+    (fake / "id").write_text((MODEL_ID + bytes(26)).hex() + "\n")
+    monkeypatch.setenv("SIC_BUNDLES", str(place))
+    monkeypatch.setenv("XDG_DATA_HOME", str(place / "data"))
+    return place
+
+
+@pytest.fixture
+def loads(monkeypatch: pytest.MonkeyPatch, place: Path) -> list[tuple[str, str | None]]:
+    """Puts the fake codec in place and records how it was loaded."""
+    calls: list[tuple[str, str | None]] = []
+
+    def load(bundle: str, coder: str | None) -> FakeCodec:
+        calls.append((bundle, coder))
+        if bundle == "missing":
+            raise ValueError("no bundle 'missing'")
+        return FakeCodec(bundle)
+
+    monkeypatch.setattr(jobs, "load_codec", load)
+    return calls
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loads: list[object]) -> Path:
+    """An empty folder, the working directory of commands that have the fake codec."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path

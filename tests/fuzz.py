@@ -26,9 +26,9 @@ from unittest import mock
 
 import numpy as np
 
-from sic_jax.codec import codec as codec_module
+from sic_jax.codec import symbols as symbols_module
 from sic_jax.codec.codec import Codec
-from sic_jax.codec.container import Header, Segment, pack, unpack
+from sic_jax.codec.container import Container, Segment, pack, unpack
 from sic_jax.codec.wire import crc16
 from sic_jax.errors import BitstreamError
 from sic_jax.metadata import Metadata
@@ -42,7 +42,7 @@ SIZES = ((16, 16), (1, 1), (33, 20), (64, 64), (1, 4096), (4096, 1))
 
 
 def seeds_of_corpus(codec: Codec) -> list[bytes]:
-    """Small valid files: colour and gray, one to all levels, with and without metadata."""
+    """Small valid files: colour, gray and alpha, one to all levels, some with metadata."""
     rng = np.random.default_rng(0)
     out = []
     for k, (h, w) in enumerate(SIZES[:4]):
@@ -53,6 +53,9 @@ def seeds_of_corpus(codec: Codec) -> list[bytes]:
         out.append(codec.compress(x, level=1 + k % 3, seed=k))
         metadata = Metadata(icc_profile=b"profile" * k or None, exif=b"exif", dpi=(300, k + 1))
         out.append(codec.compress(x[..., 0], metadata=metadata))
+    alpha = (x[..., :1] // 64 * 85).astype(np.uint8)
+    out.append(codec.compress(np.dstack([x, alpha])))
+    out.append(codec.compress(np.dstack([x[:9, :20, 0], alpha[:9, :20]])))
     return out
 
 
@@ -80,10 +83,12 @@ def mutants(corpus: list[bytes], seed: int, count: int) -> Iterator[tuple[str, b
             spot = header_end(bytes(data)) + rng.choice((0, 0, 5, 9))
             data[spot : spot + 1] = rng.choice((b"\xff\xff\xff\xff\x0f", b"\x80", b"\xff\x7f"))
         elif kind == "header":
-            data = bytearray(forged_header(rng, container.header, container.segments))
+            data = bytearray(forged_header(rng, container))
         elif kind == "payload":
             segments = [forged_segment(rng, s) for s in container.segments]
-            data = bytearray(pack(container.header, segments, forged_metadata(rng)))
+            alpha = container.alpha and forged_segment(rng, container.alpha)
+            header = container.header
+            data = bytearray(pack(header, segments, forged_metadata(rng), alpha=alpha))
         else:
             segments = list(container.segments)
             rng.shuffle(segments)
@@ -92,7 +97,7 @@ def mutants(corpus: list[bytes], seed: int, count: int) -> Iterator[tuple[str, b
             levels = max(len(segments) - 1, 1)
             header = replace(container.header, num_levels=levels, exact=False)
             if len(segments) > 1:
-                data = bytearray(pack(header, segments))
+                data = bytearray(pack(header, segments, alpha=container.alpha))
         yield kind, bytes(data)
 
 
@@ -102,8 +107,9 @@ def header_end(data: bytes) -> int:
     return next(ends)
 
 
-def forged_header(rng: random.Random, header: Header, segments: tuple[Segment, ...]) -> bytes:
+def forged_header(rng: random.Random, container: Container) -> bytes:
     """A file whose header lies, with the CRCs that fit."""
+    header, segments, alpha = container.header, container.segments, container.alpha
     height, width = rng.choice((*SIZES, (2**24 - 1, 2**24 - 1), (14142, 14142), (65, 65)))
     change: dict[str, Any] = {"height": height, "width": width}
     if rng.random() < 0.3:
@@ -119,8 +125,11 @@ def forged_header(rng: random.Random, header: Header, segments: tuple[Segment, .
         change |= {"num_levels": count}
     if rng.random() < 0.2:
         change |= {"exact": not header.exact}
+    if rng.random() < 0.2:
+        alpha = None if alpha else forged_segment(rng, segments[0])
+        change |= {"alpha": alpha is not None}
     header = replace(header, **change)
-    return pack(header, (segments * header.num_segments)[: header.num_segments])
+    return pack(header, (segments * header.num_segments)[: header.num_segments], alpha=alpha)
 
 
 def forged_segment(rng: random.Random, segment: Segment) -> Segment:
@@ -196,7 +205,7 @@ def forged_checksums() -> AbstractContextManager[Any]:
 
         __hash__ = None  # type: ignore[assignment]
 
-    return mock.patch.object(codec_module, "symbols_checksum", return_value=Any16())
+    return mock.patch.object(symbols_module, "symbols_checksum", return_value=Any16())
 
 
 def decode(codec: Codec, data: bytes) -> tuple[str, float]:
@@ -210,7 +219,8 @@ def decode(codec: Codec, data: bytes) -> tuple[str, float]:
         return "refused", time.perf_counter() - began
     header = unpack(data, max_pixels=MAX_PIXELS).header
     assert x.dtype == np.uint8
-    assert x.shape[:2] == (header.height, header.width)
+    channels = (3 + header.alpha,) if header.mode == "rgb" else (2,) if header.alpha else ()
+    assert x.shape == (header.height, header.width, *channels)
     return "decoded", time.perf_counter() - began
 
 

@@ -1,5 +1,6 @@
 """Steps of the tiny model on this process's devices, for test_parallel.py; losses as JSON."""
 
+import contextlib
 import dataclasses
 import json
 import sys
@@ -19,7 +20,10 @@ BATCH, STEPS = 8, 3
 
 
 def main() -> None:
-    """Plain jit on one device, then each set of config fields of the command line, as JSON."""
+    """Plain jit on one device, then each set of config fields of the command line, as JSON.
+
+    With "set_mesh" among the fields, the runner is made and used under `jax.set_mesh`.
+    """
     base = preset("smoke")
     base = dataclasses.replace(base, batch_size=BATCH, warmup_steps=0)
     rng = np.random.default_rng(0)
@@ -28,7 +32,13 @@ def main() -> None:
     batch = np.clip(ramp * level + rng.normal(0, 5, (BATCH, 64, 64, 3)), 0, 255).astype(np.uint8)
     params = init_params(base.model, seed=0)
     results = {}
+    compilations: list[str] = []
 
+    def listen(event: str, _seconds: float, **_: object) -> None:
+        if event.endswith("backend_compile_duration"):
+            compilations.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
     step = jax.jit(make_train_step(base))
     state, losses = create_train_state(base, params), []
     for _ in range(STEPS):
@@ -36,20 +46,36 @@ def main() -> None:
         losses.append(float(mean_terms(metrics.terms)["loss"]))
     results["one"] = losses
     norms = {"one": _size(state.params)}
+    later = {}
     for words in sys.argv[1:]:
-        cfg = dataclasses.replace(base, **json.loads(words))
+        fields = json.loads(words)
+        under_mesh = fields.pop("set_mesh", False)
+        cfg = dataclasses.replace(base, **fields)
         runner = make_runner(cfg, {})
-        state, losses = runner.place(create_train_state(cfg, params)), []
-        for _ in range(STEPS):
-            state, metrics = runner.step(state, [batch[local_rows(BATCH)]])
-            losses.append(float(mean_terms(metrics.terms)["loss"]))
+        with jax.set_mesh(runner.mesh) if under_mesh else contextlib.nullcontext():
+            state, losses = runner.place(create_train_state(cfg, params)), []
+            for k in range(STEPS):
+                state, metrics = runner.step(state, [batch[local_rows(BATCH)]])
+                losses.append(float(mean_terms(metrics.terms)["loss"]))
+                if k == 0:
+                    compilations.clear()
+        later[words] = len(compilations)
         results[words] = losses
         whole = runner.whole(state)
         norms[words] = _size(whole.params)
         if cfg.fsdp:
             parts = [a.sharding.is_fully_replicated for a in jax.tree.leaves(whole.params)]
             assert not all(parts)
-    print(json.dumps({"devices": jax.device_count(), "losses": results, "norms": norms}))
+    print(
+        json.dumps(
+            {
+                "devices": jax.device_count(),
+                "losses": results,
+                "norms": norms,
+                "compiled_later": later,
+            }
+        )
+    )
 
 
 def _size(tree: object) -> float:

@@ -7,143 +7,21 @@ import re
 import subprocess
 import sys
 import tempfile
-import warnings
 import zlib
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+from fake_codec import MODEL_ID, FakeCodec, Pipe, files, get, pixels, put, put_sic, run
 from PIL import Image, PngImagePlugin
 
 import sic_jax
-from sic_jax.cli import jobs
-from sic_jax.cli import main as cli
 from sic_jax.cli.stderr import lines_of_libraries
 from sic_jax.codec import container
-from sic_jax.codec.options import DecodeOptions, EncodeOptions, with_changes
 from sic_jax.images import io as image_io
 from sic_jax.metadata import Metadata
 
 ROOT = Path(__file__).resolve().parents[1]
-MODEL_ID = b"fake42"
-
-
-class FakeCodec:
-    """Keeps the pixels in z; the other levels are ballast of 10, 20, ... bytes."""
-
-    def compress(
-        self,
-        image: np.ndarray,
-        options: EncodeOptions = EncodeOptions(),
-        *,
-        metadata: Metadata | None = None,
-        on_step: Callable[[int, int], None] | None = None,
-        **changes: Any,
-    ) -> bytes:
-        options = with_changes(options, changes)
-        level = 16 if options.level is None else options.level
-        for step in range(options.optimise_steps):
-            assert on_step is not None
-            on_step(step + 1, options.optimise_steps)
-        if not 1 <= level <= 16:
-            raise ValueError(f"level must be 1 to 16, got {level}")
-        if image.shape[0] == 13:
-            raise RuntimeError("thirteen\nrows")
-        header = container.Header(
-            model_id=MODEL_ID,
-            height=image.shape[0],
-            width=image.shape[1],
-            mode="gray" if image.ndim == 2 else "rgb",
-            num_levels=level,
-            seed=options.seed + 1000 * options.optimise_steps,
-            grain=int((options.grain or 0) * 16),
-        )
-        payloads = [zlib.compress(image.tobytes()), *(bytes(10 * i) for i in range(1, level + 1))]
-        return container.pack(header, [container.Segment(p, 0) for p in payloads], metadata)
-
-    def decompress(self, data: bytes, options: DecodeOptions = DecodeOptions()) -> np.ndarray:
-        file = container.unpack(data, strict=options.strict, max_pixels=options.max_pixels)
-        if file.truncated:
-            warnings.warn(f"only {file.level} levels are there", stacklevel=2)
-        if file.metadata_damaged:
-            warnings.warn("the metadata are damaged", stacklevel=2)
-        header = file.header
-        raw = np.frombuffer(zlib.decompress(file.segments[0].payload), np.uint8)
-        shape = (header.height, header.width) + (() if header.mode == "gray" else (3,))
-        shift = (options.level or 0) + 16 * (options.seed or 0)
-        shift += int(64 * (options.temperature or 0)) + (header.grain if options.grain else 0)
-        return raw.reshape(shape) + np.uint8(shift)
-
-    def decompress_samples(
-        self, data: bytes, options: DecodeOptions, *, num_samples: int
-    ) -> np.ndarray:
-        first = self.decompress(data, options)
-        return np.stack([first + np.uint8(100 + i) for i in range(num_samples)])
-
-
-@pytest.fixture
-def place(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A place with a bundle that has the fake codec's id; and no other but the package's."""
-    place = tmp_path_factory.mktemp("bundles")
-    fake = place / "fake"
-    fake.mkdir()
-    (fake / "config.json").write_text("{}")
-    (fake / "id").write_text((MODEL_ID + bytes(26)).hex() + "\n")
-    monkeypatch.setenv("SIC_BUNDLES", str(place))
-    monkeypatch.setenv("XDG_DATA_HOME", str(place / "data"))
-    return place
-
-
-@pytest.fixture
-def loads(monkeypatch: pytest.MonkeyPatch, place: Path) -> list[tuple[str, str | None]]:
-    """Puts the fake codec in place and records how it was loaded."""
-    calls: list[tuple[str, str | None]] = []
-
-    def load(bundle: str, coder: str | None) -> FakeCodec:
-        calls.append((bundle, coder))
-        if bundle == "missing":
-            raise ValueError("no bundle 'missing'")
-        return FakeCodec()
-
-    monkeypatch.setattr(jobs, "load_codec", load)
-    return calls
-
-
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loads: list[object]) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-def pixels(height: int = 5, width: int = 4, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-
-
-def put(name: str, array: np.ndarray | None = None) -> np.ndarray:
-    array = pixels() if array is None else array
-    Path(name).parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(array).save(name)
-    return array
-
-
-def get(name: str) -> np.ndarray:
-    return image_io.read_image(name).pixels
-
-
-def put_sic(name: str, *, level: int = 4, **options: Any) -> bytes:
-    data = FakeCodec().compress(pixels(), level=level, **options)
-    Path(name).write_bytes(data)
-    return data
-
-
-def files(folder: Path) -> list[str]:
-    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
-
-
-def run(*argv: str) -> int:
-    return cli.main(argv)
 
 
 def test_there_and_back_with_default_names(
@@ -285,13 +163,52 @@ def test_dropped_metadata_are_named_and_strip_keeps_none(
 
 def test_background(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     put("a.png", np.zeros((2, 2, 4), np.uint8))
-    assert run("compress", "a.png") == 1
-    error = capsys.readouterr().err
-    assert error.startswith("sic: error: a.png: has transparent pixels")
-    assert error.count("\n") == 1
     assert run("compress", "a.png", "--background", "#010203") == 0
     assert run("decompress", "a.sic", "b.png") == 0
     assert (get("b.png") == (1, 2, 3)).all()
+    assert run("compress", "a.png", "--background", "nonsense", "--force") == 1
+    error = capsys.readouterr().err
+    assert error.startswith("sic: error: a.png: background must be a colour name")
+    assert error.count("\n") == 1
+
+
+def test_alpha_is_kept(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    original = put("a.png", np.dstack([pixels(), np.full((5, 4), 9, np.uint8)]))
+    assert run("compress", "a.png", "--level", "4") == 0
+    assert run("decompress", "a.sic", "b.png") == 0
+    np.testing.assert_array_equal(get("b.png"), original)
+    assert capsys.readouterr().err == ""
+    # A format without alpha has white under it, and one warning for all samples.
+    assert run("decompress", "a.sic", "b.ppm", "--samples", "2") == 0
+    warning = "sic: warning: a.sic: PPM has no alpha: the picture lies over white\n"
+    assert capsys.readouterr().err == warning
+    assert get("b_0.ppm").shape == (5, 4, 3)
+    assert run("truncate", "a.sic", "c.sic", "--level", "1") == 0
+    assert run("decompress", "c.sic", "c.png") == 0
+    np.testing.assert_array_equal(get("c.png"), original)
+    capsys.readouterr()
+    assert run("info", "a.sic", "--json") == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["alpha"], facts["alpha_bytes"], facts["metadata_bytes"]) == (True, 5, 0)
+    assert run("info", "c.sic") == 0
+    assert "alpha     5 bytes\n" in capsys.readouterr().out
+
+
+def test_frame(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    frames = [Image.fromarray(pixels(seed=i)) for i in range(3)]
+    frames[0].save("a.png", save_all=True, append_images=frames[1:])
+    assert run("compress", "a.png") == 1
+    assert capsys.readouterr().err == (
+        "sic: error: a.png: holds 3 frames, of which a sic file holds one; choose it with "
+        "--frame N, 0 to 2 (frame= in Python)\n"
+    )
+    assert run("compress", "a.png", "--frame", "1") == 0
+    assert capsys.readouterr().err == "sic: warning: a.png: not kept: 2 further pictures\n"
+    assert Path("a.sic").read_bytes() == FakeCodec().compress(pixels(seed=1))
+    assert run("compress", "a.png", "b.sic", "--frame", "3") == 1
+    assert capsys.readouterr().err == "sic: error: a.png: frame must be 0 to 2, got 3\n"
+    assert run("compress", "a.png", "b.sic", "--frame", "-1") == 2
+    assert files(folder) == ["a.png", "a.sic"]
 
 
 def test_folders_keep_their_structure(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -472,6 +389,7 @@ def test_derived_names_do_not_overwrite(folder: Path, capsys: pytest.CaptureFixt
         (["compress", "in/a.png", "--level", "high"], "invalid int value: 'high'"),
         (["compress", "in/a.png", "--seed", "-1"], "seed must be 0 to 4294967295, got -1"),
         (["compress", "in/a.png", "--grain", "nan"], "grain must be 0 to 15.9375, got nan"),
+        (["compress", "in/a.png", "--min-psnr", "0"], "min_psnr must be more than 0, got 0"),
         (["compress", "in/a.png", "--optimise", "-2"], "optimise_steps must be at least 0, got -2"),
         (["decompress", "a.sic", "--temperature", "17"], "temperature must be 0 to 16, got 17.0"),
         (["decompress", "a.sic", "--seed", "4294967296"], "to 4294967295, got 4294967296"),
@@ -636,6 +554,8 @@ def test_info(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "dpi": [300, 72.01],
         "metadata_bytes": (4 + 16) + (4 + 20) + (4 + 5),
         "metadata_damaged": False,
+        "alpha": False,
+        "alpha_bytes": 0,
         "exact_bytes": 0,
         "z_bytes": len(zlib.compress(pixels().tobytes())),
     }
@@ -649,6 +569,7 @@ def test_info(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = capsys.readouterr().out
     assert f"a.sic: {len(data)} bytes, {8 * len(data) / 20:.4f} bpp\n" in out
     assert "picture   4 x 5 rgb\n" in out
+    assert "alpha     none\n" in out
     assert "grain     1.5 of 255\n" in out
     told = "EXIF 8 bytes, XMP 12 bytes, resolution 300 x 72.01 dpi; 53 bytes of the file"
     assert f"metadata  {told}\n" in out
@@ -683,22 +604,6 @@ def test_info_on_a_bundle(
     assert json.loads(capsys.readouterr().out) == {"name": "mine", "parameters": 7}
     assert run("info", "--bundle", "mine") == 0
     assert capsys.readouterr().out.split() == ["name", "mine", "parameters", "7"]
-
-
-class Pipe:
-    """A binary standard stream."""
-
-    def __init__(self, data: bytes = b"", *, terminal: bool = False) -> None:
-        self.buffer = io.BytesIO(data)
-        self.terminal = terminal
-
-    def isatty(self) -> bool:
-        return self.terminal
-
-    def write(self, text: str) -> None:
-        self.buffer.write(text.encode())
-
-    def flush(self) -> None: ...
 
 
 def test_standard_streams(

@@ -11,12 +11,15 @@ import subprocess
 import sys
 import warnings
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageFont
 
 from sic_jax import BitstreamError
@@ -28,12 +31,15 @@ from sic_jax.codec.container import (
     pack,
     read_header,
     read_metadata,
+    symbols_checksum,
     truncate,
     truncate_to,
     unpack,
 )
 from sic_jax.codec.grain import add_grain, measure_grain
 from sic_jax.codec.options import DecodeOptions, EncodeOptions
+from sic_jax.codec.pixels import exact_segment
+from sic_jax.codec.psnr_target import lowest_level
 from sic_jax.devices import check_devices
 from sic_jax.entropy import range_coder
 from sic_jax.entropy.cdf_tables import CdfTables
@@ -312,15 +318,15 @@ def test_gray_comes_back_gray(codec: Codec) -> None:
     assert codec.decompress_samples(data, num_samples=2).shape == (2, 40, 24)
 
 
-@pytest.mark.parametrize("size", [(1, 1), (6, 6), (16, 16), (40, 25), (64, 64)])
-def test_small_flat_pictures_come_back_exactly(codec: Codec, size: tuple[int, int]) -> None:
+@pytest.mark.parametrize("size", [(1, 1), (6, 6), (40, 25), (64, 64), (100, 190)])
+def test_flat_pictures_come_back_exactly(codec: Codec, size: tuple[int, int]) -> None:
     for number, colour in enumerate(np.random.default_rng(0).integers(0, 256, (6, 3), np.uint8)):
         x = np.broadcast_to(colour, (*size, 3))
         level = 1 + number % LEVELS
         data = codec.compress(x, level=level)
         header = read_header(data)
         assert (header.exact, header.num_levels, header.grain) == (True, level, 0)
-        assert len(data) <= 64
+        assert len(data) <= 64 + x.size / 500
         np.testing.assert_array_equal(codec.decompress(data), x)
         assert truncate(codec.compress(x), level) == data
         np.testing.assert_array_equal(codec.decompress(codec.compress(x[..., 0])), x[..., 0])
@@ -354,7 +360,7 @@ def test_limits_of_size_cut_at_a_level(codec: Codec) -> None:
     message = f"the smallest file has {len(files[0])} bytes; {len(files[0]) - 1} are allowed"
     with pytest.raises(ValueError, match=message):
         codec.compress(x, max_bytes=len(files[0]) - 1, metadata=metadata)
-    # A graphic is coded where it is too large to be exact.
+    # A graphic is coded where the exact file is too large.
     icon = graphic(64)
     exact = codec.compress(icon)
     coded = codec.compress(icon, max_bytes=len(exact) - 1)
@@ -363,10 +369,60 @@ def test_limits_of_size_cut_at_a_level(codec: Codec) -> None:
     assert len(coded) < len(exact)
 
 
-def test_small_graphics_are_stored_exactly_and_photographs_and_large_ones_not(
+def decibels(x: np.ndarray, x_hat: np.ndarray) -> float:
+    return float(10 * np.log10(255**2 / np.square(x.astype(float) - x_hat).mean()))
+
+
+def test_quality_as_a_psnr(codec: Codec) -> None:
+    x, metadata = picture(96, 80), Metadata(exif=b"exif")
+    levels = range(1, LEVELS + 1)
+    files = [codec.compress(x, level=k, grain=6, seed=5, metadata=metadata) for k in levels]
+    values = [decibels(x, codec.decompress(data, grain=False)) for data in files]
+    assert values == sorted(values)
+    assert min(np.diff(values)) > 0.1
+    assert decibels(x, codec.decompress(files[0])) < values[0] - 0.1
+
+    def made(**options: float) -> bytes:
+        return codec.compress(x, grain=6, seed=5, metadata=metadata, **options)
+
+    assert made(min_psnr=1) == files[0]
+    for k in levels:
+        assert made(min_psnr=values[k - 1] - 0.01) == files[k - 1]
+        if k < LEVELS:
+            assert made(min_psnr=values[k - 1] + 0.01) == files[k]
+    # Other limits say what there is to choose from.
+    assert made(min_psnr=values[0] - 0.01, level=2) == files[0]
+    assert made(min_psnr=values[1] - 0.01, max_bytes=len(files[1])) == files[1]
+    most = f"a PSNR of 90 dB is not reached: level {LEVELS} has {values[-1]:.2f} dB"
+    with pytest.warns(UserWarning, match=most):
+        assert made(min_psnr=90) == files[-1]
+    with pytest.warns(UserWarning, match=f"level 2 has {values[1]:.2f} dB"):
+        assert made(min_psnr=values[-1], max_bytes=len(files[1])) == files[1]
+    with pytest.warns(UserWarning, match=f"level 1 has {values[0]:.2f} dB"):
+        assert made(min_psnr=values[-1], level=1) == files[0]
+    # Exact pictures have any PSNR; gray ones have that of their one channel.
+    assert codec.compress(graphic(32), min_psnr=99) == codec.compress(graphic(32))
+    gray = codec.compress(x[..., 0])
+    value = decibels(x[..., 0], codec.decompress(gray, level=2, grain=False))
+    assert codec.compress(x[..., 0], min_psnr=value - 0.01) == truncate(gray, 2)
+
+
+@given(st.lists(st.floats(1, 60), min_size=1, max_size=20), st.floats(1, 60))
+def test_the_level_of_a_psnr_has_it_and_the_one_below_has_less(
+    values: list[float], target: float
+) -> None:
+    level = lowest_level(lambda k: values[k - 1], target, len(values))
+    assert values[level - 1] >= target or level == len(values)
+    assert level == 1 or values[level - 2] < target
+    rising = sorted(values)
+    lowest = next((k for k, v in enumerate(rising, 1) if v >= target), len(values))
+    assert lowest_level(lambda k: rising[k - 1], target, len(rising)) == lowest
+
+
+def test_graphics_are_stored_exactly_and_photographs_not(
     codec: Codec,
 ) -> None:
-    for side in (16, 32, 64):
+    for side in (16, 32, 64, 200):
         x = graphic(side)
         data = codec.compress(x, level=1, metadata=Metadata(exif=b"exif"))
         assert read_header(data).exact
@@ -374,7 +430,6 @@ def test_small_graphics_are_stored_exactly_and_photographs_and_large_ones_not(
         np.testing.assert_array_equal(codec.decompress_samples(data, num_samples=2), [x, x])
         assert unpack(data).metadata.exif == b"exif"
         assert not read_header(codec.compress(picture(side, side), level=1)).exact
-    assert not read_header(codec.compress(np.zeros((65, 64, 3), np.uint8), level=1)).exact
     # Grain that is asked for is drawn; the picture's own is there already.
     x = np.full((64, 64, 3), 128, np.uint8)
     data = codec.compress(x, grain=4.0)
@@ -382,6 +437,23 @@ def test_small_graphics_are_stored_exactly_and_photographs_and_large_ones_not(
     np.testing.assert_array_equal(drawn, add_grain(x, 64, 0))
     assert 2 < (drawn.astype(float) - 128).std() < 6
     np.testing.assert_array_equal(codec.decompress(data, grain=False), x)
+
+
+def test_which_pictures_are_exact() -> None:
+    flat = np.broadcast_to(np.uint8([200, 30, 40]), (400, 600, 3))
+    segment = exact_segment(flat)
+    assert segment is not None
+    assert len(segment.payload) < 800
+    assert zlib.decompress(segment.payload) == flat.tobytes()
+    assert segment.symbols_crc == symbols_checksum(flat.tobytes())
+    # Noise in a corner of n pixels takes about 3 n bytes; sqrt(160 S) are 10733.
+    for side, exact in ((50, True), (70, False)):
+        x = flat.copy()
+        x[:side, :side] = np.random.default_rng(0).integers(0, 256, (side, side, 3))
+        assert (exact_segment(x) is not None) == exact
+    # 57 megapixels and more cannot deflate to this, so nothing is deflated.
+    assert exact_segment(np.broadcast_to(np.uint8(7), (1, 2**24 - 1, 1))) is not None
+    assert exact_segment(np.broadcast_to(np.uint8(7), (11, 2**24 - 1, 1))) is None
 
 
 def test_damaged_exact_pictures(codec: Codec) -> None:
@@ -425,11 +497,12 @@ def test_metadata_are_kept(codec: Codec) -> None:
         (np.zeros((8, 8, 3), np.float32), TypeError, "uint8 array or a Pillow image, got float32"),
         ([[0]], TypeError, "uint8 array or a Pillow image, got list"),
         (jnp.zeros((8, 8, 3)), TypeError, "uint8 array or a Pillow image, got float32"),
-        (Image.new("P", (8, 8)), ValueError, r"mode 'P': pass image.convert\(\"RGB\"\)"),
-        (Image.new("RGBA", (8, 8)), ValueError, "alpha channel"),
-        (np.zeros((8, 8, 4), np.uint8), ValueError, "alpha channel"),
+        (Image.new("P", (8, 8)), ValueError, r"mode 'P': pass image.convert\(\"RGB\"\) or, if"),
+        (Image.new("RGBa", (8, 8)), ValueError, r"mode 'RGBa': pass .* image.convert\(\"RGBA\"\)"),
+        (np.zeros((0, 8, 4), np.uint8), ValueError, r"got shape \(0, 8, 4\)"),
         (np.zeros((0, 8, 3), np.uint8), ValueError, r"got shape \(0, 8, 3\)"),
-        (np.zeros((8, 8, 2), np.uint8), ValueError, r"got shape \(8, 8, 2\)"),
+        (np.zeros((8, 8, 1), np.uint8), ValueError, r"got shape \(8, 8, 1\)"),
+        (np.zeros((8,), np.uint8), ValueError, r"got shape \(8,\)"),
         (np.zeros((2, 8, 8, 3), np.uint8), ValueError, r"got shape \(2, 8, 8, 3\)"),
     ],
 )
@@ -449,6 +522,16 @@ def test_arrays_of_jax_and_pillow_images_are_pictures_too(codec: Codec) -> None:
     assert codec.estimate_bits(jnp.asarray(x)).z == codec.estimate_bits(x).z
     latents = codec.encode_latents(Image.fromarray(x))
     np.testing.assert_array_equal(latents.y_s, codec.encode_latents(x).y_s)
+
+
+def test_threads_share_a_codec(codec: Codec) -> None:
+    pictures = [picture(32 + 8 * k, 48, seed=k) for k in range(6)]
+    files = [codec.compress(x) for x in pictures]
+    decoded = [codec.decompress(data) for data in files]
+    with ThreadPoolExecutor(3) as pool:
+        assert list(pool.map(codec.compress, pictures)) == files
+        for x, expected in zip(pool.map(codec.decompress, files), decoded, strict=True):
+            np.testing.assert_array_equal(x, expected)
 
 
 def test_bad_arguments(codec: Codec) -> None:
@@ -478,7 +561,7 @@ def test_bad_arguments(codec: Codec) -> None:
         codec.decompress(data, max_pixels=255)
     with pytest.raises(
         TypeError,
-        match="EncodeOptions has no field 'search'; its fields are level, max_bytes, max_bpp, opt",
+        match="EncodeOptions has no field 'search'; its fields are level, max_bytes, max_bpp, min_",
     ):
         codec.compress(x, search=3)
     with pytest.raises(TypeError, match="EncodeOptions has no field 'strict'"):

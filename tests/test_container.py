@@ -23,6 +23,7 @@ from sic_jax.codec.container import (
     truncate_to,
     unpack,
 )
+from sic_jax.codec.pixels import alpha_plane
 from sic_jax.codec.wire import Reader, crc16, varint
 from sic_jax.errors import BitstreamError
 from sic_jax.metadata import MAX_DPI, MAX_METADATA_BYTES, Metadata
@@ -56,6 +57,11 @@ LARGEST = Header(
     seed=2**32 - 1,
     float_entropy=True,
 )
+SEE_THROUGH = dataclasses.replace(MINIMAL, height=2, alpha=True)
+ALPHA = Segment(
+    bytes.fromhex("7801 01 0e00 f1ff 7801 01 0300 fcff 02ff41 02480143 201e0449"),
+    crc16(b"\x02\xff\x41"),
+)
 METADATA = Metadata(icc_profile=b"a colour profile", exif=b"Exif\x00\x00II*\x00")
 XMP = Metadata(xmp=b"<x:xmpmeta/>", dpi=(300.0, 72.01))
 
@@ -64,13 +70,17 @@ def golden(name: str) -> bytes:
     return (GOLDEN / f"{name}.sic").read_bytes()
 
 
-def segment_ends(header: Header, segments: tuple[Segment, ...]) -> list[int]:
-    """Where the header and each segment end, counted from the sizes that FORMAT.md gives."""
+def segment_ends(
+    header: Header, segments: tuple[Segment, ...], alpha: Segment | None = None
+) -> list[int]:
+    """Where what precedes segment 0, and each segment, ends, by the sizes that FORMAT.md gives."""
 
     def size(value: int) -> int:
         return max(1, -(-value.bit_length() // 7))
 
     ends = [15 + size(header.height) + size(header.width) + size(header.seed) + (header.grain > 0)]
+    if alpha is not None:
+        ends[0] += size(len(alpha.payload)) + 4 + len(alpha.payload)
     for segment in segments:
         ends.append(ends[-1] + size(len(segment.payload)) + 4 + len(segment.payload))
     return ends
@@ -98,52 +108,71 @@ metadatas = st.builds(
     xmp=optional_bytes,
     dpi=st.none() | st.tuples(resolutions, resolutions),
 )
+alphas = st.none() | segments_of_any
 
 
 @FAST
-@given(headers, segment_lists, metadatas)
-def test_round_trip(header: Header, segments: tuple[Segment, ...], metadata: Metadata) -> None:
-    header = dataclasses.replace(header, num_levels=len(segments) - 1)
-    data = pack(header, segments, metadata)
-    expected = Container(header, segments, metadata)
+@given(headers, segment_lists, metadatas, alphas)
+def test_round_trip(
+    header: Header, segments: tuple[Segment, ...], metadata: Metadata, alpha: Segment | None
+) -> None:
+    levels = len(segments) - 1
+    header = dataclasses.replace(header, num_levels=levels, alpha=alpha is not None)
+    data = pack(header, segments, metadata, alpha=alpha)
+    expected = Container(header, segments, metadata, alpha=alpha)
     assert unpack(data, strict=True, max_pixels=None) == expected
     assert read_header(data) == header
-    ends = segment_ends(header, segments)
-    assert len(pack(header, segments)) == ends[-1]
-    assert unpack(data[: ends[2]], max_pixels=None).segments == segments[:2]
+    ends = segment_ends(header, segments, alpha)
+    assert len(pack(header, segments, alpha=alpha)) == ends[-1]
+    for level, end in enumerate(ends[2:], 1):
+        part = unpack(data[:end], max_pixels=None)
+        assert (part.segments, part.alpha) == (segments[: level + 1], alpha)
     assert read_header(data[:29]) == header
 
 
 @FAST
-@given(headers, segment_lists, metadatas, st.data())
+@given(headers, segment_lists, metadatas, alphas, st.data())
 def test_truncate_equals_coding_at_that_level(
-    header: Header, segments: tuple[Segment, ...], metadata: Metadata, data: st.DataObject
+    header: Header,
+    segments: tuple[Segment, ...],
+    metadata: Metadata,
+    alpha: Segment | None,
+    data: st.DataObject,
 ) -> None:
-    header = dataclasses.replace(header, num_levels=len(segments) - 1)
+    levels = len(segments) - 1
+    header = dataclasses.replace(header, num_levels=levels, alpha=alpha is not None)
     level = data.draw(st.integers(1, header.num_levels))
     lower = dataclasses.replace(header, num_levels=level)
-    expected = pack(lower, segments[: level + 1], metadata)
-    assert truncate(pack(header, segments, metadata), level) == expected
+    expected = pack(lower, segments[: level + 1], metadata, alpha=alpha)
+    assert truncate(pack(header, segments, metadata, alpha=alpha), level) == expected
     assert truncate(expected, level) == expected
+    assert level_sizes(expected)[-1] == len(expected)
 
 
 @FAST
-@given(headers, segments_of_any, metadatas, st.integers(1, MAX_LEVELS), st.data())
+@given(headers, segments_of_any, metadatas, alphas, st.integers(1, MAX_LEVELS), st.data())
 def test_an_exact_picture_has_one_segment_whatever_the_level(
-    header: Header, segment: Segment, metadata: Metadata, levels: int, draw: st.DataObject
+    header: Header,
+    segment: Segment,
+    metadata: Metadata,
+    alpha: Segment | None,
+    levels: int,
+    draw: st.DataObject,
 ) -> None:
-    header = dataclasses.replace(header, num_levels=levels, exact=True)
-    data = pack(header, [segment], metadata)
+    header = dataclasses.replace(header, num_levels=levels, exact=True, alpha=alpha is not None)
+    data = pack(header, [segment], metadata, alpha=alpha)
     file = unpack(data, strict=True, max_pixels=None)
-    assert file == Container(header, (segment,), metadata)
+    assert file == Container(header, (segment,), metadata, alpha=alpha)
     assert (file.level, file.truncated) == (levels, False)
     level = draw.draw(st.integers(1, levels))
     lower = dataclasses.replace(header, num_levels=level)
-    assert truncate(data, level) == pack(lower, [segment], metadata)
+    assert truncate(data, level) == pack(lower, [segment], metadata, alpha=alpha)
     # A part of it is no picture, strict or not.
-    cut = draw.draw(st.integers(29, max(29, segment_ends(header, (segment,))[1] - 1)))
-    if cut < segment_ends(header, (segment,))[1]:
-        with pytest.raises(BitstreamError, match="truncated: it ends inside its picture"):
+    first, end = segment_ends(header, (segment,), alpha)
+    cut = draw.draw(st.integers(29, max(29, end - 1)))
+    if cut < end:
+        where = "picture" if cut >= first else "alpha segment"
+        with pytest.raises(BitstreamError, match=f"truncated: it ends inside its {where}"):
             unpack(data[:cut], max_pixels=None)
 
 
@@ -190,6 +219,18 @@ def test_golden_bytes(name: str, header: Header, segments: tuple[Segment, ...]) 
     assert unpack(data, strict=True, max_pixels=None) == Container(header, segments)
 
 
+def test_golden_alpha() -> None:
+    data = golden("alpha")
+    assert pack(SEE_THROUGH, SHORT, alpha=ALPHA) == data
+    assert unpack(data, strict=True) == Container(SEE_THROUGH, SHORT, alpha=ALPHA)
+    assert alpha_plane(unpack(data)).tolist() == [[255], [64]]
+    assert truncate(data, 1) == data
+    with pytest.raises(ValueError, match="the header says alpha = True, and alpha is None"):
+        pack(SEE_THROUGH, SHORT)
+    with pytest.raises(ValueError, match="the header says alpha = False, and alpha is Segment"):
+        pack(MINIMAL, SHORT, alpha=ALPHA)
+
+
 def test_golden_metadata() -> None:
     data = golden("three_levels_metadata")
     assert unpack(data, strict=True) == Container(RGB, SEGMENTS, METADATA)
@@ -228,7 +269,7 @@ def test_golden_files_are_what_the_generator_writes() -> None:
     spec.loader.exec_module(module)
     files = module.golden_files()
     assert {path.name: path.read_bytes() for path in GOLDEN.glob("*.sic")} == files
-    assert len(files) == 8
+    assert len(files) == 9
 
 
 def test_format_document_shows_the_golden_file() -> None:

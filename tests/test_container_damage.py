@@ -77,7 +77,7 @@ def test_every_truncation_point(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["minimal_gray", "largest_fields", "three_levels", "three_levels_metadata"]
+    "name", ["minimal_gray", "alpha", "largest_fields", "three_levels", "three_levels_metadata"]
 )
 def test_every_bit_flip(name: str) -> None:
     data = golden(name)
@@ -160,8 +160,8 @@ def test_bad_starts(data: bytes, message: str) -> None:
         (0, b"\x80\x80\x80\x08\x01\x01\x00", "height must be in 1 to 16777215, got 16777216"),
         (0, b"\x01\x01\x00\x00", "invalid header: num_levels must be in 1 to 64, got 0"),
         (0, b"\x01\x01\x41\x00", "invalid header: num_levels must be in 1 to 64, got 65"),
-        (32, b"\x01\x01\x01\x00", "flags 0x20 must be a subset of 0x1f"),
-        (0x85, b"\x01\x01\x01\x00", "flags 0x85 must be a subset of 0x1f"),
+        (64, b"\x01\x01\x01\x00", "flags 0x40 must be a subset of 0x3f"),
+        (0x85, b"\x01\x01\x01\x00", "flags 0x85 must be a subset of 0x3f"),
         (8, b"\x01\x01\x01\x00\x00", "invalid header: it announces grain, and the grain is 0"),
     ],
 )
@@ -206,6 +206,23 @@ def test_segments_of_another_position_are_refused() -> None:
         unpack(header + second + first)
     with pytest.raises(BitstreamError, match="segment 1 is corrupted"):
         unpack(header + first + first)
+
+
+def test_no_byte_of_alpha_may_be_missing_or_wrong() -> None:
+    data = golden("alpha")
+    end = len(data) - 13  # Of z and level 1.
+    for size in range(18, end):
+        with pytest.raises(BitstreamError, match="truncated: it ends inside its alpha segment"):
+            unpack(data[:size])
+    for position in range(8 * 18, 8 * end):
+        damaged = bytearray(data)
+        damaged[position // 8] ^= 1 << position % 8
+        with pytest.raises(BitstreamError, match="alpha segment"):
+            unpack(damaged)
+    # It cannot change places with a segment, and a reader that leaves the flag out finds it.
+    other = with_crc(data[:5] + b"\x01" + data[6:16])
+    with pytest.raises(BitstreamError, match="segment 0 is corrupted"):
+        unpack(other + data[18:])
 
 
 def test_zeros_in_place_of_the_end_are_refused() -> None:

@@ -50,6 +50,19 @@ def test_id_of_the_bundle() -> None:
     assert describe("pyramid-1")["id"] == "1a89518dc20f"
 
 
+def test_what_alpha_hides_costs_little(codec: Codec) -> None:
+    with Image.open(SAMPLE) as im:
+        photo = np.asarray(im.convert("RGB"))[:256, :384]
+    x = np.dstack([photo, np.zeros((256, 384), np.uint8)])
+    x[40:200, 60:300, 3] = 255
+    file = unpack(codec.compress(x, level=4))
+    assert file.alpha is not None
+    assert len(file.alpha.payload) < 100
+    whole = unpack(codec.compress(photo, level=4))
+    costs = [sum(len(segment.payload) for segment in f.segments) for f in (file, whole)]
+    assert costs[0] < 0.7 * costs[1]
+
+
 def test_quality_rises_and_sizes_are_near_the_estimate(codec: Codec) -> None:
     with Image.open(SAMPLE) as im:
         x = np.asarray(im.convert("RGB"))[:256, :384]

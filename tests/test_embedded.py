@@ -287,8 +287,38 @@ def test_blocks_of_any_size_leave_the_picture_writable() -> None:
     assert read_image(encode_image(PIXELS, large)).metadata.xmp == large.xmp
 
 
-def test_exif_that_is_no_tiff_structure_is_left_out_of_tiff_files() -> None:
+@pytest.mark.parametrize("image_format", ["AVIF", "TIFF"])
+def test_exif_that_is_no_tiff_structure_is_left_out_of_such_files(image_format: str) -> None:
     metadata = Metadata(exif=b"garbage!", xmp=XMP)
-    with pytest.warns(UserWarning, match=r"^TIFF has no place for: EXIF$"):
-        data = encode_image(PIXELS, metadata, image_format="TIFF")
+    with pytest.warns(UserWarning, match=rf"^{image_format} has no place for: EXIF$"):
+        data = encode_image(PIXELS, metadata, image_format=image_format)
     assert read_image(data).metadata == Metadata(xmp=XMP)
+
+
+@pytest.mark.parametrize("image_format", ["WEBP", "AVIF"])
+def test_modern_formats_hold_all_but_the_resolution(image_format: str) -> None:
+    exif = exif_with(X_RESOLUTION=300.0, Y_RESOLUTION=72.0, UNIT=2).tobytes()[6:]
+    profile = (bytes(16) + b"RGB ").ljust(200, b"\0")
+    metadata = Metadata(icc_profile=profile, exif=exif, xmp=XMP)
+    data = encode_image(PIXELS, metadata, image_format=image_format)
+    with Image.open(io.BytesIO(data)) as image:
+        assert image.info["icc_profile"] == profile
+        assert image.info["xmp"] == XMP
+        assert image.getexif().tobytes()[6:] == exif
+    with pytest.warns(UserWarning, match=rf"^{image_format} has no place for: resolution$"):
+        encode_image(PIXELS, Metadata(dpi=(300, 72)), image_format=image_format)
+    strange = Metadata(exif=b"garbage!") if image_format == "WEBP" else Metadata(xmp=b"\xff\0<")
+    data = encode_image(PIXELS, strange, image_format=image_format)
+    assert read_image(data).pixels.shape == PIXELS.shape
+
+
+def test_what_a_jpeg_xl_file_holds() -> None:
+    pytest.importorskip("pillow_jxl")
+    exif = exif_with(X_RESOLUTION=300.0, Y_RESOLUTION=72.0, UNIT=2).tobytes()[6:]
+    data = encode_image(PIXELS, Metadata(exif=exif, xmp=XMP), image_format="JXL")
+    assert read_image(data).metadata.exif == exif
+    assert XMP in data
+    profile = (bytes(16) + b"RGB ").ljust(200, b"\0")
+    with pytest.warns(UserWarning, match=r"^JXL has no place for: ICC profile, resolution$"):
+        data = encode_image(PIXELS, Metadata(icc_profile=profile, dpi=(1, 1)), image_format="JXL")
+    np.testing.assert_array_equal(read_image(data).pixels, PIXELS)

@@ -1,12 +1,14 @@
 """FID and KID of eval.py: over the files of a run, with features that are known."""
 
+import json
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from sic_jax.cli.evaluate import main
 from sic_jax.evaluation.baselines import pillow_codec
-from sic_jax.evaluation.fid import fid_rows, inception_of
+from sic_jax.evaluation.fid import fid_rows, inception_of, vgg16_of_package
 from sic_jax.evaluation.measurer import Measurer
 from sic_jax.evaluation.run import measure_images
 from sic_jax.metrics.frechet import fid, kid, patches
@@ -30,26 +32,53 @@ def colours(found):
     return found.mean((1, 2)).astype(np.float32) / 255
 
 
+def corners(found):
+    return found[:, 0, 0].astype(np.float32)
+
+
 def test_rows_compare_originals_with_what_the_files_decode_to(paths, tmp_path):
     out = tmp_path / "out"
     codec = pillow_codec("jpeg", [10, 90])
     records = measure_images(paths, [codec], Measurer(METRICS[:1]), out, Progress()).records
-    rows = fid_rows(records, [codec], colours, out, side=SIDE)
+    rows = fid_rows(records, [codec], out, inception=colours, vgg16=corners, side=SIDE)
     assert [(row.codec, row.setting) for row in rows] == [("jpeg", 10), ("jpeg", 90)]
-    assert {row.num_patches for row in rows} == {2 * (2 * 2 + 2 * 1)}  # Of both grids.
+    # Of both grids of 40x33 pixels: 2 x 2 patches, and from 8 on 2 x 1.
+    assert {(row.patch, row.num_patches) for row in rows} == {(SIDE, 2 * (2 * 2 + 2 * 1))}
 
-    def features_of(files):
+    def patches_of(files):
         images = [np.asarray(Image.open(file).convert("RGB")) for file in files]
-        return np.concatenate([colours(patches(image, size=SIDE)) for image in images])
+        return np.concatenate([patches(image, size=SIDE) for image in images])
 
-    real = features_of(paths)
+    real = patches_of(paths)
     for row in rows:
-        fake = features_of([out / r.file for r in records if r.setting == row.setting])
-        assert row.fid == pytest.approx(fid(real, fake), rel=1e-6)
-        assert row.kid == pytest.approx(kid(real, fake), rel=1e-6)
+        fake = patches_of([out / r.file for r in records if r.setting == row.setting])
+        assert row.fid == pytest.approx(fid(colours(real), colours(fake)), rel=1e-6)
+        assert row.kid == pytest.approx(kid(colours(real), colours(fake)), rel=1e-6)
+        assert row.vgg16_frechet == pytest.approx(fid(corners(real), corners(fake)), rel=1e-6)
     assert 0 <= rows[1].fid < rows[0].fid
+    alone = fid_rows(records, [codec], out, vgg16=corners, side=SIDE)
+    assert alone == [row._replace(fid=None, kid=None) for row in rows]
     with pytest.raises(ValueError, match="at least 2 patches of 256 pixels; the images have 0"):
-        fid_rows(records, [codec], colours, out)
+        fid_rows(records, [codec], out, inception=colours)
+
+
+def test_networks_get_the_8_bit_samples_of_every_patch(paths, tmp_path):
+    seen = []
+
+    def keep(found):
+        seen.append(found)
+        return colours(found)
+
+    out = tmp_path / "out"
+    codec = pillow_codec("jpeg", [90])
+    records = measure_images(paths, [codec], Measurer(METRICS[:1]), out, Progress()).records
+    fid_rows(records, [codec], out, inception=keep, side=SIDE)
+    files = [*paths, *(out / record.file for record in records)]
+    assert len(seen) == len(files) == 4
+    for found, file in zip(seen, files, strict=True):
+        assert found.dtype == np.uint8
+        with Image.open(file) as image:
+            np.testing.assert_array_equal(found, patches(np.asarray(image), size=SIDE))
 
 
 def test_the_page_has_the_rows_and_a_run_without_them_leaves_none(tmp_path, monkeypatch, capsys):
@@ -70,23 +99,64 @@ def test_the_page_has_the_rows_and_a_run_without_them_leaves_none(tmp_path, monk
     code, said, page = evaluate(*large, *weights)
     assert code == 0
     rows = [line.split(",") for line in (out / "fid.csv").read_text().splitlines()]
-    assert rows[0] == ["codec", "setting", "num_patches", "fid", "kid"]
+    names = ["codec", "setting", "patch", "num_patches", "fid", "kid", "vgg16_frechet"]
+    assert rows[0] == names
     assert [row[:2] for row in rows[1:]] == [["jpeg", "10"], ["jpeg", "90"]]
     assert '<a href="#fid">' in page
     for row in rows[1:]:
-        cells = [*row[:3], f"{float(row[3]):.3f}", f"{float(row[4]):.6f}"]
+        assert row[2:4] == ["256", "2"]
+        cells = [*row[:4], f"{float(row[4]):.3f}", f"{float(row[5]):.6f}", "-"]
         # The page's filter of codecs hides rows whose first cell names the codec.
         others = "".join(f"<td>{cell}</td>" for cell in cells[1:])
         assert f'<tr><td data-codec="jpeg">jpeg</td>{others}</tr>' in page
         assert f"| {' | '.join(cells)} |" in said.out
+    remark = "Over 2 patches of 256 pixels of all images. They are fewer than the 2048 features"
+    assert remark in said.err
+    assert remark in page
+    assert "stand-in" not in said.err
     code, _, page = evaluate(*large)
     assert (code, "#fid" in page, (out / "fid.csv").exists()) == (0, False, False)
     # Too few patches: an error, but the report is there.
     (out / "fid.csv").write_text("of an earlier run")
     code, said, page = evaluate(str(tmp_path / "small.png"), *weights)
     assert (code, "#fid" in page, (out / "fid.csv").exists()) == (1, False, False)
-    assert "error: FID needs at least 2 patches of 256 pixels; the images have 0" in said.err
+    assert "error: need at least 2 patches of 256 pixels; the images have 0" in said.err
     assert said.out.startswith("| codec | setting |")
+
+
+def test_the_stand_in_needs_no_weights_and_is_not_called_fid(tmp_path, capsys):
+    image = np.zeros((100, 160, 3))
+    image += np.linspace(0, 255, 160)[:, None] * np.linspace(0.2, 1, 100)[:, None, None]
+    image += np.random.default_rng(0).normal(0, 20, image.shape)
+    Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(tmp_path / "a.png")
+    out = tmp_path / "out"
+    run = ["--images", str(tmp_path / "a.png"), "--out", str(out), "--codecs", "jpeg", "--show"]
+    run += ["--metrics", "psnr", "--qualities", "jpeg=10,90", "--fid-patch", "64"]
+    assert main(run) == 1
+    assert "--fid-patch needs --fid-weights or --vgg-frechet" in capsys.readouterr().err
+    assert main([*run, "--vgg-frechet"]) == 0
+    said = capsys.readouterr()
+    head, *rows = [line.split(",") for line in (out / "fid.csv").read_text().splitlines()]
+    # 1 x 2 patches, and from 32 on 1 x 2.
+    assert [row[:6] for row in rows] == [["jpeg", q, "64", "4", "", ""] for q in ("10", "90")]
+    assert head[6] == "vgg16_frechet"
+    low, high = (float(row[6]) for row in rows)
+    assert 0 < high < low
+    assert f"| jpeg | 10 | 64 | 4 | - | - | {low:.4f} |" in said.out
+    assert "The Frechet distance of VGG16 features is a stand-in, and no FID." in said.err
+    assert "do not state this FID" not in said.err
+    cells = "".join(f"<td>{cell}</td>" for cell in ("10", "64", "4", "-", "-", f"{low:.4f}"))
+    assert f'<td data-codec="jpeg">jpeg</td>{cells}' in (out / "report.html").read_text()
+    with Image.open(tmp_path / "a.png") as png, Image.open(out / files_of(out)[0]) as jpeg:
+        cut = [patches(np.asarray(x), size=64) for x in (png, jpeg)]
+    features = vgg16_of_package()
+    assert features(cut[0]).shape == (4, 512)
+    assert low == pytest.approx(fid(*map(features, cut)), rel=1e-6)
+
+
+def files_of(out):
+    """Files of a run, in the order of its records."""
+    return [record["file"] for record in json.loads((out / "results.json").read_text())["records"]]
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from sic_jax.cli.evaluate import main
+from sic_jax.evaluation import published as published_module
 from sic_jax.evaluation.baselines import pillow_codec
 from sic_jax.evaluation.bd import bd_rate
 from sic_jax.evaluation.codecs import ImageCodec
@@ -25,7 +26,7 @@ from sic_jax.evaluation.means import (
 )
 from sic_jax.evaluation.pictures import choose_crop, choose_images, nearest_rate, to_data_uri
 from sic_jax.evaluation.plots import draw_plot
-from sic_jax.evaluation.published import load_published
+from sic_jax.evaluation.published import CROPS, WHOLE, load_published, protocol_cells
 from sic_jax.evaluation.records import Record
 from sic_jax.evaluation.report import ReportOptions, write_report
 from sic_jax.evaluation.run import Failure, Measured
@@ -170,12 +171,87 @@ def test_published_curves_are_whole_and_have_sources():
         assert re.search(r"\w+/\w+ .* at [0-9a-f]{12}; .", curve.source)
         assert list(curve.bpp) == sorted(set(curve.bpp))
         assert set(curve.metrics) <= {"psnr", "ms_ssim", "lpips", "dists"}
+        assert curve.protocol.size == WHOLE
+        assert all((curve.protocol.rate, curve.protocol.rounding))
+        assert set(curve.protocol.networks) == {"lpips"} & set(curve.metrics)
         for values in curve.metrics.values():
             assert len(values) == len(curve.bpp)
         if "psnr" in curve.metrics:
             assert all(19 < value < 50 for value in curve.metrics["psnr"])
         if "lpips" in curve.metrics:
             assert list(curve.metrics["lpips"]) == sorted(curve.metrics["lpips"], reverse=True)
+
+
+@pytest.fixture
+def with_others(tmp_path, monkeypatch):
+    """The published curves and two more: LPIPS of VGG16, and values of crops."""
+    stored = json.loads(published_module.PUBLISHED_FILE.read_text())
+    ms_illm = next(curve for curve in stored["curves"] if curve["name"] == "MS-ILLM")
+    values = ms_illm["metrics"]["lpips"]
+    networks = {"lpips_vgg": "VGG16, v0.1"}
+    vgg = {"name": "of VGG16", "networks": networks, "metrics": {"lpips_vgg": values}}
+    crops = {"name": "of crops", "size": CROPS}
+    stored["curves"] += [{**ms_illm, **vgg}, {**ms_illm, **crops}]
+    file = tmp_path / "published.json"
+    file.write_text(json.dumps(stored))
+    monkeypatch.setattr(published_module, "PUBLISHED_FILE", file)
+    return file
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "name", "wanted", "in_plots"),
+    [
+        (512, 768, "kodim", None, {"MS-ILLM"}),
+        (768, 512, "kodim", None, {"MS-ILLM"}),
+        (512, 512, "kodim", None, {"of crops"}),
+        (512, 768, "kodim", True, {"MS-ILLM"}),
+        (512, 512, "other", True, {"of crops"}),
+        (512, 512, "other", None, set()),
+        (512, 640, "kodim", None, set()),
+        (512, 768, "kodim", False, set()),
+    ],
+)
+def test_curves_of_crops_are_in_no_plot_of_whole_pictures(
+    with_others, height, width, name, wanted, in_plots, tmp_path, monkeypatch
+):
+    drawn = {}
+
+    def keep(metric, measured, published, **options):
+        drawn[metric.name] = {curve.name for curve in published if curve.points(metric.name)}
+
+    monkeypatch.setattr("sic_jax.evaluation.plots.draw_plot", keep)
+    sizes = {"height": height, "width": width}
+    records = [r._replace(image=f"{name}{r.image}.png", **sizes) for r in EXAMPLE]
+    records = [r._replace(metrics={**r.metrics, "lpips_vgg": 0.3}) for r in records]
+    metrics = [m for m in METRICS if m.name in ("lpips", "lpips_vgg")]
+    options = ReportOptions(plots=True, log_rate=True, published=wanted, show=[])
+    write_report(Measured(records, [], 0), {}, [], metrics, options, tmp_path / "out")
+    others = {"MS-ILLM", "of crops", "of VGG16"}
+    assert drawn["lpips"] & others == in_plots
+    # The LPIPS of VGG16 is in its own plot alone.
+    assert drawn["lpips_vgg"] == ({"of VGG16"} if "MS-ILLM" in in_plots else set())
+
+
+def test_a_curve_of_another_network_is_refused(with_others):
+    assert {c.name for c in load_published(CROPS).curves} == {"of crops"}
+    assert "of crops" not in {c.name for c in load_published().curves}
+    text = with_others.read_text()
+    for old, new, message in (
+        ('"lpips": "AlexNet, v0.1"', '"lpips": "VGG16, v0.1"', "curve MS-ILLM: lpips by VGG16"),
+        ('"lpips_vgg": "VGG16, v0.1"', '"lpips_vgg": "AlexNet, v0.1"', "of VGG16: lpips_vgg by A"),
+        ('"lpips_vgg": "VGG16, v0.1"', "", "curve of VGG16: lpips_vgg by None"),
+    ):
+        with_others.write_text(text.replace(old, new))
+        with pytest.raises(ValueError, match=message):
+            load_published()
+
+
+def test_protocols_are_cells_of_a_table():
+    published = load_published()
+    cells = {row[0]: row[1:] for row in protocol_cells(published.curves)}
+    assert list(cells) == [curve.name for curve in published.curves]
+    assert cells["CRDR (beta 3.84)"][:4] == ["bytes of the file", "8 bits", WHOLE, "AlexNet, v0.1"]
+    assert cells["VTM"][:4] == ["bytes of the file", "8 bits, cut off", WHOLE, "-"]
 
 
 @pytest.mark.skipif(not ANCHORS.exists(), reason="needs the shared files")
@@ -412,7 +488,11 @@ def test_the_page_is_one_file_with_everything(report):
     assert "25.00 to 30.00" in text or "25.0 to 30.0" in text
     assert "fewer than 2 points" in text
     assert "encode_s, decode_s" in text  # The schema.
-    assert "MS-ILLM: facebookresearch/NeuralCompression" in text
+    assert plots.count("How the published curves were measured") == 1
+    cells = ("MS-ILLM", "bytes of the pickled strings", "8 bits; LPIPS of floats", WHOLE)
+    cells += ("AlexNet, v0.1",)
+    row = "".join(f'<td class="text">{cell}</td>' for cell in cells)
+    assert f'{row}<td class="text">facebookresearch/NeuralCompression ' in plots
     for metric in USUAL:
         assert (out / "plots" / f"{metric.name}.svg").stat().st_size > 5000
         assert (out / "plots" / f"{metric.name}.png").stat().st_size > 5000

@@ -1,7 +1,11 @@
 """FID, KID and patches against closed forms."""
 
+from itertools import combinations
+
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sic_jax.metrics.frechet import fid, kid, patches
 
@@ -68,6 +72,19 @@ def test_kid_of_four_numbers():
     assert kid([[0.0], [1.0]], [[1.0], [2.0]]) == pytest.approx(9.5)
 
 
+def test_kid_is_the_mean_over_subsets_that_packages_sample():
+    rng = np.random.default_rng(5)
+    a, b = rng.standard_normal((6, 3)), 0.5 + rng.standard_normal((5, 3))
+    subsets = [
+        kid(a[list(i)], b[list(j)])
+        for i in combinations(range(6), 3)
+        for j in combinations(range(5), 3)
+    ]
+    assert len(subsets) == 20 * 10
+    assert np.std(subsets) > 0.1  # A few of them, drawn at random, are no such mean.
+    assert kid(a, b) == pytest.approx(np.mean(subsets), rel=1e-10)
+
+
 @pytest.mark.parametrize("measure", [fid, kid])
 @pytest.mark.parametrize(
     ("a", "b", "message"),
@@ -93,13 +110,52 @@ def test_patches_are_two_grids():
 
 
 @pytest.mark.parametrize(
-    ("shape", "count"),
-    [((512, 768), 8), ((256, 256), 1), ((384, 384), 2), ((255, 900), 0), ((100, 90), 0)],
+    ("shape", "size", "count"),
+    [
+        ((512, 768), 256, 2 * 3 + 1 * 2),
+        ((768, 512), 256, 3 * 2 + 2 * 1),
+        ((512, 768), 64, 8 * 12 + 7 * 11),
+        ((256, 256), 256, 1),
+        ((384, 384), 256, 1 + 1),
+        ((383, 900), 256, 3),
+        ((900, 383), 256, 3),
+        ((255, 900), 256, 0),
+        ((100, 90), 256, 0),
+    ],
 )
-def test_number_of_patches(shape, count):
-    cut = patches(np.zeros((*shape, 3), np.uint8))
-    assert cut.shape == (count, 256, 256, 3)
+def test_number_of_patches(shape, size, count):
+    cut = patches(np.zeros((*shape, 3), np.uint8), size=size)
+    assert cut.shape == (count, size, size, 3)
     assert cut.dtype == np.uint8
+
+
+def test_patches_of_a_kodak_picture_are_its_pixels():
+    """24 pictures have 192 patches of 256 pixels and 4152 of 64."""
+    image = np.random.default_rng(6).integers(0, 256, (512, 768, 3), dtype=np.uint8)
+    cut = patches(image)
+    corners = [(0, 0), (0, 256), (0, 512), (256, 0), (256, 256), (256, 512), (128, 128), (128, 384)]
+    assert 24 * len(cut) == 192
+    for patch, (i, j) in zip(cut, corners, strict=True):
+        np.testing.assert_array_equal(patch, image[i : i + 256, j : j + 256])
+    small = patches(image, size=64)
+    assert 24 * len(small) == 4152
+    first = small[:96].reshape(8, 12, 64, 64, 3).swapaxes(1, 2).reshape(512, 768, 3)
+    np.testing.assert_array_equal(first, image)
+    shifted = small[96:].reshape(7, 11, 64, 64, 3).swapaxes(1, 2).reshape(448, 704, 3)
+    np.testing.assert_array_equal(shifted, image[32:480, 32:736])
+
+
+@given(height=st.integers(1, 40), width=st.integers(1, 40), half=st.integers(1, 9))
+def test_the_second_grid_is_there_where_both_sides_are_one_and_a_half_patches(height, width, half):
+    size = 2 * half
+    image = np.arange(height * width).reshape(height, width, 1)
+    corners = [(i, j) for i in range(0, height - size + 1, size)
+               for j in range(0, width - size + 1, size)]  # fmt: skip
+    if height >= 1.5 * size and width >= 1.5 * size:  # MS-ILLM's condition.
+        corners += [(i, j) for i in range(half, height - size + 1, size)
+                    for j in range(half, width - size + 1, size)]  # fmt: skip
+    cut = patches(image, size=size)
+    assert [patch[0, 0, 0] for patch in cut] == [i * width + j for i, j in corners]
 
 
 def test_patches_name_what_they_cannot_cut():

@@ -1,13 +1,15 @@
 """Golden files: the same symbols, table indices, means, details and grain for ever and everywhere.
 
-`golden/v2` belongs to format version 2, the others to the bundles of these names. None ever
-changes, and nothing here may be loosened: a difference is a file that no longer decodes.
+`golden/v2` belongs to format version 2, `golden/alpha` to its alpha, the others to the bundles of
+these names. None ever changes, and nothing here may be loosened: a difference is a file that no
+longer decodes.
 """
 
 import json
 import os
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,19 @@ FILES = [(folder, name) for folder in FOLDERS for name in ("photo", "gray", "edg
 @pytest.fixture(scope="module")
 def codecs() -> dict[str, Codec]:
     return {folder: Codec.load(bundle) for folder, bundle in FOLDERS.items()}
+
+
+@pytest.mark.parametrize(("name", "predictor"), [("disc", 1), ("ramp", 3)])
+def test_golden_alpha(codecs: dict[str, Codec], name: str, predictor: int) -> None:
+    data = (GOLDEN / "alpha" / f"{name}.sic").read_bytes()
+    assert decode(codecs["v2"], data) == expected("alpha")[name]
+    segment = unpack(data).alpha
+    assert segment is not None
+    assert zlib.decompress(zlib.decompress(segment.payload))[0] == predictor
+    picture = codecs["v2"].decompress(data, temperature=TEMPERATURE, level=2, grain=False)
+    golden = np.asarray(Image.open(GOLDEN / "alpha" / f"{name}.png"))
+    assert np.abs(picture.astype(int) - golden).max() <= 1
+    np.testing.assert_array_equal(picture[..., -1], golden[..., -1])
 
 
 def expected(folder: str) -> dict[str, Any]:

@@ -1,3 +1,4 @@
+import importlib.util
 import io
 import struct
 import subprocess
@@ -12,7 +13,7 @@ import pytest
 from PIL import Image, ImageCms
 
 from sic_jax.images import io as image_io
-from sic_jax.images.io import read_image, write_image
+from sic_jax.images.io import encode_image, read_image, write_image
 from sic_jax.metadata import Metadata
 
 GPS_IFD = 0x8825
@@ -104,24 +105,42 @@ def load(path: Path) -> Image.Image:
         return image
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 3), (33, 17), (1, 1), (5, 9, 3)])
-@pytest.mark.parametrize("suffix", [".png", ".tif", ".bmp", ".ppm", ""])
+SHAPES = [(1, 1, 3), (33, 17), (1, 1), (5, 9, 3)]
+SHAPES_WITH_ALPHA = [(1, 1, 4), (33, 17, 2), (1, 1, 2), (5, 9, 4)]
+LOSSLESS = (".png", ".tif", "", ".webp", ".jxl")
+
+
+@pytest.mark.parametrize(
+    ("suffix", "shape"),
+    [(suffix, shape) for suffix in (*LOSSLESS, ".bmp", ".ppm") for shape in SHAPES]
+    + [(suffix, shape) for suffix in LOSSLESS for shape in SHAPES_WITH_ALPHA],
+)
 def test_round_trip_is_exact(tmp_path: Path, shape: tuple[int, ...], suffix: str) -> None:
+    if suffix == ".jxl":
+        pytest.importorskip("pillow_jxl")
     pixels = random_pixels(*shape)
+    if shape in SHAPES_WITH_ALPHA:  # Some formats have no colours where alpha is 0.
+        pixels[..., -1] = pixels[..., -1] // 2 + 1
     write_image(tmp_path / f"a{suffix}", pixels)
     picture = read_image(tmp_path / f"a{suffix}")
+    if suffix == ".webp":  # It has no gray.
+        pixels = np.asarray(Image.fromarray(pixels).convert("RGB" if shape in SHAPES else "RGBA"))
     np.testing.assert_array_equal(picture.pixels, pixels)
     assert picture.pixels.dtype == np.uint8
     assert picture.pixels.flags.c_contiguous
-    assert picture.metadata == Metadata()
+    if suffix != ".jxl" or pixels.shape[2:] in ((3,), (4,)):  # Its reader makes a profile for gray.
+        assert picture.metadata == Metadata()
 
 
-def test_jpeg_is_close_and_has_full_chroma(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "image_format"), [("a.JPG", "JPEG"), ("a.avif", "AVIF")])
+def test_lossy_formats_are_close_and_have_full_chroma(
+    tmp_path: Path, name: str, image_format: str
+) -> None:
     pixels = np.repeat(np.repeat(random_pixels(4, 4, 3) // 2 + 64, 8, 0), 8, 1)
-    write_image(tmp_path / "a.JPG", pixels)
-    error = read_image(tmp_path / "a.JPG").pixels.astype(int) - pixels
-    assert np.abs(error).mean() < 2
-    assert load(tmp_path / "a.JPG").format == "JPEG"
+    write_image(tmp_path / name, pixels)
+    error = read_image(tmp_path / name).pixels.astype(int) - pixels
+    assert 0 < np.abs(error).mean() < 2
+    assert load(tmp_path / name).format == image_format
 
 
 def test_bytes_and_path_give_the_same(tmp_path: Path) -> None:
@@ -155,6 +174,14 @@ def test_16_bit_rgb_keeps_the_upper_byte() -> None:
     pixels = read_image(png_bytes(samples, 2)).pixels
     np.testing.assert_array_equal(pixels, samples >> 8)
     assert np.abs(pixels - samples / 257).max() <= 1
+
+
+@pytest.mark.parametrize(("channels", "colour_type"), [(2, 4), (4, 6)])
+def test_16_bit_alpha_keeps_the_upper_byte(channels: int, colour_type: int) -> None:
+    samples = np.random.default_rng(0).integers(0, 65536, (5, 6, channels))
+    pixels = read_image(png_bytes(samples, colour_type)).pixels
+    np.testing.assert_array_equal(pixels[..., -1], samples[..., -1] >> 8)
+    np.testing.assert_array_equal(pixels[..., 0], samples[..., 0] >> 8)
 
 
 def test_16_bit_transparency() -> None:
@@ -306,16 +333,66 @@ def transparent_image(kind: str) -> tuple[Image.Image, dict[str, object]]:
 
 
 @pytest.mark.parametrize("kind", ["RGBA", "P", "L"])
-def test_transparency_needs_a_background(tmp_path: Path, kind: str) -> None:
+def test_transparency_is_kept_or_lies_over_a_background(tmp_path: Path, kind: str) -> None:
     image, options = transparent_image(kind)
     path = save(tmp_path / "a.png", image, **options)
-    with pytest.raises(ValueError, match=r"a\.png: has transparent pixels.*--background COLOR"):
-        read_image(path)
-    picture = read_image(path, background="#102030")
+    kept = read_image(path)
+    channels = 2 if kind == "L" else 4
+    assert kept.pixels.shape == (2, 2, channels)
+    expected = np.asarray(image)[..., 3] if kind == "RGBA" else np.array([[0, 255], [255, 255]])
+    np.testing.assert_array_equal(kept.pixels[..., -1], expected)
+    colours = {"RGBA": np.asarray(image)[1, 1], "P": (9, 9, 9, 255), "L": (1, 255)}[kind]
+    np.testing.assert_array_equal(kept.pixels[1, 1], colours)
+    again = read_image(encode_image(kept.pixels))
+    np.testing.assert_array_equal(again.pixels, kept.pixels)
+    with pytest.raises(ValueError, match=r"a\.png: has transparent pixels; lay it over a colour"):
+        read_image(path, alpha=False)
+    picture = read_image(path, background="#102030", alpha=False)
     np.testing.assert_array_equal(picture.pixels[0, 0], (0x10, 0x20, 0x30))
     if kind != "RGBA":
         assert len(np.unique(picture.pixels[1])) == 1
         assert picture.pixels[1, 1, 0] == (9 if kind == "P" else 1)
+
+
+@pytest.mark.parametrize("name", ["a.webp", "a.tif", "a.gif"])
+def test_alpha_of_other_formats(tmp_path: Path, name: str) -> None:
+    pixels = np.zeros((3, 4, 4), np.uint8)
+    pixels[..., :3] = (200, 30, 10)
+    pixels[..., 3] = [[0, 255, 255, 0]] * 3 if name == "a.gif" else [[0, 1, 254, 255]] * 3
+    options = {"lossless": True, "exact": True} if name == "a.webp" else {}
+    read = read_image(save(tmp_path / name, Image.fromarray(pixels), **options)).pixels
+    np.testing.assert_array_equal(read[..., 3], pixels[..., 3])
+    seen = pixels[..., 3] > 0
+    np.testing.assert_array_equal(read[seen], pixels[seen])
+
+
+@pytest.mark.parametrize("image_format", ["JPEG", "BMP", "PPM"])
+@pytest.mark.parametrize("channels", [2, 4])
+def test_formats_without_alpha_have_white_under_it(image_format: str, channels: int) -> None:
+    pixels = np.full((8, 8, channels), 40, np.uint8)
+    pixels[..., -1] = 0
+    pixels[:, 4:, -1] = 255
+    with pytest.warns(UserWarning, match=f"{image_format} has no alpha: the picture lies over whi"):
+        data = encode_image(pixels, image_format=image_format)
+    read = read_image(data).pixels
+    assert read.shape == ((8, 8) if channels == 2 and image_format != "BMP" else read.shape)
+    assert np.abs(read[:, :4].astype(int) - 255).max() <= 2
+    assert np.abs(read[:, 4:].astype(int) - 40).max() <= 2
+
+
+def test_profiles_of_pictures_with_alpha() -> None:
+    gray, wide = gray_profile(), wide_gamut_profile()
+    flat = np.full((2, 3, 4), 9, np.uint8)
+    flat[0, 0, 3] = 0
+    for profile, shape in ((gray, (2, 3, 2)), (wide, (2, 3, 4))):
+        data = encode_image(flat, Metadata(icc_profile=profile))
+        picture = read_image(data)
+        assert picture.pixels.shape == shape
+        assert picture.metadata.icc_profile == profile
+        np.testing.assert_array_equal(picture.pixels[..., -1], flat[..., 3])
+    assert (
+        read_image(encode_image(flat[..., 2:], Metadata(icc_profile=wide))).metadata == Metadata()
+    )
 
 
 def test_background_blends_and_gray_stays_gray(tmp_path: Path) -> None:
@@ -370,13 +447,52 @@ def test_animation_is_refused_but_a_stereo_jpeg_is_not(tmp_path: Path) -> None:
     frames = [Image.fromarray(random_pixels(4, 4, 3, seed=i)) for i in range(3)]
     for name in ("a.gif", "a.png", "a.tif", "a.webp"):
         path = save(tmp_path / name, frames[0], save_all=True, append_images=frames[1:])
-        with pytest.raises(ValueError, match=rf"{name}: holds 3 frames.*extract one frame"):
+        with pytest.raises(ValueError, match=rf"{name}: holds 3 frames.* --frame N, 0 to 2 "):
             read_image(path)
     path = tmp_path / "a.mpo"
     frames[0].save(path, format="MPO", save_all=True, append_images=frames[1:])
     assert read_image(path).pixels.shape == (4, 4, 3)
     path = save(tmp_path / "one.gif", frames[0])
     assert read_image(path).pixels.shape == (4, 4, 3)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif", "a.webp", "a.gif", "a.mpo", "a.avif"])
+def test_frames(tmp_path: Path, name: str) -> None:
+    """Each is of one colour, which all formats keep."""
+    colours = np.array([[255, 0, 0], [0, 0, 0], [255, 255, 255]], np.uint8)
+    frames = [Image.fromarray(np.tile(colour, (8, 9, 1))) for colour in colours]
+    exact = {"lossless": True} if name == "a.webp" else {}
+    path = save(tmp_path / name, frames[0], save_all=True, append_images=frames[1:], **exact)
+    for frame, colour in enumerate(colours):
+        picture = read_image(path, frame=frame)
+        assert picture.pixels.shape in ((8, 9, 3), (8, 9))
+        error = picture.pixels.reshape(8, 9, -1).astype(int) - colour
+        assert np.abs(error).max() <= (0 if name[2:] in ("png", "tif", "webp", "gif") else 3)
+        assert "2 further pictures" in picture.dropped
+    for frame in (-1, 3):
+        with pytest.raises(ValueError, match=rf"{name}: frame must be 0 to 2, got {frame}$"):
+            read_image(path, frame=frame)
+
+
+def test_a_single_picture_is_frame_0(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.jpg", Image.fromarray(random_pixels(4, 5, 3)))
+    np.testing.assert_array_equal(read_image(path, frame=0).pixels, read_image(path).pixels)
+    with pytest.raises(ValueError, match="frame must be 0 to 0, got 1"):
+        read_image(path, frame=1)
+
+
+def test_a_page_has_its_own_orientation_and_profile(tmp_path: Path) -> None:
+    pages = [Image.fromarray(random_pixels(4, 5, 3, seed=i)) for i in range(3)]
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    pages[1].encoderinfo = {"tiffinfo": exif, "icc_profile": wide_gamut_profile()}
+    path = save(tmp_path / "a.tif", pages[0], save_all=True, append_images=pages[1:])
+    found = [read_image(path, frame=i) for i in range(3)]
+    np.testing.assert_array_equal(found[0].pixels, np.asarray(pages[0]))
+    np.testing.assert_array_equal(found[1].pixels, np.rot90(np.asarray(pages[1]), -1))
+    np.testing.assert_array_equal(found[2].pixels, np.asarray(pages[2]))
+    profiles = [picture.metadata.icc_profile for picture in found]
+    assert profiles == [None, wide_gamut_profile(), None]
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.tif", "a.webp", "a.bmp", "a.gif"])
@@ -439,18 +555,27 @@ def test_size_limit_is_200_megapixels(tmp_path: Path, monkeypatch: pytest.Monkey
     assert before == Image.MAX_IMAGE_PIXELS
 
 
-@pytest.mark.parametrize("name", ["a.heic", "a.sic", "a.webp"])
+@pytest.mark.parametrize("name", ["a.heic", "a.sic", "a.gif"])
 def test_unknown_extension(tmp_path: Path, name: str) -> None:
     with pytest.raises(ValueError, match=rf"{name}: cannot write .* allowed are \.png, \.jpg"):
         write_image(tmp_path / name, random_pixels(2, 2))
     assert list(tmp_path.iterdir()) == []
 
 
+def test_jpeg_xl_needs_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"a\.jxl: a JPEG XL picture needs .*install pillow-jxl"):
+        write_image(tmp_path / "a.jxl", random_pixels(2, 2))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_wrong_pixels(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="must be uint8, got float32"):
         write_image(tmp_path / "a.png", np.zeros((2, 2), np.float32))
-    for shape in ((2,), (2, 2, 4), (2, 2, 1), (0, 2), (1, 2, 2, 3)):
-        with pytest.raises(ValueError, match=r"pixels must be \[height, width\(, 3\)\], got shape"):
+    for shape in ((2,), (2, 2, 5), (2, 2, 1), (0, 2), (1, 2, 2, 3)):
+        with pytest.raises(
+            ValueError, match=r"pixels must be \[height, width\(, 2 to 4\)\], got sh"
+        ):
             write_image(tmp_path / "a.png", np.zeros(shape, np.uint8))
     assert list(tmp_path.iterdir()) == []
 

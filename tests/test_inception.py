@@ -48,6 +48,28 @@ def test_shapes_of_features_and_of_the_three_grids():
         inception_features(np.zeros((1, 8, 8, 3), np.uint8), weights=weights)
 
 
+def test_pictures_are_resized_as_tensorflow_1_did():
+    x = jnp.array([[1.0, 3.0], [5.0, 9.0]]).reshape(1, 2, 2, 1)
+    # Samples lie at 0, 0.5, 1 and 1.5, and behind the last one its value goes on.
+    np.testing.assert_array_equal(
+        inception.resize(x, 4)[0, ..., 0],
+        [[1, 2, 3, 3], [3, 4.5, 6, 6], [5, 7, 9, 9], [5, 7, 9, 9]],
+    )
+    wide = jnp.arange(12.0).reshape(1, 2, 6, 1)
+    np.testing.assert_array_equal(inception.resize(wide, 3)[0, 0, :, 0], [0, 2, 4])
+    np.testing.assert_allclose(inception.resize(wide, 3)[0, :, 0, 0], [0, 4, 6], rtol=1e-6)
+    same = jnp.asarray(np.random.default_rng(0).random((2, 7, 7, 3), np.float32))
+    np.testing.assert_array_equal(inception.resize(same, 7), same)
+
+
+def test_the_network_sees_samples_less_128_over_128(monkeypatch):
+    monkeypatch.setattr(inception, "_network", lambda h, conv: h)
+    x = np.array([0, 128, 255], np.float32).reshape(3, 1, 1, 1) / 255 * np.ones((3, 64, 64, 3))
+    found = inception_features(x.astype(np.float32), weights={})
+    assert found.shape == (3, 3)
+    np.testing.assert_allclose(found[:, 0], [-1, 0, 127 / 128], atol=1e-6)
+
+
 def test_batch_normalisation_is_folded_in():
     rng = np.random.default_rng(0)
     stored = zeros()

@@ -21,6 +21,8 @@ from sic_jax.model.entropy_models.coding_pass import TEMPERATURE_MAX
         (lambda: EncodeOptions(optimise_steps=-1), "optimise_steps must be at least 0, got -1"),
         (lambda: EncodeOptions(max_bytes=0), "max_bytes must be more than 0, got 0"),
         (lambda: EncodeOptions(max_bpp=float("nan")), "max_bpp must be more than 0, got nan"),
+        (lambda: EncodeOptions(min_psnr=0), "min_psnr must be more than 0, got 0"),
+        (lambda: EncodeOptions(min_psnr=float("nan")), "min_psnr must be more than 0, got nan"),
         (lambda: EncodeOptions(seed=-1), "seed must be 0 to 4294967295, got -1"),
         (lambda: EncodeOptions(seed=2**32), "seed must be 0 to 4294967295, got 4294967296"),
         (lambda: EncodeOptions(grain=-0.1), "grain must be 0 to 15.9375, got -0.1"),
@@ -54,7 +56,7 @@ def test_with_changes_names_the_fields():
         with_changes(EncodeOptions(), {"sed": 3})
     assert str(caught.value) == (
         "EncodeOptions has no field 'sed'; its fields are level, max_bytes, max_bpp, "
-        "optimise_steps, seed, grain"
+        "min_psnr, optimise_steps, seed, grain"
     )
 
 

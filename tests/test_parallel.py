@@ -52,6 +52,7 @@ def run_steps(devices: int, *configs: dict[str, Any]) -> dict[str, Any]:
 def check_same(result: dict[str, Any]) -> None:
     one = result["losses"]["one"]
     assert one[0] != one[1] != one[2]
+    assert set(result["compiled_later"].values()) == {0}
     for words, losses in result["losses"].items():
         assert losses == pytest.approx(one, rel=1e-5), words
         assert result["norms"][words] == pytest.approx(result["norms"]["one"], rel=1e-6), words
@@ -68,6 +69,30 @@ def test_eight_devices_in_parts_and_with_spread_parameters() -> None:
     fsdp = {"fsdp": True}
     both = {"accumulate": 2, "parallel": "pmap"}
     check_same(run_steps(4, fsdp, {"accumulate": 2}, both, {"remat": True}))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(jax, "set_mesh"), reason="this JAX has no jax.set_mesh")
+def test_steps_under_a_mesh_of_the_callers() -> None:
+    check_same(run_steps(2, {"set_mesh": True}, {"set_mesh": True, "parallel": "pmap"}))
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_other_devices(source: Images, tmp_path: Path) -> None:
+    data = tmp_path / "images"
+    write_images(data, source)
+
+    def run(devices: int, workdir: str, steps: int, *words: str) -> None:
+        words = (*words, "--steps", str(steps), "--save-every", str(steps))
+        env = environment(devices)
+        subprocess.run(command(data, tmp_path / workdir, *words), env=env, check=True)
+
+    run(1, "whole", 8)
+    run(4, "parts", 2, "--fsdp")
+    run(1, "parts", 4)
+    run(8, "parts", 6, "--parallel", "pmap")
+    run(2, "parts", 8, "--fsdp")
+    assert losses(tmp_path / "parts") == pytest.approx(losses(tmp_path / "whole"), rel=1e-5)
 
 
 def command(data: Path, workdir: Path, *words: str) -> list[str]:
@@ -199,6 +224,7 @@ def test_where_a_state_lies() -> None:
             ["--coordinator", "localhost:1", "--num-processes", "2", "--process-id", "2"],
             "--process-id must be 0 to 1, got 2",
         ),
+        (["--distributed", "--connect-timeout", "0"], "--connect-timeout must be positive, got 0"),
     ],
 )
 def test_wrong_processes(words: list[str], message: str, tmp_path: Path) -> None:
@@ -208,7 +234,7 @@ def test_wrong_processes(words: list[str], message: str, tmp_path: Path) -> None
 
 def test_processes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    monkeypatch.setattr(jax.distributed, "initialize", lambda *args: seen.append(args))
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *args, **_: seen.append(args))
     initialise_distributed("host:1", 4, 3)
     for name, value in {
         "COORDINATOR_ADDRESS": "other:2", "NUM_PROCESSES": "3", "PROCESS_ID": "1"
@@ -216,3 +242,21 @@ def test_processes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None
         monkeypatch.setenv(f"JAX_{name}", value)
     initialise_distributed()
     assert seen == [("host:1", 4, 3), ("other:2", 3, 1)]
+
+
+@pytest.mark.parametrize("process", [0, 1])
+def test_a_process_alone_ends_with_a_sentence(process: int, tmp_path: Path) -> None:
+    with socket.socket() as s:
+        s.bind(("localhost", 0))
+        address = f"localhost:{s.getsockname()[1]}"
+    words = ["--coordinator", address, "--num-processes", "2", "--process-id", str(process)]
+    done = subprocess.run(
+        command(tmp_path, tmp_path, *words, "--connect-timeout", "1.5"),
+        env=environment(1), capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"train.py: error: not all of the 2 processes with the coordinator {address} are there "
+        "after 1.5 s\n"
+    )
+    assert list(tmp_path.iterdir()) == []

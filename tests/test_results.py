@@ -2,11 +2,14 @@
 
 import importlib.util
 import json
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 
+from sic_jax.evaluation import published
+from sic_jax.evaluation.bd import bd_rate
 from sic_jax.evaluation.means import mean_rows
 from sic_jax.evaluation.records import Record, to_json
 
@@ -19,8 +22,22 @@ _spec.loader.exec_module(update)
 @pytest.mark.parametrize("path", update.texts(), ids=lambda p: f"{p.parent.name}/{p.name}")
 def test_tables_are_those_of_their_files(path):
     text = path.read_text()
-    assert text.count("<!-- table kodak-") == 1
+    assert text.count("<!-- end of table -->") >= 1
     assert update.renewed(text) == text, "run: python docs/results/update.py"
+
+
+def test_readme_and_cards_have_the_standard_columns_and_the_pages_are_there():
+    columns = "setting bpp psnr ms_ssim lpips lpips_vgg dists wd avif.psnr/lpips"
+    readme, *others = update.texts()
+    *cards, results, guide = others
+    for path in (readme, *cards):
+        assert path.read_text().count(f": {columns} -->") == 1
+    assert {path.parent.name for path in cards} >= {"pyramid-1", "pyramid-2"}
+    assert [path.name for path in (results, guide)] == ["README.md", "evaluate.md"]
+    kinds = re.findall(r"<!-- (\w+) kodak-default: (.*) -->", results.read_text())
+    names = "psnr ms_ssim lpips lpips_vgg dists wd"
+    assert kinds == [("table", f"codec setting bpp {names}"), ("bd", names)]
+    assert guide.read_text().count("<!-- published -->") == 1
 
 
 @pytest.mark.parametrize("file", update.PLOTS)
@@ -130,7 +147,7 @@ def test_what_runs_left_becomes_data_table_and_plot(here, tmp_path, capsys):
         "# command: python eval.py --images kodak\n# revision: abc\n"
         "# sic: bundle pyramid-9, how sic works\n# on: cpu, jax 1\n"
         "# command: python eval.py --out two\n# revision: def\n"
-        "# avif: how avif works\n# on: cpu, jax 1\n# images: 2\n"
+        "# avif: how avif works\n# on: cpu, jax 1\n# images: 2\n# size: 8x8\n"
         "codec,setting,num_images,bpp,bpp_est,psnr,lpips\n"
         "sic,1,2,0.2,0.18,21,0.4\nsic,2,2,0.5,0.45,30.5,0.111728\n"
         "avif,10,2,0.25,0.225,27,\navif,20,2,1,0.9,31,\n"
@@ -174,12 +191,70 @@ def test_what_cannot_be_done_is_one_line(about, records, message, here, tmp_path
     assert (here / "README.md").read_text() == text
 
 
+def test_tables_of_all_codecs_and_of_bd_rates(here, tmp_path):
+    (here / "README.md").write_text(
+        "<!-- table x: codec setting bpp psnr wd -->\n<!-- end of table -->\n\n"
+        "<!-- bd x: psnr lpips -->\n<!-- end of table -->\n"
+    )
+    webp = [r._replace(codec="webp", metrics={"psnr": r.metrics["psnr"] - 9.9}) for r in AVIF]
+    folders = [folder(tmp_path / name, records)
+               for name, records in (("one", SIC), ("two", AVIF), ("three", webp))]  # fmt: skip
+    assert update.main(["x", *map(str, folders)]) == 0
+    # The means: sic 21 to 30.5 dB, avif 27 to 31, webp 17.1 to 21.1, which is a hundredth of 9.5.
+    rate = bd_rate([(0.25, 27.0), (1.0, 31.0)], [(0.2, 21.0), (0.5, 30.5)], higher_is_better=True)
+    assert (rate.low, rate.high) == (27, 30.5)
+    assert (here / "README.md").read_text() == (
+        "<!-- table x: codec setting bpp psnr wd -->\n"
+        "| codec | setting | bpp | PSNR | WD |\n| --- | --- | --- | --- | --- |\n"
+        "| sic | 1 | 0.2000 | 21.00 | - |\n| sic | 2 | 0.5000 | 30.50 | - |\n"
+        "| avif | 10 | 0.2500 | 27.00 | - |\n| avif | 20 | 1.0000 | 31.00 | - |\n"
+        "| webp | 10 | 0.2500 | 17.10 | - |\n| webp | 20 | 1.0000 | 21.10 | - |\n"
+        "<!-- end of table -->\n\n<!-- bd x: psnr lpips -->\n"
+        "| against | PSNR | LPIPS |\n| --- | --- | --- |\n"
+        f"| avif | {rate.value:+.1f} % | - |\n<!-- end of table -->\n"
+    )
+    with pytest.raises(ValueError, match=r"bd x: x\.csv: no metric 'vmaf'"):
+        update.renewed((here / "README.md").read_text().replace("psnr lpips", "vmaf"))
+
+
+def test_published_curves_are_those_of_pictures_of_the_same_size(here, tmp_path, monkeypatch):
+    stored = json.loads(published.PUBLISHED_FILE.read_text())
+    (ours,) = (curve for curve in stored["curves"] if curve["name"] == "MS-ILLM")
+    stored["curves"] += [{**ours, "name": "of crops", "size": "512x512"}]
+    stored["num_images"] = 2
+    (tmp_path / "published.json").write_text(json.dumps(stored))
+    monkeypatch.setattr(published, "PUBLISHED_FILE", tmp_path / "published.json")
+    names = {"MS-ILLM, published", "of crops, published"}
+    for height, width, found in (
+        (512, 768, {"MS-ILLM, published"}),
+        (768, 512, {"MS-ILLM, published"}),
+        (512, 512, {"of crops, published"}),
+        (8, 8, set()),
+    ):
+        records = [r._replace(height=height, width=width) for r in SIC]
+        results = update.results_of_runs([folder(tmp_path / f"{height}x{width}", records)])
+        update.csv_path("x").write_text(update.to_text(results))
+        plot = update.draw("x", "lpips")
+        assert {name for name in names if f">{name}</text>" in plot} == found
+        assert ("; dashed: published" in plot) == bool(found)
+        table = update.to_bd_table(results, ["lpips"])
+        assert {name for name in names if f"| {name} |" in table} == found
+    without = update.Results(results.about[:-1], results.rows)
+    update.csv_path("x").write_text(update.to_text(without))
+    with pytest.raises(ValueError, match="0 lines 'size: '"):
+        update.draw("x", "lpips")
+
+
 def test_a_table_without_data_or_end_is_an_error(here):
     shutil.copy(SCRIPT.parent / "kodak-pyramid-1.csv", here / "docs" / "results" / "x.csv")
     text = (here / "README.md").read_text()
     assert "| 16 | 0.6856 | 0.0338 | 34.35 / - |" in update.renewed(text)
-    with pytest.raises(ValueError, match=r"x\.csv: no column 'wd'"):
-        update.renewed(text.replace("lpips", "wd"))
+    with pytest.raises(ValueError, match=r"x\.csv: no column 'vmaf'"):
+        update.renewed(text.replace("lpips", "vmaf"))
+    # A metric that was not measured.
+    assert "| 16 | 0.6856 | - | 34.35 / - |" in update.renewed(text.replace("lpips", "wd"))
+    with pytest.raises(ValueError, match="not the first line of a table: <!-- table -->"):
+        update.renewed(text.replace("table x: setting bpp lpips avif.psnr/bpp_est", "table"))
     with pytest.raises(ValueError, match="without <!-- end of table -->"):
         update.renewed(text.replace("<!-- end", "<!-- the end"))
     with pytest.raises(OSError, match=r"y\.csv"):

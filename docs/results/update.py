@@ -3,15 +3,21 @@
     python docs/results/update.py                   make tables and plots anew
     python docs/results/update.py NAME FOLDER...    first NAME.csv, of what eval.py left in FOLDER
 
-A table stands in README.md or a model card, between two lines:
+A table stands in README.md, a model card or a page of docs/, between two lines:
 
     <!-- table NAME: setting bpp psnr lpips avif.psnr/lpips -->
     <!-- end of table -->
 
 Each word is a column: a value of the first codec in NAME.csv, or values of another codec at the
-same bpp, read off its curve as eval.py does. A NAME that ends in "-default" means the file of the
-default bundle. tests/test_results.py says where a table or a plot is not that of its file. A plot's
-last line holds digests of the CSV file and of the published curves, not of the code that draws:
+same bpp, read off its curve as eval.py does. Where the first word is "codec", every codec has rows
+at its own settings. Other first lines are
+
+    <!-- bd NAME: psnr lpips -->     Bjontegaard rates of the first codec against each other one
+    <!-- published -->               how the published curves were measured
+
+A NAME that ends in "-default" means the file of the default bundle. tests/test_results.py says
+where a table or a plot is not that of its file. A plot's last line holds digests of the CSV file
+and of the published curves, not of the code that draws:
 after a change of that, remove the plot's last line and run this script.
 """
 
@@ -28,9 +34,15 @@ from typing import Any, NamedTuple
 from sic_jax.codec.library import DEFAULT
 from sic_jax.evaluation.codecs import setting_text
 from sic_jax.evaluation.means import Row, curves_of, mean_rows, rows_at_equal_rate
-from sic_jax.evaluation.published import PUBLISHED_FILE, load_published
+from sic_jax.evaluation.page import PUBLISHED
+from sic_jax.evaluation.published import (
+    PROTOCOL_LABELS,
+    PUBLISHED_FILE,
+    load_published,
+    protocol_cells,
+)
 from sic_jax.evaluation.records import digest, from_json
-from sic_jax.evaluation.summary import formatted, summary_cells, to_csv, to_markdown
+from sic_jax.evaluation.summary import bd_rows, formatted, summary_cells, to_csv, to_markdown
 from sic_jax.files import write_atomic
 from sic_jax.metrics.table import METRICS
 
@@ -43,8 +55,12 @@ PLOTS = {
 }
 """Of each plot the file of results and the metric."""
 _FIRST = ("codec", "setting", "num_images", "bpp", "bpp_est")
+_SIZE = "size: "
+"""Before the size of the pictures, in a file's first lines."""
+_KINDS = "table|bd|published"
 _TABLE = re.compile(
-    r"^(<!-- table (\S+): ([^\n]+?) -->\n)(.*?)^(<!-- end of table -->)$", re.DOTALL | re.MULTILINE
+    rf"^(<!-- ({_KINDS})(?: (\S+): ([^\n]+?))? -->\n)(.*?)^(<!-- end of table -->)$",
+    re.DOTALL | re.MULTILINE,
 )
 _METRICS = {metric.name: metric for metric in METRICS}
 
@@ -109,6 +125,7 @@ def results_of_runs(
     about: list[str] = []
     rows: list[Row] = []
     images: set[str] = set()
+    sizes: set[str] = set()
     for folder in folders:
         run = json.loads((folder / "results.json").read_bytes())
         if run["errors"]:
@@ -118,6 +135,7 @@ def results_of_runs(
         if images and own != images:
             raise ValueError(f"{folder}: other images than those of {folders[0]}")
         images = own
+        sizes |= {f"{max(r.height, r.width)}x{min(r.height, r.width)}" for r in records}
         known = {"command": run.get("command") or command}
         known["revision"] = run.get("revision") or revision
         for key, text in known.items():
@@ -134,21 +152,59 @@ def results_of_runs(
         versions = [f"{name} {version}" for name, version in run["versions"].items()]
         about.append(f"on: {', '.join([run['device'], *versions])}")
         rows += mean_rows(records)
-    return Results([*about, f"images: {len(images)}"], rows)
+    return Results([*about, f"images: {len(images)}", _SIZE + ", ".join(sorted(sizes))], rows)
 
 
 def to_table(results: Results, words: Sequence[str]) -> str:
-    """The table of these columns.
+    """The table of these columns; "-" is what was not measured.
 
     Raises:
-        ValueError: If the results lack a column or a codec.
+        ValueError: If there is no such column, or the results lack a codec.
     """
     first = results.rows[0].codec
+    if words[0] == "codec":
+        lines = [
+            [_cell({row.codec: row}, row.codec, word) for word in words] for row in results.rows
+        ]
+        heads = ["setting" if word == "setting" else _heading(word) for word in words]
+        return to_markdown(heads, lines)
     at_level: dict[float | None, dict[str, Row]] = {}
     for row in rows_at_equal_rate(results.rows, first):
         at_level.setdefault(row.level, {})[row.codec] = row
     lines = [[_cell(rows, first, word) for word in words] for rows in at_level.values()]
     return to_markdown([_heading(word) for word in words], lines)
+
+
+def to_bd_table(results: Results, names: Sequence[str]) -> str:
+    """Rate of the first codec against that of each other one at equal quality, in percent.
+
+    Published curves of the same pictures are references, too. "-" is where curves share less than
+    a tenth of the range of the first codec: what holds there says nothing of the rest.
+
+    Raises:
+        ValueError: If there is no such metric.
+    """
+    if unknown := set(names) - set(_METRICS):
+        raise ValueError(f"no metric {min(unknown)!r}")
+    measured = curves_of(results.rows)
+    first = results.rows[0]
+    published = load_published(_size_of(results))
+    others = published.curves if published.num_images == first.num_images else []
+    ours = next(curve for curve in measured if curve.name == first.codec)
+    found: dict[str, dict[str, str]] = {}
+    for row in bd_rows(measured, others, [_METRICS[name] for name in names]):
+        rate, values = row.rate, [value for _, value in ours.scaled_points(row.metric)]
+        if row.test != first.codec or rate.value is None or rate.low is None or rate.high is None:
+            continue
+        if rate.high - rate.low >= 0.1 * (max(values) - min(values)):
+            found.setdefault(row.reference, {})[row.metric.name] = f"{rate.value:+.1f} %"
+    ends = {curve.name: PUBLISHED for curve in others}
+    order = [curve.name for curve in (*measured, *others) if curve.name in found]
+    lines = [
+        [name + ends.get(name, ""), *(found[name].get(metric, "-") for metric in names)]
+        for name in order
+    ]
+    return to_markdown(["against", *map(_heading, names)], lines)
 
 
 def renewed(text: str) -> str:
@@ -160,21 +216,30 @@ def renewed(text: str) -> str:
     """
 
     def replace(found: re.Match[str]) -> str:
-        path = csv_path(found[2])
+        line, kind, name, words = found.group(1, 2, 3, 4)
+        if kind == "published" and name is None:
+            table = to_markdown(PROTOCOL_LABELS, protocol_cells(load_published().curves))
+            return line + table + found[6]
+        if kind == "published" or name is None:
+            raise ValueError(f"not the first line of a table: {line.strip()}")
+        path = csv_path(name)
+        make = to_table if kind == "table" else to_bd_table
         try:
-            table = to_table(read_results(path), found[3].split())
+            table = make(read_results(path), words.split())
         except ValueError as error:
-            raise ValueError(f"table {found[2]}: {path.name}: {error}") from error
-        return found[1] + table + found[5]
+            raise ValueError(f"{kind} {name}: {path.name}: {error}") from error
+        return line + table + found[6]
 
-    if text.count("<!-- table ") != len(_TABLE.findall(text)):
+    if len(re.findall(rf"<!-- (?:{_KINDS}) ", text)) != len(_TABLE.findall(text)):
         raise ValueError("a line <!-- table NAME: COLUMN ... --> without <!-- end of table -->")
     return _TABLE.sub(replace, text)
 
 
 def texts() -> list[Path]:
     """The files that have tables."""
-    return [ROOT / "README.md", *sorted((ROOT / "sic_jax" / "bundles").glob("*/README.md"))]
+    cards = sorted((ROOT / "sic_jax" / "bundles").glob("*/README.md"))
+    pages = (ROOT / "docs" / "results" / "README.md", ROOT / "docs" / "guide" / "evaluate.md")
+    return [ROOT / "README.md", *cards, *(page for page in pages if page.exists())]
 
 
 def stamp(name: str) -> str:
@@ -185,14 +250,20 @@ def stamp(name: str) -> str:
 
 
 def draw(name: str, metric: str) -> str:
-    """The SVG of a metric by rate, beside published curves on Kodak."""
+    """The SVG of a metric by rate, beside published curves of the same pictures.
+
+    Raises:
+        ValueError: If the file lacks the metric or the size of its pictures.
+    """
     from sic_jax.evaluation.plots import draw_plot  # Needs matplotlib.
 
-    rows = read_results(csv_path(name)).rows
+    results = read_results(csv_path(name))
+    rows = results.rows
     ours = [rows[0].codec]
-    published = load_published()
-    title = f"Means over {rows[0].num_images} images; dashed: published means over "
-    title += f"{published.num_images} of {published.dataset}"
+    published = load_published(_size_of(results))
+    title = f"Means over {rows[0].num_images} images"
+    if published.curves:
+        title += f"; dashed: published means over {published.num_images} of {published.dataset}"
     plot = draw_plot(
         _METRICS[metric], curves_of(rows), published.curves, log_rate=True, title=title, ours=ours
     )
@@ -201,13 +272,20 @@ def draw(name: str, metric: str) -> str:
     return plot.svg.rstrip() + "\n" + stamp(name)
 
 
+def _size_of(results: Results) -> str:
+    sizes = [line.removeprefix(_SIZE) for line in results.about if line.startswith(_SIZE)]
+    if len(sizes) != 1:
+        raise ValueError(f"{len(sizes)} lines {_SIZE!r}, which says what curves are comparable")
+    return sizes[0]
+
+
 def _cell(rows: Mapping[str, Row], first: str, word: str) -> str:
     codec, _, names = word.rpartition(".")
     columns = names.split("/")
     if (codec or first) not in rows:
         raise ValueError(f"no codec {codec!r}, but {', '.join(rows)}")
     row = rows[codec or first]
-    if unknown := [c for c in columns if c not in (*_FIRST, *row.metrics)]:
+    if unknown := [c for c in columns if c not in (*_FIRST, *_METRICS)]:
         raise ValueError(f"no column {unknown[0]!r}")
     # Values read off a curve are not known to four decimals.
     most = 3 if codec else 4
@@ -220,7 +298,7 @@ def _heading(word: str) -> str:
     codec, _, names = word.rpartition(".")
     # LPIPS is that of AlexNet, here as in the field.
     labels = {name: m.label.removesuffix(" (AlexNet)") for name, m in _METRICS.items()}
-    labels["setting"] = "level"
+    labels |= {"setting": "level", "wd": "WD"}
     text = " / ".join(labels.get(name, name) for name in names.split("/"))
     return f"{codec.upper()}: {text}" if codec else text
 

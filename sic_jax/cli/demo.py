@@ -131,7 +131,7 @@ def _sic(arguments: Sequence[str]) -> float:
 
 
 def _read_rgb(path: str | Path) -> Image.Image:
-    return Image.fromarray(read_image(path).pixels).convert("RGB")
+    return Image.fromarray(read_image(path, background="white").pixels).convert("RGB")
 
 
 def _to_float(picture: Image.Image) -> NDArray[np.float32]:

@@ -25,7 +25,15 @@ from sic_jax.codec.codec import Codec
 from sic_jax.codec.options import DecodeOptions, EncodeOptions
 from sic_jax.evaluation.baselines import BASELINES, external_codec, missing_baseline, pillow_codec
 from sic_jax.evaluation.codecs import SIC, ImageCodec, sic_codec
-from sic_jax.evaluation.fid import FidRow, fid_cells, fid_rows, inception_of
+from sic_jax.evaluation.fid import (
+    FID_LABELS,
+    FidRow,
+    fid_cells,
+    fid_remark,
+    fid_rows,
+    inception_of,
+    vgg16_of_package,
+)
 from sic_jax.evaluation.measurer import Measurer
 from sic_jax.evaluation.pictures import choose_images
 from sic_jax.evaluation.report import ReportOptions, write_report
@@ -41,7 +49,7 @@ from sic_jax.metrics.table import METRICS
 from sic_jax.progress import Progress
 
 # Files keep the default seed and the measured grain; files and decodings have all of --levels.
-_NO_ENCODE_FLAGS = ("level", "max_bytes", "max_bpp", "seed", "grain")
+_NO_ENCODE_FLAGS = ("level", "max_bytes", "max_bpp", "min_psnr", "seed", "grain")
 _NO_DECODE_FLAGS = ("level", "strict")
 
 
@@ -64,7 +72,13 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         prog="eval.py", description="Measure codecs on images, by real files.", allow_abbrev=False
     )
     add = parser.add_argument
-    add("--images", nargs="+", required=True, metavar="PATH", help="files, or folders of images")
+    add(
+        "--images",
+        nargs="+",
+        required=True,
+        metavar="PATH",
+        help="images and folders; not transparent",
+    )
     add("--out", required=True, metavar="DIR", help="where results go; a rerun resumes there")
     add("--codecs", nargs="*", choices=(SIC, *BASELINES), help="default: all that work here")
     names = [metric.name for metric in METRICS]
@@ -98,7 +112,20 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         type=Path,
         metavar="FILE",
         help="Inception weights (.npz or .safetensors, see sic_jax/metrics/inception.py): FID and "
-        "KID over 256-pixel patches of all images, into fid.csv",
+        "KID over patches of all images, into fid.csv",
+    )
+    add(
+        "--vgg-frechet",
+        action="store_true",
+        help="into fid.csv also the Frechet distance of VGG16 features: a stand-in for FID without "
+        "other weights, on a scale of its own",
+    )
+    add(
+        "--fid-patch",
+        type=int,
+        choices=(256, 64),
+        help="side of the patches of both (default: 256, as in HiFiC and MS-ILLM; newer papers "
+        "take 64 on Kodak, which has 192 patches of 256 pixels)",
     )
     add("--batch-size", type=int, metavar="N", help="pictures measured at once (CPU: 1; else 8)")
     sic = parser.add_argument_group("sic")
@@ -177,7 +204,10 @@ def _run(args: argparse.Namespace, progress: Progress, argv: Sequence[str]) -> i
     on_cpu = jax.default_backend() == "cpu"
     batch_size = args.batch_size if args.batch_size is not None else (1 if on_cpu else 8)
     out = Path(args.out)
-    features = None if args.fid_weights is None else inception_of(args.fid_weights)
+    inception = None if args.fid_weights is None else inception_of(args.fid_weights)
+    vgg16 = vgg16_of_package() if args.vgg_frechet else None
+    if args.fid_patch is not None and inception is None and vgg16 is None:
+        raise ValueError("--fid-patch needs --fid-weights or --vgg-frechet")
     measured = measure_images(found.images, codecs, Measurer(metrics, batch_size), out, progress)
     seconds = time.perf_counter() - start
     if untimed := sum(record.decode_s is None for record in measured.records):
@@ -203,10 +233,13 @@ def _run(args: argparse.Namespace, progress: Progress, argv: Sequence[str]) -> i
     options = ReportOptions(plots, args.rate_axis == "log", published, show)
     found_fid: list[FidRow] = []
     fid_error = None
-    if features is not None:
-        progress.show("computing FID and KID")
+    if inception is not None or vgg16 is not None:
+        progress.show("comparing patches")
+        side = 256 if args.fid_patch is None else args.fid_patch
         try:
-            found_fid = fid_rows(measured.records, codecs, features, out)
+            found_fid = fid_rows(
+                measured.records, codecs, out, inception=inception, vgg16=vgg16, side=side
+            )
         except (ValueError, OSError) as error:  # The report is written without them.
             fid_error = error
     progress.show("writing the report")
@@ -220,7 +253,8 @@ def _run(args: argparse.Namespace, progress: Progress, argv: Sequence[str]) -> i
     )
     sys.stdout.write(to_markdown(columns, cells))
     if found_fid:
-        sys.stdout.write("\n" + to_markdown(FidRow._fields, list(map(fid_cells, found_fid))))
+        sys.stdout.write("\n" + to_markdown(FID_LABELS, list(map(fid_cells, found_fid))))
+        progress.say(fid_remark(found_fid[0]))
     failed = bool(measured.failures or found.skipped)
     if args.survey is not None:
         progress.show("writing the blind test")

@@ -64,7 +64,9 @@ def describe_file(path: str, data: bytes) -> tuple[dict[str, object], str]:
         told.append("resolution {:g} x {:g} dpi".format(*metadata.dpi))
     if file.metadata_damaged:
         told.append("damaged")
-    stored = 0 if file.truncated else len(data) - len(container.pack(header, file.segments))
+    alpha = 0 if file.alpha is None else len(file.alpha.payload)
+    picture = 0 if file.truncated else len(container.pack(header, file.segments, alpha=file.alpha))
+    stored = 0 if file.truncated else len(data) - picture
     facts: dict[str, object] = {
         "file": path,
         "bytes": len(data),
@@ -86,6 +88,8 @@ def describe_file(path: str, data: bytes) -> tuple[dict[str, object], str]:
         "dpi": metadata.dpi,
         "metadata_bytes": stored,
         "metadata_damaged": file.metadata_damaged,
+        "alpha": header.alpha,
+        "alpha_bytes": alpha,
         "exact_bytes": payloads[0] if header.exact else 0,
         "z_bytes": 0 if header.exact else payloads[0],
         "levels": [
@@ -106,6 +110,7 @@ def describe_file(path: str, data: bytes) -> tuple[dict[str, object], str]:
         if header.exact
         else f"levels    {file.level}"
         + (f", cut off of {header.num_levels}" if file.truncated else ""),
+        f"alpha     {f'{alpha} bytes' if header.alpha else 'none'}",
         f"seed      {header.seed}",
         f"grain     {header.grain / container.GRAIN_UNITS:g} of 255",
         f"metadata  {', '.join(told) or 'none'}"

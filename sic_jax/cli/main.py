@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """The command `sic`: its parser and how it ends. Each command has a file beside this one.
 
 Errors are one line on stderr; `python -X dev -m sic_jax.cli.main ...` shows their traceback.
@@ -53,7 +54,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             warnings.simplefilter("always", UserWarning)
         warnings.showwarning = show_warning
         try:
+            if "_ARGCOMPLETE" in os.environ:
+                _complete()
             args = parse(arguments)
+            if getattr(args, "quiet", False):
+                warnings.simplefilter("ignore")
             code: int = args.run(args)
             sys.stdout.flush()
             return code
@@ -83,6 +88,14 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     if not arguments or arguments[0] not in commands or arguments[0] == "bundle":
         return parser.parse_args(arguments)
     return commands[arguments[0]].parse_intermixed_args(_without_separator(arguments[1:]))
+
+
+def _complete() -> None:
+    """Answers a shell that asks how the command line could go on, and ends the process."""
+    with contextlib.suppress(ImportError):
+        import argcomplete
+
+        argcomplete.autocomplete(_make_parsers()[0])
 
 
 def _without_separator(arguments: Sequence[str]) -> list[str]:

@@ -9,8 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from sic_jax.images.io import PICTURES
-
 STD = "-"
 SIC = frozenset((".sic",))
 
@@ -51,21 +49,23 @@ def plan(
     outputs_like: frozenset[str],
     output_suffix: str,
     *,
+    output: str | None = None,
     num_samples: int | None = None,
     why_not: Callable[[str], str] | None = None,
 ) -> Plan:
     """Decides which file is made of which.
 
-    The last of several paths is OUT, unless it is a file that is there and not named like an
-    output, as in `sic compress *.webp`. Inputs that differ in their suffix alone keep it: `a.jpg`
-    and `a.png` become `a.jpg.sic` and `a.png.sic`. Where names are still the same, the first input
-    has it, and the others have a problem.
+    Without `output` the last of several paths is OUT, unless it is a file that is there and not
+    named like an output, as in `sic compress *.webp`. Inputs that differ in their suffix alone keep
+    it: `a.jpg` and `a.png` become `a.jpg.sic` and `a.png.sic`. Where names are still the same, the
+    first input has it, and the others have a problem.
 
     Args:
-        paths: IN... [OUT].
+        paths: IN... [OUT], or IN... if there is an `output`.
         inputs_like: Suffixes that inputs have; those that are taken from folders.
         outputs_like: Suffixes that outputs have.
         output_suffix: Suffix of derived names.
+        output: OUT; None if it may be among the paths.
         num_samples: Number each target 0 to num_samples - 1; None for a single one.
         why_not: Says of a file with another suffix, in a folder, why it is no input; nothing if it
             is one. None: such files are passed over.
@@ -73,11 +73,15 @@ def plan(
     Raises:
         UsageError: The paths contradict each other, or the file that OUT names would be lost.
     """
-    inputs, output = list(paths), ""
-    if len(inputs) > 1 and (
-        not os.path.isfile(inputs[-1]) or Path(inputs[-1]).suffix.lower() in outputs_like
-    ):
-        output = inputs.pop()
+    inputs, last = list(paths), paths[-1]
+    like_output = Path(last).suffix.lower() in outputs_like
+    if output is None:
+        is_output = like_output or not os.path.isfile(last)
+        output = inputs.pop() if len(inputs) > 1 and is_output else ""
+    elif not output:
+        raise UsageError("the name of OUT is empty")
+    elif (like_output or last.endswith(os.sep)) and not os.path.exists(last):
+        raise UsageError(f"OUT is named twice: {last} and -o {output}")
     output_suffix_given = Path(output).suffix.lower()
     to_folder = os.path.isdir(output) or output.endswith(os.sep)
     single = len(inputs) == 1 and not os.path.isdir(inputs[0])
@@ -91,7 +95,7 @@ def plan(
         jobs = [Job(inputs[0], _sample_names(output, num_samples), derived=False)]
         left: list[tuple[str, str]] = []
     else:
-        is_file = os.path.isfile(output) or output_suffix_given in PICTURES | SIC
+        is_file = os.path.isfile(output) or output_suffix_given in inputs_like | outputs_like
         if is_file and not to_folder:
             raise UsageError(f"OUT must be a folder for several inputs, got {output}")
         left = []

@@ -99,6 +99,13 @@ def parse(
         action="store_true",
         help="let the cluster tell these (TPU pod, SLURM, Open MPI)",
     )
+    hosts.add_argument(
+        "--connect-timeout",
+        type=float,
+        default=300.0,
+        metavar="SECONDS",
+        help="end if the processes have not found each other by then (default: 300)",
+    )
     add_flags(parser, tuple(flag_groups(start, words, kinds)))
     args = parser.parse_args(words)
     if args.preset != name:
@@ -143,7 +150,9 @@ def _run(cfg: TrainConfig, args: argparse.Namespace) -> None:
 
     several = args.distributed or args.coordinator or "JAX_COORDINATOR_ADDRESS" in os.environ
     if several or args.num_processes is not None or args.process_id is not None:
-        initialise_distributed(args.coordinator, args.num_processes, args.process_id)
+        initialise_distributed(
+            args.coordinator, args.num_processes, args.process_id, args.connect_timeout
+        )
     import jax
 
     from sic_jax.compilation_cache import enable_compilation_cache

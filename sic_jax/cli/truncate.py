@@ -3,9 +3,8 @@
 import argparse
 from typing import Any
 
-from sic_jax.cli.jobs import read, report, summary, write
-from sic_jax.cli.paths import Job, check_targets
-from sic_jax.cli.stderr import fail
+from sic_jax.cli.jobs import Done, add_output_flags, read, run_jobs, summary, write
+from sic_jax.cli.paths import Job, Plan, UsageError, check_targets
 from sic_jax.codec import container
 
 
@@ -18,26 +17,32 @@ def add_truncate(commands: Any) -> None:
     )
     truncate.set_defaults(run=_truncate)
     truncate.add_argument("source", metavar="IN")
-    truncate.add_argument("target", metavar="OUT")
+    truncate.add_argument("target", metavar="OUT", nargs="?")
     keep = truncate.add_mutually_exclusive_group(required=True)
     keep.add_argument("--level", type=int, metavar="N", help="levels to keep")
     keep.add_argument(
         "--max-bytes", type=int, metavar="N", help="keep as many levels as fit into N bytes"
     )
+    add_output_flags(truncate)
 
 
 def _truncate(args: argparse.Namespace) -> int:
-    job = Job(args.source, (args.target,), derived=False)
-    check_targets([job])
-    try:
-        data = read(args.source)
+    if (args.target is None) == (args.output is None):
+        raise UsageError("truncate takes either OUT or -o OUT")
+    target = args.target or args.output
+    if not target:
+        raise UsageError("the name of OUT is empty")
+
+    def cut(job: Job) -> tuple[bytes, bytes]:
+        data = read(job.source)
         if args.level is None:
-            data = container.truncate_to(data, args.max_bytes)
-        else:
-            data = container.truncate(data, args.level)
-    except Exception as error:
-        fail(error, args.source)
-        return 1
-    write(job, args.target, data)
-    report(job, summary(data))
-    return 0
+            return data, container.truncate_to(data, args.max_bytes)
+        return data, container.truncate(data, args.level)
+
+    def work(job: Job, _line: str) -> Done:
+        data, smaller = cut(job)
+        write(job, target, smaller, preserve=args.preserve)
+        return Done(summary(smaller), f"of {summary(data)}")
+
+    jobs = check_targets([Job(args.source, (target,), derived=False)])
+    return run_jobs(Plan(jobs, []), args, work=work, look=cut)

@@ -2,8 +2,6 @@
 
 import dataclasses
 import math
-import operator
-import warnings
 from collections.abc import Callable
 from functools import cache, cached_property
 from pathlib import Path
@@ -14,34 +12,35 @@ import numpy as np
 from sic_jax.codec import library
 from sic_jax.codec.bundle import Bundle, load_bundle
 from sic_jax.codec.container import (
-    MAX_SEED,
     Container,
     Header,
     pack,
     read_header,
     truncate_to,
-    unpack,
 )
-from sic_jax.codec.grain import add_grain, grain_units, measure_grain
+from sic_jax.codec.grain import grain_units, measure_grain
 from sic_jax.codec.networks import EstimatedBits, Networks
-from sic_jax.codec.options import DecodeOptions, EncodeOptions, with_changes
+from sic_jax.codec.options import DecodeOptions, EncodeOptions, check_level, with_changes
 from sic_jax.codec.pixels import (
     PictureLike,
     Pixels,
-    as_array,
+    alpha_segment,
     check_image,
-    exact_pixels,
     exact_segment,
     pad,
-    to_gray,
+    split_alpha,
 )
+from sic_jax.codec.progressive import (
+    ProgressiveDecoder,
+    check_bundle,
+    warn_of_missing,
+)
+from sic_jax.codec.psnr_target import cut_at_psnr
 from sic_jax.codec.symbols import Latents, SymbolCoder
 from sic_jax.devices import check_devices, check_process, is_forked
 from sic_jax.entropy.range_coder import VALUE_LIMIT, available_backends, default_backend
-from sic_jax.errors import BitstreamError
 from sic_jax.fields import Family, Kinds, kinds_of
 from sic_jax.metadata import Metadata
-from sic_jax.model.entropy_models.coding_pass import Floats, temperature_units
 from sic_jax.model.families import FAMILIES
 
 if TYPE_CHECKING:
@@ -53,12 +52,12 @@ class Codec:
 
     Compiles on first use of each bucket of image sizes; keep the object to work on many images.
     Transforms and entropy models that are not `sized` compile for each size. The programs of the
-    last few are kept.
+    last few are kept. Threads may share a codec.
 
     A codec of `load` or `for_file` can be pickled, for worker processes: a pickle names the
     bundle's folder, and all pickles of one codec become the same object of a process. A copy is
-    the codec itself. Workers must be spawned: in a process that is forked after a codec was made,
-    methods raise RuntimeError.
+    the codec itself. Workers must be spawned: in a process that is forked after JAX had started,
+    methods raise RuntimeError (`sic_jax.devices`).
     """
 
     _source: tuple[Path, tuple[type[Family], ...]] | None = None
@@ -167,11 +166,14 @@ class Codec:
     ) -> bytes:
         """Compress a picture into the bytes of a file.
 
-        Small graphics are stored exactly, whatever the level (`sic_jax.codec.pixels`).
+        Simple graphics are stored exactly, whatever the level (`sic_jax.codec.pixels`). Alpha is
+        stored without loss, unless it is 255 everywhere; colours under an alpha of 0 are not kept.
 
         Args:
-            image: uint8 [H, W, 3] (sRGB) or [H, W] (gray), any size from 1x1: an array of NumPy or
-                JAX, or a Pillow image.
+            image: uint8 [H, W, 3] (sRGB) or [H, W] (gray), with alpha [H, W, 4] or [H, W, 2], not
+                premultiplied, any size from 1x1: an array of NumPy or JAX, or a Pillow image of
+                mode RGB, L, RGBA or LA. Of a Pillow image only the pixels count, as they are:
+                `sic_jax.read_image` turns upright, converts and finds metadata.
             options: How; its fields say their ranges and defaults.
             metadata: To keep beside the picture; `read_metadata` gives it back.
             on_step: Called after each step of latent optimisation, in every window of a large
@@ -186,30 +188,40 @@ class Codec:
         check_process()
         options = with_changes(options, changes)
         level = self._level_to_encode(options)
-        image = as_array(image)
-        pixels = check_image(image)
-        height, width = pixels.shape[:2]
+        colours, plane = split_alpha(image)
+        alpha = None if plane is None else alpha_segment(plane)
+        height, width = colours.shape[:2]
         header = Header(
             model_id=self.bundle.model_id,
             height=height,
             width=width,
-            mode="gray" if image.ndim == 2 else "rgb",
+            mode="gray" if colours.ndim == 2 else "rgb",
             num_levels=level,
             seed=options.seed,
-            grain=measure_grain(pixels) if options.grain is None else grain_units(options.grain),
+            grain=0 if options.grain is None else grain_units(options.grain),
             float_entropy=not self.bundle.cfg.entropy.exact,
+            alpha=alpha is not None,
         )
         limit = _limit(options, height * width)
-        exact = exact_segment(image)
-        if exact is not None:
-            grain = 0 if options.grain is None else header.grain  # Its own is there already.
-            data = pack(dataclasses.replace(header, exact=True, grain=grain), [exact], metadata)
+        exact = exact_segment(colours, plane)
+        if exact is not None:  # The picture's own grain is there already.
+            header_of_exact = dataclasses.replace(header, exact=True)
+            data = pack(header_of_exact, [exact], metadata, alpha=alpha)
             if len(data) <= limit:
                 return data
+        pixels = check_image(image)
+        if options.grain is None:
+            header = dataclasses.replace(header, grain=measure_grain(pixels, plane))
         y, z, _ = self.encode_latents(pixels, options, on_step=on_step)
         segments = self._symbols.encode(y, z, level)
-        data = pack(header, segments, metadata)
-        return data if len(data) <= limit else truncate_to(data, int(limit))
+        data = pack(header, segments, metadata, alpha=alpha)
+        if len(data) > limit:
+            data = truncate_to(data, int(limit))
+        if options.min_psnr is None:
+            return data
+        decoder = self.decoder(grain=False, max_pixels=height * width)
+        decoder.feed(data)
+        return cut_at_psnr(data, image, options.min_psnr, decoder.picture, level=decoder.level)
 
     def encode_latents(
         self,
@@ -221,7 +233,8 @@ class Codec:
     ) -> Latents:
         """The integers that files of an image hold, all levels.
 
-        Files of small graphics (`compress`) hold the picture instead; this gives its latents still.
+        Files of simple graphics (`compress`) hold the picture instead; it has latents still.
+        Those of pictures with alpha are of their colours.
 
         Arguments and errors are those of `compress`; `seed` and `grain` change nothing.
         """
@@ -258,7 +271,7 @@ class Codec:
             **changes: Fields of the options by name, as in `decompress(data, level=2)`.
 
         Returns:
-            uint8 [H, W, 3], or [H, W] for a gray file.
+            uint8 [H, W, 3], or [H, W] for a gray file; with alpha [H, W, 4] or [H, W, 2].
 
         Raises:
             BitstreamError: If the data are damaged, or not of this bundle.
@@ -281,37 +294,33 @@ class Codec:
         Arguments and errors are those of `decompress`, and `num_samples` is M, at least 1.
 
         Returns:
-            uint8 [M, H, W, 3], or [M, H, W] for a gray file.
+            uint8 [M, H, W, 3], or [M, H, W] for a gray file; with alpha [M, H, W, 4] or
+            [M, H, W, 2].
         """
-        check_process()
-        options = with_changes(options, changes)
         if num_samples < 1:
             raise ValueError(f"num_samples must be at least 1, got {num_samples}")
-        cfg = self.bundle.cfg
-        units = temperature_units(
-            cfg.temperature if options.temperature is None else options.temperature
+        decoder = self.decoder(options, **changes)
+        decoder.feed(data)
+        decoder.close()
+        return np.stack([decoder.picture(member=member) for member in range(num_samples)])
+
+    def decoder(
+        self, options: DecodeOptions = DecodeOptions(), **changes: Any
+    ) -> ProgressiveDecoder:
+        """A decoder of one file that is still arriving: it is fed bytes and has pictures.
+
+        Args:
+            options: As in `decompress`.
+            **changes: As in `decompress`.
+
+        Raises:
+            TypeError: If the options have no such field.
+            ValueError: If a field is out of range.
+        """
+        check_process()
+        return ProgressiveDecoder(
+            self.bundle, self._networks, self._pass, self._symbols, with_changes(options, changes)
         )
-        container = unpack(data, strict=options.strict, max_pixels=options.max_pixels)
-        header = container.header
-        seed = header.seed if options.seed is None else options.seed
-        level = self._check(container, options.level)
-        if header.exact:
-            exact = exact_pixels(container)
-        else:
-            latents, hyper = self._decode(container, level)
-        out = []
-        for member in range(num_samples):
-            member_seed = (seed + member) % (MAX_SEED + 1)
-            if header.exact:
-                x_hat = exact
-            else:
-                noise = self._pass.noise(member_seed, latents.y_s.shape)
-                y_hat = self._pass.complete(latents.y_s, hyper, level, noise, units)
-                x_hat = self._networks.synthesise(np.asarray(y_hat)[0], level)
-                x_hat = x_hat[: header.height, : header.width]
-            out.append(add_grain(x_hat, header.grain, member_seed) if options.grain else x_hat)
-        pictures = np.stack(out)
-        return pictures if header.mode == "rgb" else to_gray(pictures)
 
     def decode_latents(self, container: Container, *, level: int | None = None) -> Latents:
         """The integers of an unpacked file, each level checked against its checksum.
@@ -323,45 +332,17 @@ class Codec:
         check_process()
         if container.header.exact:
             raise ValueError("the file holds the picture exactly, and no latents")
-        latents, _ = self._decode(container, self._check(container, level))
-        return latents
-
-    def _check(self, container: Container, level: int | None) -> int:
-        """The level to decode of a file that is of this bundle; warns of what is missing."""
-        cfg, header = self.bundle.cfg, container.header
-        if header.model_id != self.bundle.model_id:
-            raise BitstreamError(
-                f"the file was made with bundle {header.model_id.hex()}; "
-                f"this is bundle {self.bundle.model_id.hex()} ({self.bundle.name})"
-            )
-        if header.float_entropy == cfg.entropy.exact:
-            kinds = ("integers", "floats") if header.float_entropy else ("floats", "integers")
-            raise BitstreamError(
-                f"the file's entropy path is in {kinds[1]}, this bundle's in {kinds[0]}"
-            )
-        if header.num_levels > cfg.num_levels:
-            raise BitstreamError(
-                f"the file has {header.num_levels} levels; its bundle has {cfg.num_levels}"
-            )
-        if container.truncated:
-            warnings.warn(
-                f"the file is truncated: {container.level} of {header.num_levels} levels are whole",
-                stacklevel=3,
-            )
-        if container.metadata_damaged and not container.truncated:
-            warnings.warn("the file's metadata are damaged and were dropped", stacklevel=3)
-        return self._check_level(container.level if level is None else level, container.level)
-
-    def _decode(self, container: Container, level: int) -> tuple[Latents, Floats]:
-        """The integers of a file, and the h_s features that came with them."""
-        header, stride = container.header, self.bundle.cfg.stride
-        shape = -(-header.height // stride), -(-header.width // stride)
-        return self._symbols.decode(container.segments, shape, level)
+        header, segments = container.header, container.segments
+        check_bundle(header, self.bundle)
+        warn_of_missing(container)
+        level = check_level(container.level if level is None else level, container.level)
+        z, hyper = self._symbols.decode_z(segments[0], header)
+        return Latents(self._symbols.decode(segments, hyper, level), z, level)
 
     def estimate_bits(self, image: PictureLike) -> EstimatedBits:
         """Bits of an image by the model's probabilities: what a perfect coder would need.
 
-        Of its latents, also where `compress` stores the picture exactly.
+        Of its latents, also where `compress` stores the picture exactly. Alpha is not counted.
 
         Raises:
             TypeError, ValueError: As `compress`.
@@ -375,16 +356,7 @@ class Codec:
     def _level_to_encode(self, options: EncodeOptions) -> int:
         highest = self.bundle.cfg.num_levels
         level = highest if options.level is None else options.level
-        return self._check_level(level, highest)
-
-    def _check_level(self, level: int, highest: int) -> int:
-        try:
-            level = operator.index(level)
-        except TypeError:
-            raise TypeError(f"level must be an integer, got {level!r}") from None
-        if not 1 <= level <= highest:
-            raise ValueError(f"level must be 1 to {highest}, got {level}")
-        return level
+        return check_level(level, highest)
 
 
 def _limit(options: EncodeOptions, pixels: int) -> float:

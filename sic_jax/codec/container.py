@@ -1,4 +1,4 @@
-"""The sic file, format version 2: a header, one segment for z and one a level, then metadata.
+"""The sic file, format version 2: header, alpha, a segment for z and one a level, metadata.
 
 FORMAT.md beside this module specifies every byte. Only the standard library is imported, so that
 files can be inspected and truncated without a model.
@@ -32,6 +32,7 @@ from sic_jax.metadata import DPI_UNITS, MAX_METADATA_BYTES, Metadata
 MAGIC = b"\x93SIC"
 VERSION = 2
 MODEL_ID_BYTES = 6
+MAX_HEADER_BYTES = 29
 MAX_LEVELS = 64
 MAX_SIDE = 2**24 - 1
 MAX_SEED = 2**32 - 1
@@ -45,7 +46,10 @@ _FLAG_FLOAT_ENTROPY = 2
 _FLAG_METADATA = 4
 _FLAG_GRAIN = 8
 _FLAG_EXACT = 16
-_KNOWN_FLAGS = _FLAG_GRAY | _FLAG_FLOAT_ENTROPY | _FLAG_METADATA | _FLAG_GRAIN | _FLAG_EXACT
+_FLAG_ALPHA = 32
+_KNOWN_FLAGS = 2 * _FLAG_ALPHA - 1
+_ALPHA_INDEX = 255
+"""What the CRC of the alpha segment counts as its index."""
 _BLOCKS = {1: "icc_profile", 2: "exif", 3: "xmp"}
 """Kinds of compressed chunks, and the fields of `Metadata` that they hold."""
 _KIND_RESOLUTION = 4
@@ -67,6 +71,7 @@ class Header:
         float_entropy: The entropy path was computed in float arithmetic, so that the symbols
             decode only where that arithmetic agrees.
         exact: The file holds the picture's samples and no latents.
+        alpha: The file has an alpha segment.
         version: Format version, 2.
     """
 
@@ -79,6 +84,7 @@ class Header:
     grain: int = 0
     float_entropy: bool = False
     exact: bool = False
+    alpha: bool = False
     version: int = VERSION
 
     def __post_init__(self) -> None:
@@ -91,24 +97,24 @@ class Header:
             raise ValueError(f"mode must be 'rgb' or 'gray', got {self.mode!r}")
         check_int("seed", self.seed, 0, MAX_SEED)
         check_int("grain", self.grain, 0, MAX_GRAIN)
-        for name in ("float_entropy", "exact"):
+        for name in ("float_entropy", "exact", "alpha"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name} must be a bool, got {getattr(self, name)!r}")
         check_int("version", self.version, VERSION, VERSION)
 
     @property
     def num_segments(self) -> int:
-        """Of a complete file: z and one a level, or the one of an exact picture."""
+        """Of a complete file, without alpha: z and one a level, or that of an exact picture."""
         return 1 if self.exact else self.num_levels + 1
 
 
 @dataclass(frozen=True)
 class Segment:
-    """The coded symbols of z (segment 0) or of one level, or an exact picture; checked when made.
+    """Coded symbols of z (segment 0) or a level, an exact picture, or alpha; checked when made.
 
     Attributes:
-        payload: The range coder's bytes, or the zlib stream of an exact picture; fewer than 2^32,
-            may be empty.
+        payload: The range coder's bytes, or the zlib stream of an exact picture or of alpha; fewer
+            than 2^32, may be empty.
         symbols_crc: `symbols_checksum` of the symbols or samples that the payload decodes to, 0 to
             65535. The container carries it; only a decoder can check it.
     """
@@ -132,12 +138,14 @@ class Container:
             exact picture.
         metadata: The metadata that could be read.
         metadata_damaged: Metadata are announced and some are cut off or damaged.
+        alpha: The alpha segment; None if the header announces none.
     """
 
     header: Header
     segments: tuple[Segment, ...]
     metadata: Metadata = field(default_factory=Metadata)
     metadata_damaged: bool = False
+    alpha: Segment | None = None
 
     @property
     def level(self) -> int:
@@ -167,20 +175,30 @@ def symbols_checksum(data: BytesLike) -> int:
     return crc16(data)
 
 
-def pack(header: Header, segments: Sequence[Segment], metadata: Metadata | None = None) -> bytes:
+def pack(
+    header: Header,
+    segments: Sequence[Segment],
+    metadata: Metadata | None = None,
+    *,
+    alpha: Segment | None = None,
+) -> bytes:
     """Writes a file.
 
     Args:
-        header: Its num_segments must be the number of segments.
+        header: Its num_segments must be the number of segments, and its alpha say whether there is
+            an alpha segment.
         segments: z, level 1, level 2, ...; or the one of an exact picture.
         metadata: Stored after the segments; None for none.
+        alpha: Stored before the segments; None for none.
 
     Returns:
         The bytes of the file.
 
     Raises:
-        ValueError: The number of segments does not fit the header.
+        ValueError: The segments do not fit the header.
     """
+    if header.alpha != (alpha is not None):
+        raise ValueError(f"the header says alpha = {header.alpha}, and alpha is {alpha}")
     if len(segments) != header.num_segments:
         what = "an exact picture" if header.exact else f"num_levels = {header.num_levels}"
         raise ValueError(f"{what} needs {header.num_segments} segments, got {len(segments)}")
@@ -192,7 +210,7 @@ def pack(header: Header, segments: Sequence[Segment], metadata: Metadata | None 
                 chunks.append(_chunk(kind, zlib.compress(value, 9)))
         if metadata.dpi is not None:
             chunks.append(_chunk(_KIND_RESOLUTION, _resolution_payload(metadata.dpi)))
-    return _join(header, segments, chunks)
+    return _join(header, alpha, segments, chunks)
 
 
 def unpack(
@@ -204,7 +222,7 @@ def unpack(
     the first damaged chunk on. The result says so (`truncated`, `metadata_damaged`).
 
     Args:
-        data: The file; at least the header, z and level 1 must be there.
+        data: The file; at least the header, alpha, z and level 1 must be there.
         strict: Whether missing segments and damaged metadata are errors.
         max_pixels: Largest height * width to accept; None for no limit.
 
@@ -216,14 +234,111 @@ def unpack(
             corrupted, or the image has more than max_pixels pixels.
         TypeError: The data are not bytes-like.
     """
-    return _parse(data, strict=strict, max_pixels=max_pixels)[0]
+    unpacker = Unpacker(max_pixels=max_pixels)
+    unpacker.feed(data)
+    return unpacker.close(strict=strict)
+
+
+class Unpacker:
+    """Reads a file that is still arriving.
+
+    After an error it gives what it had read before, and the same error again.
+    """
+
+    def __init__(self, *, max_pixels: int | None = DEFAULT_MAX_PIXELS) -> None:
+        """Start before the first byte; `max_pixels` is that of `unpack`."""
+        self.header: Header | None = None
+        """None until it has arrived."""
+        self.alpha: Segment | None = None
+        """The alpha segment; None until it has arrived, or if there is none."""
+        self.segments: list[Segment] = []
+        """Those that have arrived, as in `Container`."""
+        self.chunks: list[bytes] = []
+        """Intact metadata chunks as they are written; empty before `close`."""
+        self._max_pixels = max_pixels
+        self._reader = Reader()
+        self._has_metadata = False
+
+    def feed(self, data: BytesLike) -> None:
+        """Take the next bytes, any number of them.
+
+        Raises:
+            BitstreamError: As `unpack`, but for what may still come.
+            TypeError: The data are not bytes-like.
+        """
+        self._reader.append(data)
+        try:
+            header = self.header or self._read_header()
+            if header.alpha and self.alpha is None:
+                self.alpha = self._read_segment(_ALPHA_INDEX, "the alpha segment")
+            while len(self.segments) < header.num_segments:
+                index = len(self.segments)
+                self.segments.append(self._read_segment(index, f"segment {index}"))
+        except DataEndError:
+            return
+        finally:
+            self._reader.position = 0
+        if not self._has_metadata and self._reader.remaining():
+            raise BitstreamError(
+                f"{self._reader.remaining()} bytes follow the last segment, "
+                "and the header announces no metadata"
+            )
+
+    def close(self, *, strict: bool = False) -> Container:
+        """The file, after the last byte; `strict` is that of `unpack`.
+
+        Raises:
+            BitstreamError: As `unpack`.
+        """
+        self.feed(b"")  # Raises again what was wrong.
+        header, segments = self.header, tuple(self.segments)
+        if header is None:
+            raise _cut_header(self._reader)
+        if header.alpha and self.alpha is None:
+            raise BitstreamError("the file is truncated: it ends inside its alpha segment")
+        if len(segments) < header.num_segments:
+            if header.exact:
+                raise BitstreamError("the file is truncated: it ends inside its picture")
+            found = f"the file is truncated: segment {len(segments)} of 0 to {header.num_levels}"
+            if len(segments) < 2:
+                raise BitstreamError(
+                    f"{found} is incomplete, and segments 0 and 1 (z and level 1) are needed"
+                )
+            if strict:
+                raise BitstreamError(f"{found} is incomplete")
+            return Container(
+                header, segments, metadata_damaged=self._has_metadata, alpha=self.alpha
+            )
+        if not self._has_metadata:
+            return Container(header, segments, alpha=self.alpha)
+        metadata, self.chunks, damage = _parse_metadata(self._reader)
+        if strict and damage:
+            raise BitstreamError(f"the metadata are damaged: {damage}")
+        return Container(header, segments, metadata, bool(damage), self.alpha)
+
+    def _read_segment(self, index: int, name: str) -> Segment:
+        segment = _parse_segment(self._reader, index, name)
+        self._reader.forget()
+        return segment
+
+    def _read_header(self) -> Header:
+        header, self._has_metadata = _parse_header(self._reader)
+        pixels = header.height * header.width
+        if self._max_pixels is not None and pixels > self._max_pixels:
+            raise BitstreamError(
+                f"the image has {header.height} x {header.width} = {pixels} pixels, "
+                f"more than max_pixels = {self._max_pixels}"
+            )
+        self._reader.forget()
+        self.header = header
+        return header
 
 
 def read_header(data: BytesLike) -> Header:
     """Reads the header only.
 
     Args:
-        data: A file or its first bytes; 29 are always enough.
+        data: A file or its first bytes; `MAX_HEADER_BYTES` are always enough.
 
     Returns:
         The header.
@@ -233,7 +348,11 @@ def read_header(data: BytesLike) -> Header:
             incomplete or corrupted.
         TypeError: The data are not bytes-like.
     """
-    return _parse_header(Reader(data))[0]
+    reader = Reader(data)
+    try:
+        return _parse_header(reader)[0]
+    except DataEndError:
+        raise _cut_header(reader) from None
 
 
 def read_metadata(data: BytesLike) -> Metadata:
@@ -263,10 +382,10 @@ def truncate(data: BytesLike, level: int) -> bytes:
         TypeError: The data are not bytes-like, or the level is not an int.
         ValueError: The level is not there.
     """
-    container, chunks = _parse(data, strict=False, max_pixels=None)
+    container, chunks = _whole_levels(data)
     check_int("level", level, 1, container.level)
     header = dataclasses.replace(container.header, num_levels=level)
-    return _join(header, container.segments[: level + 1], chunks)
+    return _join(header, container.alpha, container.segments[: level + 1], chunks)
 
 
 def truncate_to(data: BytesLike, max_bytes: int) -> bytes:
@@ -295,9 +414,9 @@ def level_sizes(data: BytesLike) -> list[int]:
     Raises:
         BitstreamError, TypeError: As `unpack`.
     """
-    container, chunks = _parse(data, strict=False, max_pixels=None)
+    container, chunks = _whole_levels(data)
     header = dataclasses.replace(container.header, num_levels=1)
-    smallest = len(_join(header, container.segments[:2], chunks))
+    smallest = len(_join(header, container.alpha, container.segments[:2], chunks))
     if header.exact:
         return [smallest] * container.level
     payloads = (len(segment.payload) for segment in container.segments[2:])
@@ -305,70 +424,42 @@ def level_sizes(data: BytesLike) -> list[int]:
     return list(itertools.accumulate(records, initial=smallest))
 
 
-def _parse(
-    data: BytesLike, *, strict: bool, max_pixels: int | None
-) -> tuple[Container, list[bytes]]:
-    """Reads a file; also returns its intact metadata chunks as they are written."""
-    reader = Reader(data)
-    header, has_metadata = _parse_header(reader)
-    pixels = header.height * header.width
-    if max_pixels is not None and pixels > max_pixels:
-        raise BitstreamError(
-            f"the image has {header.height} x {header.width} = {pixels} pixels, "
-            f"more than max_pixels = {max_pixels}"
-        )
-    segments: list[Segment] = []
-    try:
-        while len(segments) < header.num_segments:
-            segments.append(_parse_segment(reader, len(segments)))
-    except DataEndError:
-        if header.exact:
-            raise BitstreamError("the file is truncated: it ends inside its picture") from None
-        found = f"the file is truncated: segment {len(segments)} of 0 to {header.num_levels}"
-        if len(segments) < 2:
-            raise BitstreamError(
-                f"{found} is incomplete, and segments 0 and 1 (z and level 1) are needed"
-            ) from None
-        if strict:
-            raise BitstreamError(f"{found} is incomplete") from None
-        return Container(header, tuple(segments), metadata_damaged=has_metadata), []
-    if not has_metadata:
-        if reader.remaining():
-            raise BitstreamError(
-                f"{reader.remaining()} bytes follow the last segment, "
-                "and the header announces no metadata"
-            )
-        return Container(header, tuple(segments)), []
-    metadata, chunks, damage = _parse_metadata(reader)
-    if strict and damage:
-        raise BitstreamError(f"the metadata are damaged: {damage}")
-    return Container(header, tuple(segments), metadata, bool(damage)), chunks
+def _whole_levels(data: BytesLike) -> tuple[Container, list[bytes]]:
+    """A file as `unpack` reads it, and its intact metadata chunks as they are written."""
+    unpacker = Unpacker(max_pixels=None)
+    unpacker.feed(data)
+    return unpacker.close(), unpacker.chunks
+
+
+def _cut_header(reader: Reader) -> BitstreamError:
+    """What is wrong with data that end before a header does."""
+    start = bytes(reader.data)
+    if len(start) < len(MAGIC):
+        found = f"it starts with {start!r}, not {MAGIC!r}" if start else "it is empty"
+        return BitstreamError(f"not a sic file: {found}")
+    return BitstreamError("the file is truncated: it ends inside the header")
 
 
 def _parse_header(reader: Reader) -> tuple[Header, bool]:
-    """Reads the header and whether metadata follow the segments."""
-    start = reader.data[: len(MAGIC)]
-    if start != MAGIC:
-        found = f"it starts with {start!r}, not {MAGIC!r}" if start else "it is empty"
-        raise BitstreamError(f"not a sic file: {found}")
-    try:
-        reader.take(len(MAGIC))
-        version = reader.number(1)
-        if version != VERSION:
-            raise BitstreamError(
-                f"the file has format version {version}; this software reads version {VERSION}"
-            )
-        flags = reader.number(1)
-        model_id = reader.take(MODEL_ID_BYTES)
-        height = reader.varint("height")
-        width = reader.varint("width")
-        num_levels = reader.number(1)
-        seed = reader.varint("seed")
-        grain = reader.number(1) if flags & _FLAG_GRAIN else 0
-        crc = crc16(reader.data[: reader.position])
-        check_crc("the header", crc, reader.number(2))
-    except DataEndError:
-        raise BitstreamError("the file is truncated: it ends inside the header") from None
+    """Reads the header and whether metadata follow the segments; DataEndError if it is cut."""
+    start = bytes(reader.data[: len(MAGIC)])
+    if not MAGIC.startswith(start):
+        raise BitstreamError(f"not a sic file: it starts with {start!r}, not {MAGIC!r}")
+    reader.take(len(MAGIC))
+    version = reader.number(1)
+    if version != VERSION:
+        raise BitstreamError(
+            f"the file has format version {version}; this software reads version {VERSION}"
+        )
+    flags = reader.number(1)
+    model_id = reader.take(MODEL_ID_BYTES)
+    height = reader.varint("height")
+    width = reader.varint("width")
+    num_levels = reader.number(1)
+    seed = reader.varint("seed")
+    grain = reader.number(1) if flags & _FLAG_GRAIN else 0
+    crc = crc16(reader.data[: reader.position])
+    check_crc("the header", crc, reader.number(2))
     if flags & ~_KNOWN_FLAGS:
         raise BitstreamError(f"flags 0x{flags:02x} must be a subset of 0x{_KNOWN_FLAGS:02x}")
     if flags & _FLAG_GRAIN and grain == 0:
@@ -384,18 +475,19 @@ def _parse_header(reader: Reader) -> tuple[Header, bool]:
             grain=grain,
             float_entropy=bool(flags & _FLAG_FLOAT_ENTROPY),
             exact=bool(flags & _FLAG_EXACT),
+            alpha=bool(flags & _FLAG_ALPHA),
         )
     except ValueError as error:
         raise BitstreamError(f"invalid header: {error}") from None
     return header, bool(flags & _FLAG_METADATA)
 
 
-def _parse_segment(reader: Reader, index: int) -> Segment:
-    length = reader.varint(f"the length of segment {index}")
+def _parse_segment(reader: Reader, index: int, name: str) -> Segment:
+    length = reader.varint(f"the length of {name}")
     expected = reader.number(2)
     symbols_crc = reader.take(2)
     payload = reader.take(length)
-    check_crc(f"segment {index}", record_crc(index, payload, symbols_crc), expected)
+    check_crc(name, record_crc(index, payload, symbols_crc), expected)
     return Segment(payload, int.from_bytes(symbols_crc, "big"))
 
 
@@ -448,18 +540,24 @@ def _parse_resolution(payload: bytes) -> tuple[float, float]:
     return dpi[0], dpi[1]
 
 
-def _join(header: Header, segments: Sequence[Segment], chunks: Sequence[bytes]) -> bytes:
+def _join(
+    header: Header, alpha: Segment | None, segments: Sequence[Segment], chunks: Sequence[bytes]
+) -> bytes:
     flags = _FLAG_GRAY if header.mode == "gray" else 0
     flags |= _FLAG_FLOAT_ENTROPY if header.float_entropy else 0
     flags |= _FLAG_METADATA if chunks else 0
     flags |= _FLAG_GRAIN if header.grain else 0
     flags |= _FLAG_EXACT if header.exact else 0
+    flags |= _FLAG_ALPHA if header.alpha else 0
     start = MAGIC + bytes((header.version, flags)) + header.model_id
     start += varint(header.height) + varint(header.width)
     start += bytes((header.num_levels,)) + varint(header.seed)
     start += bytes((header.grain,)) if header.grain else b""
     parts = [start, uint16(crc16(start))]
-    for index, segment in enumerate(segments):
+    numbered = list(enumerate(segments))
+    if alpha is not None:
+        numbered.insert(0, (_ALPHA_INDEX, alpha))
+    for index, segment in numbered:
         symbols_crc = uint16(segment.symbols_crc)
         crc = record_crc(index, segment.payload, symbols_crc)
         parts += (varint(len(segment.payload)), uint16(crc), symbols_crc, segment.payload)

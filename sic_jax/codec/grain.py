@@ -28,7 +28,7 @@ _SEED = 0x47524149
 _STRIP_PIXELS = 2**18
 
 
-def measure_grain(image: Pixels) -> int:
+def measure_grain(image: Pixels, alpha: Pixels | None = None) -> int:
     """The grain of a picture: its noise where it is calmest.
 
     Of the root mean squares of the luma's second differences (down and right, scaled so that white
@@ -38,9 +38,10 @@ def measure_grain(image: Pixels) -> int:
 
     Args:
         image: uint8 [H, W, 3].
+        alpha: uint8 [H, W]; blocks with a pixel that it hides do not count.
 
     Returns:
-        Standard deviation in 1/16, at most 48; 0 if all blocks are black or white.
+        Standard deviation in 1/16, at most 48; 0 if all blocks are black, white or partly hidden.
     """
     luma = _luma(image)
     rows, columns = luma.shape[0] // BLOCK, luma.shape[1] // BLOCK
@@ -57,6 +58,8 @@ def measure_grain(image: Pixels) -> int:
     brightness = blocks(luma) / 4
     black, white = BRIGHTNESS
     usable = (brightness > black) & (brightness < white)
+    if alpha is not None:
+        usable &= blocks((alpha > 0).astype(np.int32)) == 1
     if not usable.any():
         return 0
     calmest, calm = np.sqrt(np.quantile(blocks(energy)[usable] / 64, CALM))

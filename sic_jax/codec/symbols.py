@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from sic_jax.codec.bundle import Bundle
-from sic_jax.codec.container import Segment, symbols_checksum
+from sic_jax.codec.container import Header, Segment, symbols_checksum
 from sic_jax.entropy.range_coder import PreparedTables, RangeDecoder, RangeEncoder
 from sic_jax.errors import BitstreamError
 from sic_jax.model.entropy_models.coding_pass import (
@@ -42,6 +42,7 @@ class SymbolCoder:
         Raises:
             ValueError: If the tables are invalid.
         """
+        self._stride = bundle.cfg.stride
         self._entropy = bundle.cfg.entropy
         self._pass = coding_pass
         self._backend = backend
@@ -66,23 +67,45 @@ class SymbolCoder:
             segments.append(Segment(encoder.finish(), symbols_checksum(symbols[k])))
         return segments
 
+    def decode_z(self, segment: Segment, header: Header) -> tuple[Ints, Floats]:
+        """The integers of z, and the coding pass's h_s features that they give.
+
+        Raises:
+            BitstreamError: If they do not have their checksum.
+        """
+        stride, below = self._stride, self._entropy.hyper_stride
+        shape = -(-header.height // stride), -(-header.width // stride)
+        full = -(-shape[0] // below), -(-shape[1] // below), self._entropy.hyper_channels
+        decoder = RangeDecoder(self._tables_z, segment.payload, backend=self._backend)
+        z = decoder.decode(_channel_indices(full))
+        self._finish(decoder, z.astype("<i4").tobytes(), segment, "z")
+        z = z.reshape(full)
+        return z, self._pass.hyper(z, shape)
+
     def decode(
-        self, segments: Sequence[Segment], shape: tuple[int, int], level: int
-    ) -> tuple[Latents, Floats]:
-        """The integers of a file, and the h_s features that came with them.
+        self,
+        segments: Sequence[Segment],
+        hyper: Floats,
+        level: int,
+        known: int = 0,
+        y_s: Ints | None = None,
+    ) -> Ints:
+        """The integers of the levels 1 to `level`: y_s, int32 [h, w, C].
 
         Args:
-            segments: z and the levels 1 to `level`, or more.
-            shape: (h, w), that of the latents.
+            segments: Of a file: z and the levels 1 to `level`, or more.
+            hyper: Of `decode_z`.
             level: The last one to decode.
+            known: Levels that were decoded already; they are not decoded again.
+            y_s: What that gave; None where `known` is 0.
 
         Raises:
             BitstreamError: If a level's symbols do not have their checksum.
         """
-        below = self._entropy.hyper_stride
-        z = self._decode_z(segments[0], (-(-shape[0] // below), -(-shape[1] // below)))
-        hyper = self._pass.hyper(z, shape)
-        decoders = {k: self._decoder(segments[k]) for k in range(1, level + 1)}
+        decoders = {
+            k: RangeDecoder(self._tables_y, segments[k].payload, backend=self._backend)
+            for k in range(known + 1, level + 1)
+        }
 
         def decode(request: Request) -> Ints:
             return decoders[request.level].decode(request.indices) + request.means
@@ -90,23 +113,12 @@ class SymbolCoder:
         def finish(k: int, symbols: bytes) -> None:
             self._finish(decoders[k], symbols, segments[k], f"level {k}")
 
-        y_s, _ = code_levels(self._pass.run(hyper, level), decode, finish)
-        return Latents(y_s, z, level), hyper
-
-    def _decoder(self, segment: Segment) -> RangeDecoder:
-        return RangeDecoder(self._tables_y, segment.payload, backend=self._backend)
+        return code_levels(self._pass.run(hyper, level, known, y_s), decode, finish)[0]
 
     def _encode_z(self, z: Ints) -> Segment:
         encoder = RangeEncoder(self._tables_z, backend=self._backend)
         encoder.encode(z.ravel(), _channel_indices(z.shape))
         return Segment(encoder.finish(), symbols_checksum(z.astype("<i4").tobytes()))
-
-    def _decode_z(self, segment: Segment, shape: tuple[int, int]) -> Ints:
-        full = (*shape, self._entropy.hyper_channels)
-        decoder = RangeDecoder(self._tables_z, segment.payload, backend=self._backend)
-        z = decoder.decode(_channel_indices(full))
-        self._finish(decoder, z.astype("<i4").tobytes(), segment, "z")
-        return z.reshape(full)
 
     def _finish(self, decoder: RangeDecoder, symbols: bytes, segment: Segment, what: str) -> None:
         """End a segment: the stream must be used up and the symbols must have their checksum."""

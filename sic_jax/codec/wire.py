@@ -16,18 +16,28 @@ class DataEndError(Exception):
 
 
 class Reader:
-    """Takes bytes and numbers from the front of a file.
+    """Takes bytes and numbers from the front of a file, which may still be arriving.
 
     Raises:
         TypeError: The data are not bytes-like.
     """
 
-    def __init__(self, data: BytesLike) -> None:
+    def __init__(self, data: BytesLike = b"") -> None:
         """Starts at the first byte."""
+        self.data = bytearray()
+        self.position = 0
+        self.append(data)
+
+    def append(self, data: BytesLike) -> None:
+        """Adds bytes at the end."""
         try:
-            self.data = data if isinstance(data, bytes) else memoryview(data).tobytes()
+            self.data += data if isinstance(data, bytes) else memoryview(data).tobytes()
         except TypeError:
             raise TypeError(f"data must be bytes-like, got {type(data).__name__}") from None
+
+    def forget(self) -> None:
+        """Drops the bytes that were taken."""
+        del self.data[: self.position]
         self.position = 0
 
     def remaining(self) -> int:
@@ -39,7 +49,7 @@ class Reader:
         if size > self.remaining():
             raise DataEndError
         self.position += size
-        return self.data[self.position - size : self.position]
+        return bytes(self.data[self.position - size : self.position])
 
     def number(self, size: int) -> int:
         """Takes an unsigned big-endian number of `size` bytes."""

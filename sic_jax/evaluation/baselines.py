@@ -143,7 +143,7 @@ def external_codec(name: str, template: str, qualities: Sequence[float]) -> Imag
             source, target = Path(folder) / f"image.{name}", Path(folder) / "image.png"
             source.write_bytes(data)
             _run(decoder, input=str(source), output=str(target))
-            return read_image(target).pixels
+            return read_image(target, alpha=False).pixels
 
     sample = np.tile(np.arange(0, 256, 4, dtype=np.uint8)[:, None, None], (1, 64, 3))
     try:

@@ -30,6 +30,19 @@ class Row(NamedTuple):
     """Standard deviation over samples, mean over images; empty without samples."""
 
 
+class Protocol(NamedTuple):
+    """How published values were measured; "not stated" where no source says it."""
+
+    rate: str
+    """What bpp counts."""
+    rounding: str
+    """Of reconstructions before they are measured."""
+    size: str
+    """Of the pictures, the longer side first: "768x512" are Kodak's, "512x512" crops of them."""
+    networks: Mapping[str, str]
+    """Of each LPIPS metric the network, and the version of LPIPS."""
+
+
 class Curve(NamedTuple):
     """A codec's means by rate, lowest rate first."""
 
@@ -39,6 +52,8 @@ class Curve(NamedTuple):
     """Of each metric one value a rate; metrics that were not published are left out."""
     source: str = ""
     """Where published values are from; empty for the measurements of this run."""
+    protocol: Protocol | None = None
+    """How published values were measured; None for the measurements of this run."""
 
     def points(self, metric: str) -> list[tuple[float, float]]:
         """The pairs of bpp and value that there are."""

@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 
 from sic_jax.evaluation.bd import BdResult
 from sic_jax.evaluation.codecs import SIC
-from sic_jax.evaluation.fid import FidRow, fid_cells
-from sic_jax.evaluation.means import Curve, Row
+from sic_jax.evaluation.fid import FID_LABELS, FidRow, fid_cells, fid_remark
+from sic_jax.evaluation.means import Row
 from sic_jax.evaluation.pictures import MATCH_FACTOR, WEBP_QUALITY, Comparison, Crop, Shown
-from sic_jax.evaluation.published import Published
+from sic_jax.evaluation.published import PROTOCOL_LABELS, Published, protocol_cells
 from sic_jax.evaluation.run import Failure
 from sic_jax.evaluation.summary import BdRow, formatted, summary_cells, summary_columns
 from sic_jax.metrics.table import Metric
@@ -52,7 +52,7 @@ def make_page(content: Content) -> str:
         ("equal", f"At the rates of {escape(content.ours[0])}", _equal_rate(content)),
         ("bd", "Bjøntegaard deltas", _bd(content)),
         ("means", "Means over images", _means(content)),
-        ("fid", "FID and KID", _fid(content)),
+        ("fid", "Distances of patches", _fid(content)),
         ("about", "About this run", _about(content)),
     ]
     sections = [section for section in sections if section[2]]
@@ -140,7 +140,22 @@ def _plots(content: Content) -> str:
     )
     return (
         f'<p class="soft">{note}</p><ul class="legend">{legend}</ul>'
-        f'<div class="plots">{figures}</div>'
+        f'<div class="plots">{figures}</div>{_protocols(content.published)}'
+    )
+
+
+def _protocols(published: Published | None) -> str:
+    """How published curves were measured, and where they are from."""
+    if not published:
+        return ""
+    head = "".join(f"<th>{title}</th>" for title in PROTOCOL_LABELS)
+    lines = [
+        "".join(f'<td class="text">{escape(cell)}</td>' for cell in cells)
+        for cells in protocol_cells(published.curves)
+    ]
+    return (
+        "<details><summary>How the published curves were measured</summary>"
+        f"<p>{escape(published.about)}</p>{_grid(head, lines)}</details>"
     )
 
 
@@ -273,11 +288,11 @@ def _bd(content: Content) -> str:
 def _fid(content: Content) -> str:
     if not content.fid:
         return ""
-    note = (
-        "Over patches of all images; the values depend on the number of patches: compare only those"
-        " of the same images."
+    note = escape(fid_remark(content.fid[0])) + (
+        " The values depend on size and number of the patches: compare only those of the same"
+        " images."
     )
-    head = "".join(f"<th>{title}</th>" for title in ("codec", "setting", "patches", "FID", "KID"))
+    head = "".join(f"<th>{title}</th>" for title in FID_LABELS)
     lines = []
     for row in content.fid:
         first, *others = map(escape, fid_cells(row))
@@ -328,18 +343,10 @@ def _about(content: Content) -> str:
         for name, value in content.facts.items()
     )
     parts = [f'<div class="scroll"><table><tbody>{facts}</tbody></table></div>']
-    if content.published:
-        items = "".join(_source(curve) for curve in content.published.curves)
-        parts.append(
-            f"<details><summary>Sources of the published curves</summary>"
-            f"<p>{escape(content.published.about)}</p><ul>{items}</ul></details>"
-        )
+    if not content.plots:
+        parts.append(_protocols(content.published))
     parts.append(
         "<details><summary>What results.json holds</summary>"
         f"<pre>{escape(content.schema)}</pre></details>"
     )
     return "".join(parts)
-
-
-def _source(curve: Curve) -> str:
-    return f"<li>{escape(curve.name)}: {escape(curve.source)}</li>"

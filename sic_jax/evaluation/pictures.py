@@ -106,7 +106,7 @@ def compare_pictures(
         metrics: To list.
         out: Folder that the files of the records are relative to.
     """
-    image = read_image(path).pixels
+    image = read_image(path, alpha=False).pixels
     crop = choose_crop(image)
 
     def show(record: Record) -> Shown:

@@ -4,7 +4,7 @@
     records.jsonl      every measurement that was made into this folder, one a line
     results.json       this run
     summary.csv        means over images, then codecs at equal rate (`sic_jax.evaluation.means`)
-    fid.csv            FID and KID, with Inception weights (`sic_jax.evaluation.fid`)
+    fid.csv            FID, KID and the stand-in, where asked for (`sic_jax.evaluation.fid`)
     bd.csv             Bjontegaard deltas (`sic_jax.evaluation.bd`)
     compressai/        one file a codec, in the JSON format of CompressAI's results; its name is the
                        codec's, with %3A for ":" and the like for what Windows allows in no name
@@ -41,7 +41,7 @@ from sic_jax.evaluation.fid import FID_FILE, FidRow
 from sic_jax.evaluation.means import Curve, Row, curves_of, mean_rows, rows_at_equal_rate
 from sic_jax.evaluation.page import Content, make_page
 from sic_jax.evaluation.pictures import Comparison, choose_images, compare_pictures
-from sic_jax.evaluation.published import Published, load_published
+from sic_jax.evaluation.published import CROPS, WHOLE, Published, load_published
 from sic_jax.evaluation.records import Record, load_records, to_json
 from sic_jax.evaluation.run import RECORDS_FILE, Measured
 from sic_jax.evaluation.summary import (
@@ -68,7 +68,8 @@ class ReportOptions(NamedTuple):
     """False where matplotlib is not installed."""
     log_rate: bool
     published: bool | None
-    """Draw published curves; None: if all images have names and sizes like Kodak's."""
+    """Draw published curves; None: if all images have names like Kodak's, and its size or that of
+    crops that others measure. Curves of crops are drawn for 512x512 images alone."""
     show: Sequence[str] | None
     """Paths of images to show; None chooses three."""
 
@@ -112,7 +113,7 @@ def write_report(
     cells = [summary_cells(row, columns) for row in (*means, *compared)]
     _write(out / "summary.csv", to_csv(columns, cells))
     curves = curves_of(means)
-    published = load_published() if _wants_published(measured.records, options.published) else None
+    published = _published_for(measured.records, options.published)
     num_images = len({record.image for record in measured.records})
     # Means over other images are no reference.
     same = published is not None and published.num_images == num_images
@@ -153,14 +154,14 @@ def write_report(
     return compared or means
 
 
-def _wants_published(records: Sequence[Record], wanted: bool | None) -> bool:
-    if wanted is not None:
-        return wanted
-    return all(
-        Path(record.image).stem.lower().startswith("kodim")
-        and {record.height, record.width} == {512, 768}
-        for record in records
-    )
+def _published_for(records: Sequence[Record], wanted: bool | None) -> Published | None:
+    """The published curves that were measured on such pictures; None: none are wanted or there."""
+    sizes = {f"{max(r.height, r.width)}x{min(r.height, r.width)}" for r in records}
+    if wanted is None:
+        named = all(Path(record.image).stem.lower().startswith("kodim") for record in records)
+        wanted = named and sizes in ({WHOLE}, {CROPS})
+    published = load_published(CROPS if sizes == {CROPS} else WHOLE)
+    return published if wanted and published.curves else None
 
 
 def _plot_all(

@@ -168,8 +168,11 @@ class _Work:
         self.num_made = 0
 
     def measure(self, path: Path, number: int) -> list[Record]:
-        """All records of one image, in the order of codecs and settings."""
-        image = read_image(path).pixels
+        """All records of one image, in the order of codecs and settings.
+
+        A transparent image is a ValueError: metrics are of colours.
+        """
+        image = read_image(path, alpha=False).pixels
         image_id = digest(repr(image.shape).encode() + image.tobytes())
         names = [metric.name for metric in self._measurer.metrics]
         wanted: list[tuple[Key, str]] = []

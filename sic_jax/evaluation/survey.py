@@ -143,7 +143,7 @@ def write_survey(
 
     @cache
     def original(path: str) -> tuple[Crop, str]:
-        image = read_image(path).pixels
+        image = read_image(path, alpha=False).pixels
         crop = choose_crop(image)
         return crop, to_data_uri(image, crop, lossless=True)
 

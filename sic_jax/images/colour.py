@@ -1,4 +1,4 @@
-"""Colours on the way to 8-bit RGB or gray: alpha, sample formats, ICC profiles.
+"""Colours on the way to 8-bit RGB or gray and alpha: sample formats, ICC profiles.
 
 NumPy and Pillow are imported when a function runs. `name` is the file, for messages.
 """
@@ -33,13 +33,14 @@ def load_upright(image: Image.Image, data: bytes) -> Image.Image:
 def in_8_bits(
     name: str, image: Image.Image, data: bytes, background: str | None
 ) -> tuple[Image.Image, bytes | None]:
-    """The picture in mode L or RGB, without transparency, and the ICC profile that it still needs.
+    """The picture in mode L, RGB, LA or RGBA, and the ICC profile that it still needs.
 
     Args:
         name: File, for messages.
         image: Of `load_upright`.
         data: Bytes of the file.
-        background: Colour under transparent pixels.
+        background: Colour under transparent pixels, so that the picture has no alpha; None to keep
+            it. An alpha channel of 255 is always dropped.
     """
     profile = image.info.get("icc_profile")
     image, alpha = split_alpha(image)
@@ -47,9 +48,12 @@ def in_8_bits(
     colours = colours_of(name, data)
     if colours is not None:
         image, profile = to_srgb(image, colours), None
-    if alpha is not None and alpha.getextrema() != (255, 255):
-        image = flatten(name, image, alpha, background)
-    return image, profile
+    if alpha is None or alpha.getextrema() == (255, 255):
+        return image, profile
+    if background is None:
+        image.putalpha(alpha)
+        return image, profile
+    return flatten(image, alpha, background), profile
 
 
 def split_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
@@ -117,17 +121,10 @@ def to_gray_or_rgb(
     return image.convert("RGB"), profile
 
 
-def flatten(
-    name: str, image: Image.Image, alpha: Image.Image, background: str | None
-) -> Image.Image:
-    """Lays the picture over a colour."""
+def flatten(image: Image.Image, alpha: Image.Image, background: str) -> Image.Image:
+    """Lays a picture of mode L or RGB over a colour."""
     from PIL import Image, ImageColor
 
-    if background is None:
-        raise ValueError(
-            f"{name}: has transparent pixels, which a sic file cannot hold; "
-            "choose a colour to put under them with --background COLOR (background= in Python)"
-        )
     try:
         colour: tuple[int, ...] = ImageColor.getrgb(background)
     except ValueError:
@@ -171,9 +168,16 @@ def is_srgb(profile: bytes) -> bool:
 def match_profile(
     pixels: NDArray[np.uint8], profile: bytes | None
 ) -> tuple[NDArray[np.uint8], bytes | None]:
-    """Drops a profile of another colour space; gray stored as RGB under a gray one becomes gray."""
+    """Drops a profile of another colour space; gray stored as RGB under a gray one becomes gray.
+
+    Args:
+        pixels: uint8 [H, W, 3], [H, W], or with alpha [H, W, 4] or [H, W, 2].
+        profile: An ICC profile.
+    """
     space = _profile_space(profile)
-    if space == b"GRAY" and pixels.ndim == 3 and (pixels == pixels[..., :1]).all():
-        pixels = pixels[..., 0].copy()
-    fits = space == (b"GRAY" if pixels.ndim == 2 else b"RGB ")
+    is_gray = pixels.shape[2:] in ((), (2,))
+    if space == b"GRAY" and not is_gray and (pixels[..., :3] == pixels[..., :1]).all():
+        pixels = (pixels[..., 0] if pixels.shape[2] == 3 else pixels[..., 2:]).copy()
+        is_gray = True
+    fits = space == (b"GRAY" if is_gray else b"RGB ")
     return pixels, profile if fits else None

@@ -15,7 +15,8 @@ from sic_jax.metadata import DPI_UNITS, MAX_DPI, MAX_METADATA_BYTES, Metadata
 if TYPE_CHECKING:
     from PIL import Image
 
-_EXIF_PREFIX = b"Exif\x00\x00"
+EXIF_PREFIX = b"Exif\x00\x00"
+"""What stands before the TIFF structure where Pillow hands EXIF around."""
 _ORIENTATION = 0x0112
 _X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT = 0x011A, 0x011B, 0x0128
 _XMP_TAG = 700
@@ -31,7 +32,13 @@ _PNG_IPTC = "Raw profile type iptc"
 _MAX_KEYS = 5
 _EXTENDED_XMP = b"http://ns.adobe.com/xmp/extension/\x00"
 _NAMES = {"icc_profile": "ICC profile", "exif": "EXIF", "xmp": "XMP", "dpi": "resolution"}
-_BLOCKS_OF_FORMAT: dict[str, tuple[str, ...]] = {"BMP": ("dpi",), "PPM": ()}
+_BLOCKS_OF_FORMAT: dict[str, tuple[str, ...]] = {
+    "AVIF": ("icc_profile", "exif", "xmp"),
+    "BMP": ("dpi",),
+    "JXL": ("exif", "xmp"),  # Of the plugin; the format has a place for profiles.
+    "PPM": (),
+    "WEBP": ("icc_profile", "exif", "xmp"),
+}
 """The metadata that a format holds, where it cannot hold all."""
 _MAX_JPEG_BYTES = {"exif": 65533 - 6, "xmp": 65533 - 29, "icc_profile": 255 * (65533 - 14)}
 """What segments of a JPEG file hold beside the block's name; a profile may take 255 of them."""
@@ -95,7 +102,7 @@ def save_options(metadata: Metadata, image_format: str) -> dict[str, Any]:
     options: dict[str, Any] = {name: values[name] for name in held}
     exif, xmp = options.get("exif"), options.pop("xmp", None)
     if exif is not None:
-        options["exif"] = _EXIF_PREFIX + exif.removeprefix(_EXIF_PREFIX)
+        options["exif"] = EXIF_PREFIX + exif.removeprefix(EXIF_PREFIX)
     if xmp is not None and image_format == "PNG":
         options["pnginfo"] = PngImagePlugin.PngInfo()
         options["pnginfo"].add_itxt(_PNG_TEXT_KEPT[0], xmp)
@@ -119,8 +126,8 @@ def _holds(image_format: str, name: str, value: Any) -> bool:
         return all(1 <= round(v) <= 65535 for v in value)  # Whole numbers of 16 bits.
     if image_format == "JPEG":
         return len(value) <= _MAX_JPEG_BYTES[name]
-    if image_format == "TIFF" and name == "exif":
-        return _is_exif(value)  # Its tags become the file's.
+    if image_format in ("AVIF", "TIFF") and name == "exif":
+        return _is_exif(value)  # AVIF encoders parse it; its tags become those of a TIFF file.
     return True
 
 
@@ -147,7 +154,7 @@ def _exif(image: Image.Image) -> bytes | None:
     for tag in list(exif):
         if tag == _ORIENTATION or (image.format == "TIFF" and tag not in _TIFF_TAGS_KEPT):
             del exif[tag]
-    return exif.tobytes().removeprefix(_EXIF_PREFIX) if len(exif) else None
+    return exif.tobytes().removeprefix(EXIF_PREFIX) if len(exif) else None
 
 
 def _xmp(image: Image.Image) -> bytes | None:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sic_jax.files import write_atomic
-from sic_jax.images.colour import in_8_bits, is_srgb, load_upright, match_profile
+from sic_jax.images.colour import flatten, in_8_bits, is_srgb, load_upright, match_profile
 from sic_jax.images.embedded import embedded, save_options
 from sic_jax.metadata import Metadata
 
@@ -63,13 +63,21 @@ _FORMATS = {
     ".bmp": "BMP",
     ".ppm": "PPM",
     ".pgm": "PPM",
+    ".webp": "WEBP",
+    ".avif": "AVIF",
+    ".jxl": "JXL",
 }
+WRITTEN = tuple(filter(None, _FORMATS))
+"""Suffixes of the picture files that `write_image` writes."""
 _SAVE_OPTIONS: dict[str, dict[str, object]] = {
+    "AVIF": {"quality": 95, "subsampling": "4:4:4"},
     "BMP": {"dpi": (0, 0)},  # None; Pillow would write 96.
     "JPEG": {"quality": 95, "subsampling": "4:4:4"},
+    "JXL": {"lossless": True},
     "PNG": {"compress_level": 2},  # On photographs as small as the default and 3 times as fast.
+    "WEBP": {"lossless": True},
 }
-_STACKS_WITH_MAIN_PICTURE = ("MPO", "PSD")
+_WITH_ALPHA = ("AVIF", "JXL", "PNG", "TIFF", "WEBP")
 # What Pillow says of pictures that are whole, but of a kind that it, or this build of it, lacks.
 _UNSUPPORTED = re.compile(r"unsupported|not supported|unimplemented|not available", re.IGNORECASE)
 _pillow_limit_lock = threading.Lock()
@@ -80,7 +88,9 @@ class Picture:
     """An upright 8-bit picture.
 
     Attributes:
-        pixels: uint8 [height, width, 3] (RGB) or [height, width] (gray).
+        pixels: uint8 [height, width, 3] (RGB) or [height, width] (gray); where the picture is
+            transparent or partly so, [height, width, 4] (RGBA) or [height, width, 2] (gray and
+            alpha), not premultiplied.
         metadata: What a sic file keeps. Its ICC profile is that of these pixels; none means sRGB
             (or its gray), also where the file had a profile that says the same. Its EXIF has no
             orientation and no thumbnail. `dpi` is that of the upright picture.
@@ -93,27 +103,38 @@ class Picture:
 
 
 def read_image(
-    path_or_bytes: str | os.PathLike[str] | bytes, *, background: str | None = None
+    path_or_bytes: str | os.PathLike[str] | bytes,
+    *,
+    background: str | None = None,
+    alpha: bool = True,
+    frame: int | None = None,
 ) -> Picture:
-    """Reads any single picture that Pillow reads, as 8-bit RGB or gray.
+    """Reads any single picture that Pillow reads, as 8-bit RGB or gray, with alpha if it has any.
 
     The EXIF orientation is applied. Palettes become RGB. 16-bit gray is rounded (v / 257); 16-bit
-    RGB comes from Pillow as its upper 8 bits. CMYK is converted to sRGB through its embedded
-    profile, without one by Pillow's plain formula. Colours that a PNG file describes by `gAMA`,
-    `cHRM` or `cICP` are converted to sRGB. An opaque alpha channel is dropped.
+    RGB, and alpha of 16 bits, come from Pillow as their upper 8 bits. CMYK is converted to sRGB
+    through its embedded profile, without one by Pillow's plain formula. Colours that a PNG file
+    describes by `gAMA`, `cHRM` or `cICP` are converted to sRGB. A transparent colour and palettes
+    with transparency become alpha. An opaque alpha channel is dropped.
 
     Args:
         path_or_bytes: A file, or the bytes of one.
-        background: Colour under transparent pixels, as a CSS name or "#rrggbb".
+        background: Colour to lay transparent pixels over, as a CSS name or "#rrggbb", so that the
+            pixels have no alpha. None keeps it.
+        alpha: Whether the pixels may have alpha. If not, a transparent picture is an error where
+            there is no background.
+        frame: Which picture of an animation or of a file with several pages, from 0 on; files with
+            a single picture have 0. None: the main picture of stereo photographs and layers;
+            animations and pages are refused.
 
     Returns:
         The picture.
 
     Raises:
         OSError: The file cannot be opened.
-        ValueError: It is no picture that Pillow reads, is damaged, animated, transparent without
-            a background, HDR (PQ or HLG), larger than 200 megapixels, or has a sample format
-            without a defined 8-bit range.
+        ValueError: It is no picture that Pillow reads, is damaged, has no such frame or needs one,
+            is HDR (PQ or HLG), larger than 200 megapixels, transparent and must not be, or has a
+            sample format without a defined 8-bit range.
     """
     import numpy as np
 
@@ -121,9 +142,11 @@ def read_image(
         name, data = "image data", path_or_bytes
     else:
         name, data = os.fspath(path_or_bytes), Path(path_or_bytes).read_bytes()
-    image = _decode(name, data)
+    image = _decode(name, data, frame)
     upright = image
     image, stated = in_8_bits(name, image, data, background)
+    if not alpha and image.mode in ("LA", "RGBA"):
+        raise ValueError(f"{name}: has transparent pixels; lay it over a colour first")
     pixels, profile = match_profile(np.array(image, dtype=np.uint8), stated)
     says_something = stated is not None and not is_srgb(stated)
     metadata, dropped = embedded(upright, profile if says_something else None)
@@ -185,13 +208,14 @@ def write_image(
     """Writes a picture in the format that the extension names (PNG without one), atomically.
 
     Args:
-        path: File to write: .png, .jpg, .jpeg (quality 95), .tif, .tiff, .bmp, .ppm or .pgm.
-        pixels: uint8 [height, width, 3] or [height, width].
+        path: File to write. .jpg, .jpeg and .avif have quality 95; .png, .tif, .tiff, .bmp, .ppm,
+            .pgm, .webp and .jxl (with pillow-jxl-plugin) are lossless.
+        pixels: As in `encode_image`.
         metadata: As in `encode_image`.
 
     Raises:
         OSError: The file cannot be written; nothing is left behind.
-        ValueError: Unknown extension, or the format cannot hold the picture.
+        ValueError: Unknown extension, a package is missing, or the format cannot hold the picture.
     """
     image_format = output_format(path)
     write_atomic(path, encode_image(pixels, metadata, image_format=image_format))
@@ -201,14 +225,18 @@ def output_format(path: str | os.PathLike[str]) -> str:
     """Pillow's name of the format in which `write_image` writes this path.
 
     Raises:
-        ValueError: Unknown extension.
+        ValueError: Unknown extension, or a package is missing.
     """
     suffix = Path(path).suffix.lower()
     if suffix not in _FORMATS:
-        known = ", ".join(filter(None, _FORMATS))
         raise ValueError(
             f"{os.fspath(path)}: cannot write a picture with the extension {suffix!r}; "
-            f"allowed are {known}"
+            f"allowed are {', '.join(WRITTEN)}"
+        )
+    if suffix == ".jxl" and importlib.util.find_spec("pillow_jxl") is None:
+        raise ValueError(
+            f"{os.fspath(path)}: a JPEG XL picture needs the package "
+            "pillow-jxl-plugin (pip install pillow-jxl-plugin)"
         )
     return _FORMATS[suffix]
 
@@ -222,7 +250,9 @@ def encode_image(
     """Bytes of a picture file.
 
     Args:
-        pixels: uint8 [height, width, 3] or [height, width].
+        pixels: uint8 [height, width, 3] or [height, width], or with alpha [height, width, 4] or
+            [height, width, 2]. JPEG, BMP and PPM have no alpha: in them the picture lies over
+            white, with a warning.
         metadata: To write too. A profile that is not one for these pixels is left out, and what
             the format has no place for, with a warning.
         image_format: What `output_format` returns.
@@ -235,14 +265,20 @@ def encode_image(
 
     if pixels.dtype.name != "uint8":
         raise TypeError(f"pixels must be uint8, got {pixels.dtype.name}")
-    if pixels.ndim not in (2, 3) or pixels.shape[2:] not in ((), (3,)) or 0 in pixels.shape:
-        raise ValueError(f"pixels must be [height, width(, 3)], got shape {pixels.shape}")
+    channels = pixels.shape[2:]
+    if pixels.ndim < 2 or channels not in ((), (2,), (3,), (4,)) or 0 in pixels.shape:
+        raise ValueError(f"pixels must be [height, width(, 2 to 4)], got shape {pixels.shape}")
     pixels, icc_profile = match_profile(pixels, metadata.icc_profile)
     metadata = dataclasses.replace(metadata, icc_profile=icc_profile)
+    image = Image.fromarray(pixels)
+    if image.mode in ("LA", "RGBA") and image_format not in _WITH_ALPHA:
+        image = flatten(image.convert(image.mode[:-1]), image.getchannel("A"), "white")
+        warnings.warn(f"{image_format} has no alpha: the picture lies over white", stacklevel=2)
     buffer = io.BytesIO()
+    _add_formats()
     try:
         options = _SAVE_OPTIONS.get(image_format, {}) | save_options(metadata, image_format)
-        Image.fromarray(pixels).save(buffer, image_format, **options)
+        image.save(buffer, image_format, **options)
     except Exception as error:
         raise ValueError(f"cannot write this picture as {image_format}: {error}") from error
     return buffer.getvalue()
@@ -263,8 +299,8 @@ def _pillow_limit() -> Iterator[None]:
             Image.MAX_IMAGE_PIXELS = before
 
 
-def _decode(name: str, data: bytes) -> Image.Image:
-    """Decodes the only frame and turns it upright."""
+def _decode(name: str, data: bytes, frame: int | None) -> Image.Image:
+    """Decodes a frame, or the only one, and turns it upright."""
     from PIL import Image, UnidentifiedImageError
 
     if not data:
@@ -274,9 +310,12 @@ def _decode(name: str, data: bytes) -> Image.Image:
         with _pillow_limit():
             image: Image.Image = Image.open(io.BytesIO(data))
             animated = getattr(image, "is_animated", False)
-            if not animated or image.format in _STACKS_WITH_MAIN_PICTURE:
-                return load_upright(image, data)
-            num_frames = getattr(image, "n_frames", 2)
+            num_frames = getattr(image, "n_frames", 2) if animated else 1
+            if image.format == "PSD":  # Layers are no pictures of their own.
+                num_frames = 1
+            single = num_frames == 1 or image.format == "MPO"
+            if (single and not frame) or (frame is not None and 0 <= frame < num_frames):
+                return load_upright(_at_frame(image, frame or 0, data), data)
     except UnidentifiedImageError as error:
         raise ValueError(f"{name}: {_no_picture(data[:32])}") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -290,7 +329,23 @@ def _decode(name: str, data: bytes) -> Image.Image:
         if isinstance(error, NotImplementedError) or _UNSUPPORTED.search(reason):
             raise ValueError(f"{name}: Pillow does not read this kind ({reason})") from error
         raise ValueError(f"{name}: the picture is damaged ({reason})") from error
+    if frame is not None:
+        raise ValueError(f"{name}: frame must be 0 to {num_frames - 1}, got {frame}")
     raise ValueError(
-        f"{name}: holds {num_frames} frames; only single pictures can be compressed, "
-        "so extract one frame first"
+        f"{name}: holds {num_frames} frames, of which a sic file holds one; choose it with "
+        f"--frame N, 0 to {num_frames - 1} (frame= in Python)"
     )
+
+
+def _at_frame(image: Image.Image, frame: int, data: bytes) -> Image.Image:
+    """A picture at one of its frames, not decoded yet."""
+    from PIL import Image
+
+    if image.format == "TIFF" and getattr(image, "is_animated", False):
+        # Profiles of pages that Pillow has seen stay where a page has none.
+        image = Image.open(io.BytesIO(data))
+        if frame:
+            image.info.clear()
+    if frame:
+        image.seek(frame)
+    return image

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 from numpy.typing import NDArray
 
+from sic_jax.devices import check_process
 from sic_jax.sizes import Size, zero_outside
 
 __all__ = [
@@ -43,11 +44,13 @@ def check_images(x: Array, *, metric: str, min_size: int) -> None:
 
 
 def check_same_shape(x: Array, x_hat: Array) -> None:
-    """Checks that two batches can be compared.
+    """Checks that two batches can be compared, and here.
 
     Raises:
+        RuntimeError: This process was forked after JAX had started.
         ValueError: Their shapes differ.
     """
+    check_process()
     if x.shape != x_hat.shape:
         raise ValueError(f"images to compare must have one shape, got {x.shape} and {x_hat.shape}")
 

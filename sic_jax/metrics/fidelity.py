@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from sic_jax.devices import check_process
 from sic_jax.metrics.convnet import spatial_mean
 from sic_jax.sizes import Size, zero_outside
 
@@ -119,6 +120,7 @@ def ms_ssim(x: ArrayLike, x_hat: ArrayLike, *, size: Size = None) -> jax.Array:
 
 
 def _image_pair(x: ArrayLike, x_hat: ArrayLike) -> tuple[jax.Array, jax.Array]:
+    check_process()
     x, x_hat = jnp.asarray(x), jnp.asarray(x_hat)
     for image in (x, x_hat):
         if not jnp.issubdtype(image.dtype, jnp.floating):

@@ -1,10 +1,11 @@
 """Distances between two sets of images: FID and KID.
 
 Sets of images are cut into patches as in HiFiC (Mentzer et al., NeurIPS 2020, "FID/256") and
-MS-ILLM (Muckley et al., ICML 2023); a network turns every patch into one vector; `fid` and `kid`
-compare the two arrays of vectors. Only with the features of the Inception network of Heusel et al.
-(its 2048-channel pooled layer) are they the FID and KID of publications. Its weights are not part
-of this package: `sic_jax.metrics.inception` reads them from a file.
+MS-ILLM (Muckley et al., ICML 2023; ``update_patch_fid`` of its code); a network turns every patch
+into one vector; `fid` and `kid` compare the two arrays of vectors. Only with the features of the
+Inception network of Heusel et al. (its 2048-channel pooled layer) are they the FID and KID of
+publications. Its weights are not part of this package: `sic_jax.metrics.inception` reads them from
+a file.
 """
 
 from __future__ import annotations
@@ -22,8 +23,10 @@ _BLOCK = 1024
 def patches(image: NDArray[Any], *, size: int = 256) -> NDArray[Any]:
     """Non-overlapping patches of an image, and those of the grid shifted by half a patch.
 
-    The second grid starts at ``(size // 2, size // 2)``. Incomplete patches are left out, so that
-    an image smaller than a patch gives none: a 512x768 image gives 6 + 2.
+    The second grid starts at ``(size // 2, size // 2)``. Incomplete patches are left out: an image
+    smaller than a patch gives none, and the second grid has one where both sides are at least one
+    and a half patches (384 pixels of 256), which is MS-ILLM's condition for it. A 512x768 image
+    gives 6 + 2 patches of 256 pixels, and 96 + 77 of 64, as GenCodec cuts Kodak.
 
     Args:
         image: ``[H, W, C]``.
@@ -75,9 +78,9 @@ def fid(features_a: ArrayLike, features_b: ArrayLike) -> float:
 def kid(features_a: ArrayLike, features_b: ArrayLike) -> float:
     """Squared maximum mean discrepancy of two sets of features, kernel (x.y / D + 1)^3.
 
-    Binkowski et al., "Demystifying MMD GANs" (ICLR 2018). The unbiased estimate from all pairs;
-    packages report the mean over random subsets, which estimates the same with more noise. It may
-    be negative.
+    Binkowski et al., "Demystifying MMD GANs" (ICLR 2018). The unbiased estimate from all pairs. It
+    may be negative. torch-fidelity, and so MS-ILLM's code, takes the mean over 100 random subsets
+    of 1000 patches, and has no value of fewer than 1000: over all subsets that mean is this value.
 
     Args:
         features_a: ``[N, D]``, N at least 2.

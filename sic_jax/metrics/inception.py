@@ -2,7 +2,9 @@
 
 The network of Szegedy et al., "Rethinking the Inception Architecture for Computer Vision" (CVPR
 2016), in the variant whose 2048 pooled features Heusel et al. (NeurIPS 2017) compare: that of 2015
-with 1008 classes, where average pooling leaves the padding out and the last block pools maxima. Its
+with 1008 classes, where average pooling leaves the padding out and the last block pools maxima. It
+resizes pictures itself, as TensorFlow 1 did (`resize`); torch-fidelity, and so torchmetrics and the
+evaluation of MS-ILLM, do the same, while pytorch-fid resizes with a shift of half a pixel. Its
 weights are those of the file ``pt_inception-2015-12-05`` of the package pytorch-fid, saved under
 the same names as .npz or .safetensors. They are not part of this package and were not at hand when
 this was written: architecture, parameter count and parts are tested, but that
@@ -32,6 +34,7 @@ __all__ = [
     "fold_weights",
     "inception_features",
     "load_inception_weights",
+    "resize",
     "stored_shapes",
 ]
 
@@ -49,7 +52,8 @@ def inception_features(x: Array, *, weights: Weights) -> jax.Array:
     """Features of the last pooling.
 
     Args:
-        x: ``[B, H, W, 3]`` in [0, 1]; resized to `INPUT_SIDE` bilinearly, without antialiasing.
+        x: ``[B, H, W, 3]`` in [0, 1]: samples of 8 bits over 255; `resize` makes them `INPUT_SIDE`
+            high and wide.
         weights: From `load_inception_weights`.
 
     Returns:
@@ -81,10 +85,31 @@ def inception_features(x: Array, *, weights: Weights) -> jax.Array:
         active: jax.Array = jax.nn.relu(h + weights[f"{name}_bias"])
         return active
 
-    h = jnp.asarray(x, jnp.float32)
-    shape = (len(h), INPUT_SIDE, INPUT_SIDE, 3)
-    h = 2.0 * jax.image.resize(h, shape, "bilinear", antialias=False) - 1.0
+    # The network's own scale: samples of 0 to 255, less 128, over 128.
+    h = (255.0 * resize(jnp.asarray(x, jnp.float32), INPUT_SIDE) - 128.0) / 128.0
     return jnp.mean(_network(h, conv), axis=(1, 2))
+
+
+def resize(x: jax.Array, side: int) -> jax.Array:
+    """Bilinear, as TensorFlow 1 resized: sample i lies at i n / side, without a shift of half.
+
+    Behind the last sample its value goes on. There is no antialiasing.
+
+    Args:
+        x: ``[B, H, W, C]``.
+        side: Height and width of the result.
+
+    Returns:
+        ``[B, side, side, C]``.
+    """
+    for axis in (1, 2):
+        n = x.shape[axis]
+        at = np.arange(side, dtype=np.float32) * np.float32(n / side)
+        low = np.minimum(at.astype(np.int32), n - 1)
+        part = np.expand_dims(at - low, (0, 3, 3 - axis))
+        below, above = (jnp.take(x, i, axis=axis) for i in (low, np.minimum(low + 1, n - 1)))
+        x = below + (above - below) * part
+    return x
 
 
 def load_inception_weights(path: Path) -> dict[str, NDArray[np.float32]]:

@@ -5,8 +5,11 @@ Each process loads its own rows of the global batch. The step's numbers do not d
 same model, up to the order of float sums.
 """
 
+import contextlib
 import os
-from collections.abc import Sequence
+import sys
+import threading
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, Protocol
 
@@ -14,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from numpy.typing import NDArray
 
 from sic_jax.training.losses import PerceptualWeights
@@ -31,6 +34,7 @@ def initialise_distributed(
     coordinator: str | None = None,
     num_processes: int | None = None,
     process_id: int | None = None,
+    timeout: float = 300.0,
 ) -> None:
     """Connect the processes of a run; to be called before anything touches a device.
 
@@ -38,16 +42,23 @@ def initialise_distributed(
     JAX_NUM_PROCESSES and JAX_PROCESS_ID) the other two are needed; without, the cluster (TPU pod,
     SLURM, Open MPI) must tell.
 
+    If the processes do not find each other within `timeout` seconds, this one says so and ends
+    with exit code 1: it waits inside JAX, which no exception reaches. A process whose partner dies
+    later is ended by JAX within two minutes.
+
     Raises:
         ValueError: If the three do not fit together.
-        RuntimeError: If there is no cluster, or the processes do not find each other.
+        RuntimeError: If there is no cluster.
     """
+    if not timeout > 0:
+        raise ValueError(f"--connect-timeout must be positive, got {timeout:g}")
     env = os.environ
     coordinator = coordinator or env.get("JAX_COORDINATOR_ADDRESS")
     if coordinator is None:
         if num_processes is not None or process_id is not None:
             raise ValueError("--num-processes and --process-id need --coordinator HOST:PORT")
-        jax.distributed.initialize()
+        with _ends_after(timeout, f"the cluster's processes are not there after {timeout:g} s"):
+            jax.distributed.initialize(initialization_timeout=_longer(timeout))
         return
     if num_processes is None and "JAX_NUM_PROCESSES" in env:
         num_processes = int(env["JAX_NUM_PROCESSES"])
@@ -59,12 +70,39 @@ def initialise_distributed(
         raise ValueError(f"--process-id must be 0 to {num_processes - 1}, got {process_id}")
     # What lets processes on CPUs talk to each other; other backends do not read it.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    jax.distributed.initialize(coordinator, num_processes, process_id)
+    all_of_them = f"{num_processes} processes with the coordinator {coordinator}"
+    with _ends_after(timeout, f"not all of the {all_of_them} are there after {timeout:g} s"):
+        jax.distributed.initialize(
+            coordinator, num_processes, process_id, initialization_timeout=_longer(timeout)
+        )
+
+
+def _longer(timeout: float) -> int:
+    """JAX's own limit: at it, the process would be aborted with pages of addresses."""
+    return int(timeout) + 60
+
+
+@contextlib.contextmanager
+def _ends_after(seconds: float, sentence: str) -> Iterator[None]:
+    """Ends the process, with a sentence, if the block takes longer."""
+
+    def end() -> None:
+        sys.stderr.write(f"train.py: error: {sentence}\n")
+        sys.stderr.flush()
+        os._exit(1)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def device_mesh() -> Mesh:
-    """All devices of all processes in a row."""
-    return Mesh(np.array(jax.devices()), (AXIS,))
+    """All devices of all processes in a row; XLA's partitioner decides how arrays are cut."""
+    return Mesh(np.array(jax.devices()), (AXIS,), axis_types=(AxisType.Auto,))
 
 
 def local_rows(batch_size: int) -> slice:
@@ -278,12 +316,14 @@ class PmapRunner:
         return np.asarray(rows).reshape(len(self._devices), -1, *rows.shape[1:])
 
     def _stack(self, tree: Any) -> Any:
-        def stack(a: NDArray[Any]) -> jax.Array:
-            copies = np.broadcast_to(a, (len(self._devices), *np.shape(a)))
-            stacked: jax.Array = jax.pmap(lambda x: x, devices=self._devices)(copies)
-            return stacked
+        """A copy of each array on each device, placed as the step's outputs are.
 
-        return jax.tree.map(stack, tree)
+        One program does it for all. Were they placed otherwise, the second step would be compiled
+        again.
+        """
+        count = len(self._devices)
+        copies = jax.tree.map(lambda a: np.broadcast_to(a, (count, *np.shape(a))), tree)
+        return jax.pmap(lambda arrays: arrays, axis_name=AXIS)(copies) if copies else copies
 
 
 def cost_of(program: Any) -> dict[str, float]:

@@ -79,11 +79,19 @@ def golden_files() -> dict[str, bytes]:
     start = b"\x00\x0d" + crc + payload
     exact = header(17, bytes(6), b"\x01\x02", 3, b"\x00")
     exact += b"\x0d" + struct.pack(">H", crc16(start)) + crc + payload
+    # Two colours and an alpha plane of 2 x 1 pixels, 255 above 64: predictor 2, then differences.
+    residuals = bytes([2, 255, (64 - 255) % 256])
+    crc = struct.pack(">H", crc16(residuals))
+    payload = stored_zlib(stored_zlib(residuals))
+    start = b"\xff\x19" + crc + payload
+    alpha = b"\x19" + struct.pack(">H", crc16(start)) + crc + payload
+    see_through = header(33, bytes(6), b"\x02\x01", 1, b"\x00") + alpha
     short = [segment(0, b"\x01", [7], b"\x80"), segment(1, b"\x02", [-7], b"\x12\x34")]
     return {
         "minimal_gray.sic": minimal + b"".join(short),
         "minimal_xmp.sic": minimal_with_metadata + b"".join(short) + b"".join(xmp),
         "exact.sic": exact,
+        "alpha.sic": see_through + b"".join(short),
         "grain.sic": grainy + b"".join(short),
         "largest_fields.sic": largest + b"".join(short),
         "three_levels.sic": rgb + b"".join(levels),

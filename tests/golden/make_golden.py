@@ -2,9 +2,10 @@
 
 python tests/golden/make_golden.py tests/golden/v2           (a tiny model; made once a version)
 python tests/golden/make_golden.py tests/golden/pyramid-1 --bundle pyramid-1   (once a bundle)
+python tests/golden/make_golden.py tests/golden/alpha --bundle tests/golden/v2/bundle --alpha
 
 A folder holds files, the picture of each without grain as PNG, and golden.json: hashes of all
-symbols, table indices, integer means, details and grain. A folder is never written again.
+symbols, table indices, integer means, details, grain and alpha. A folder is never written again.
 """
 
 import argparse
@@ -20,6 +21,7 @@ from sic_jax.codec.bundle import export_bundle
 from sic_jax.codec.codec import Codec
 from sic_jax.codec.container import unpack
 from sic_jax.codec.grain import add_grain
+from sic_jax.codec.pixels import alpha_plane
 from sic_jax.entropy.counter_noise import normal_noise
 from sic_jax.model.entropy_models.coding_pass import temperature_units
 from sic_jax.model.params import init_params
@@ -73,6 +75,9 @@ def decode(codec: Codec, data: bytes) -> dict[str, object]:
     if header.grain:
         gray = np.full((header.height, header.width, 3), 128, np.uint8)
         record["grain"] = digest(add_grain(gray, header.grain, header.seed))
+    alpha = alpha_plane(container)
+    if alpha is not None:
+        record["alpha"] = digest(alpha)
     return record
 
 
@@ -92,11 +97,25 @@ def pictures() -> dict[str, np.ndarray]:
     }
 
 
+def pictures_with_alpha() -> dict[str, np.ndarray]:
+    """A disc of a photograph with a soft edge, and gray under a ramp: predictors 1 and 3."""
+    source = pictures()
+    i, j = np.mgrid[:160, :225]
+    disc = np.clip(128 + 60 * (70 - np.hypot(i - 80, j - 110)), 0, 255)
+    i, j = np.mgrid[:97, :60]
+    ramp = (2 * i + 3 * j) % 256
+    return {
+        "disc": np.dstack([source["photo"], disc.astype(np.uint8)]),
+        "ramp": np.dstack([source["gray"], ramp.astype(np.uint8)]),
+    }
+
+
 def main() -> None:
     """Write the folder."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--bundle", help="default: a tiny random model, written into the folder")
+    parser.add_argument("--alpha", action="store_true", help="pictures with alpha")
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
     bundle = args.bundle
@@ -117,7 +136,8 @@ def main() -> None:
         export_bundle(bundle, cfg, params, card="# A tiny random model for golden files\n")
     codec = Codec.load(bundle)
     records = {}
-    for seed, (name, x) in enumerate(pictures().items()):
+    made = pictures_with_alpha() if args.alpha else pictures()
+    for seed, (name, x) in enumerate(made.items()):
         data = codec.compress(x, seed=seed + 5)
         (args.folder / f"{name}.sic").write_bytes(data)
         picture = codec.decompress(data, temperature=TEMPERATURE, level=2, grain=False)

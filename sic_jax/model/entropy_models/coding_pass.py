@@ -51,10 +51,18 @@ class CodingPass(Protocol):
             shape: (h, w), that of the latents.
         """
 
-    def run(self, hyper: Floats, level: int) -> Generator[Request, Ints, Ints]:
-        """Code the levels 1 to `level`.
+    def run(
+        self, hyper: Floats, level: int, known: int = 0, y_s: Ints | None = None
+    ) -> Generator[Request, Ints, Ints]:
+        """Code the levels `known` + 1 to `level`.
 
         Yields requests and expects the symbols of each, int32 [n], by `send`.
+
+        Args:
+            hyper: Of `hyper`.
+            level: The last level to code.
+            known: Levels that are coded already, fewer than `level`.
+            y_s: What the pass of those returned; None where `known` is 0. It stays as it is.
 
         Returns:
             y_s: int32 [h, w, C], zeros above `level`.

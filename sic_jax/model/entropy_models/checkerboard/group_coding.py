@@ -145,7 +145,9 @@ class GroupCodingPass:
         )
         return index, whole, context
 
-    def run(self, hyper: Floats, level: int) -> Generator[Request, Ints, Ints]:
+    def run(
+        self, hyper: Floats, level: int, known: int = 0, y_s: Ints | None = None
+    ) -> Generator[Request, Ints, Ints]:
         """See `CodingPass`; group by group, anchors first."""
         levels, layers = self.levels, self.layers["context"]
         shape = hyper.shape[1:3]
@@ -160,7 +162,9 @@ class GroupCodingPass:
         )
         board = np.zeros((*whole, levels.num_channels), np.int32)
         y = board[: shape[0], : shape[1]]
-        for g in range(level):
+        if y_s is not None:
+            y[:] = y_s
+        for g in range(known, level):
             count = levels.channels[g]
             channels = slice(int(starts[g]), int(starts[g + 1]))
             anchors = np.zeros((*whole, size), np.int32)

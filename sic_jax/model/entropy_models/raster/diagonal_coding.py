@@ -133,8 +133,13 @@ class DiagonalCodingPass:
         )
         return board, *table_indices(*quantise_parameters(mu, sigma, self.scales))
 
-    def run(self, hyper: Floats, level: int) -> Generator[Request, Ints, Ints]:
-        """See `CodingPass`; diagonal by diagonal, all levels at once, row by row within one."""
+    def run(
+        self, hyper: Floats, level: int, known: int = 0, y_s: Ints | None = None
+    ) -> Generator[Request, Ints, Ints]:
+        """See `CodingPass`; diagonal by diagonal, all levels at once, row by row within one.
+
+        Known levels pass by with the others, and are not asked for: what is summed stays the same.
+        """
         levels, (h, w) = self.levels, hyper.shape[1:3]
         size, order = levels.channels[0], schedule(h, w)
         step_of_size = self._step(h, w)
@@ -142,7 +147,7 @@ class DiagonalCodingPass:
         board: jax.Array = jax.device_put(
             empty_board(order, levels.num_channels), jax.devices("cpu")[0]
         )
-        y = np.zeros((h, w, levels.num_channels), np.int32)
+        y = np.zeros((h, w, levels.num_channels), np.int32) if y_s is None else y_s.copy()
         shape = (levels.num_levels, order.rows.shape[1], size)
         symbols = np.zeros(shape, np.int32)
         for step in range(order.num_steps(level)):
@@ -167,6 +172,9 @@ class DiagonalCodingPass:
                     order.columns[diagonal, :n],
                     slice(g * size, (g + 1) * size),
                 )
+                if g < known:
+                    symbols[g, :n] = y[where]
+                    continue
                 last = diagonal == len(order.counts) - 1
                 values = yield Request(
                     g + 1, indices[g, :n].ravel(), means[g, :n].ravel(), where, last
