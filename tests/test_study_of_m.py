@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sic_jax.cli import evaluate
 from sic_jax.training.gradients import make_loss
 from sic_jax.training.losses import mean_terms
 from sic_jax.training.presets import paper_loss
@@ -157,3 +159,10 @@ def test_page_and_plot_are_of_the_data() -> None:
     hint = "run: python docs/paper_figures/study_of_m.py"
     assert study_of_m.renewed(page, results.rows) == page, hint
     assert study_of_m.PLOT.read_text().endswith(study_of_m.stamp()), hint
+
+
+def test_commands_of_the_page_parse() -> None:
+    lines = study_of_m.PAGE.read_text().splitlines()
+    commands = [shlex.split(line)[2:] for line in lines if line.startswith("python eval.py ")]
+    metrics = [evaluate.parse(command).metrics for command in commands]
+    assert metrics == [["psnr", "lpips", "dists"]] * 3
