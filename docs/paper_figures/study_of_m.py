@@ -301,17 +301,23 @@ def to_table(rows: Sequence[Row]) -> str:
         "| at | M | images | decodings | loss | DISTS | LPIPS | PSNR, dB |",
         "| --- " * 8 + "|",
     ]
+
+    def summary(curve: Sequence[Row]) -> list[float]:
+        metrics = [np.mean(at_rates(curve, name, rates)) for name in ("dists", "lpips", "psnr")]
+        return [mean_loss_of(curve), *map(float, metrics)]
+
+    def add(cells: Sequence[object], values: NDArray[np.float64], sign: str = "") -> None:
+        ranges = [_range(v, n, sign) for v, n in zip(values.T, (2, 4, 4, 2), strict=True)]
+        lines.append("| " + " | ".join([*map(str, cells), *ranges]) + " |")
+
     for name, curves in comparisons(rows).items():
-        for m, seeds in curves.items():
-            values = {
-                metric: [float(np.mean(at_rates(curve, metric, rates))) for curve in seeds]
-                for metric in ("dists", "lpips", "psnr")
-            }
-            cells = [_range([mean_loss_of(curve) for curve in seeds], 2)]
-            cells += [_range(values[k], 4 if k != "psnr" else 2) for k in values]
-            first = seeds[0][0]
-            lines.append(f"| {name} | {m} | {first.images} | {first.decodings} | "
-                         f"{' | '.join(cells)} |")  # fmt: skip
+        found = {m: np.array([summary(curve) for curve in of]) for m, of in curves.items()}
+        for m, values in found.items():
+            first = curves[m][0][0]
+            add((name, m, first.images, first.decodings), values)
+        least = min(found)
+        for m in sorted(set(found) - {least}):
+            add((name, f"{m}, less that of {least}", "", ""), found[m] - found[least], "+")
     return "\n".join(lines) + "\n"
 
 
@@ -411,8 +417,8 @@ def run(data: str, images: str, steps: int, seeds: Sequence[int]) -> None:
         sys.stdout.flush()
 
 
-def _range(values: Sequence[float], decimals: int) -> str:
-    low, mean, high = (f"{f(values):.{decimals}f}" for f in (np.min, np.mean, np.max))
+def _range(values: NDArray[np.float64], decimals: int, sign: str) -> str:
+    low, mean, high = (f"{f(values):{sign}.{decimals}f}" for f in (np.min, np.mean, np.max))
     return f"{mean} ({low} to {high})"
 
 
