@@ -134,10 +134,12 @@ def test_curves_are_compared_at_equal_rates() -> None:
     )
     table = study_of_m.to_table(rows).splitlines()
     assert [line.split(" | ")[1:4] for line in table[2:]] == [
-        ["1", "60", "120"], ["5", "60", "360"], ["1", "180", "360"], ["5", "60", "360"]
+        ["1", "60", "120"], ["5", "60", "360"], ["5, less that of 1", "", ""],
+        ["1", "180", "360"], ["5", "60", "360"], ["5, less that of 1", "", ""],
     ]  # fmt: skip
     assert "3.0000 (2.5000 to 3.5000)" in table[2]
     assert "1.2500 (1.2500 to 1.2500)" in table[3]
+    assert "-1.7500 (-2.2500 to -1.2500)" in table[4]
 
 
 def test_loss_of_a_curve_by_hand() -> None:
