@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -82,17 +83,20 @@ def test_a_run_goes_on_with_other_devices(source: Images, tmp_path: Path) -> Non
     data = tmp_path / "images"
     write_images(data, source)
 
-    def run(devices: int, workdir: str, steps: int, *words: str) -> None:
-        words = (*words, "--steps", str(steps), "--save-every", str(steps))
+    def run(devices: int, workdir: Path, *words: str) -> None:
+        words = (*words, "--steps", "8", "--save-every", "4", "--keep-last", "2")
         env = environment(devices)
-        subprocess.run(command(data, tmp_path / workdir, *words), env=env, check=True)
+        subprocess.run(command(data, workdir, *words), env=env, check=True)
 
-    run(1, "whole", 8)
-    run(4, "parts", 2, "--fsdp")
-    run(1, "parts", 4)
-    run(8, "parts", 6, "--parallel", "pmap")
-    run(2, "parts", 8, "--fsdp")
-    assert losses(tmp_path / "parts") == pytest.approx(losses(tmp_path / "whole"), rel=1e-5)
+    run(4, tmp_path / "whole", "--fsdp")
+    pmap = ("--parallel", "pmap")
+    for devices, words in ((1, ()), (2, ("--fsdp",)), (8, pmap)):
+        parts = tmp_path / str(devices)
+        shutil.copytree(tmp_path / "whole", parts)
+        shutil.rmtree(parts / "checkpoints" / "8")
+        run(devices, parts, *words)
+        assert (parts / "checkpoints" / "8").is_dir()
+        assert losses(parts) == pytest.approx(losses(tmp_path / "whole"), rel=1e-5)
 
 
 def command(data: Path, workdir: Path, *words: str) -> list[str]:

@@ -267,6 +267,8 @@ def test_what_is_no_file_of_the_bundle(codec: Codec, raster: Codec) -> None:
         with pytest.raises(BitstreamError, match="the file was made with bundle"):
             decoder.feed(piece)
         assert (decoder.header, decoder.level) == (None, 0)
+    with pytest.raises(BitstreamError, match="the file was made with bundle"):
+        decoder.close()
     data = codec.compress(photo(), level=2)
     decoder = codec.decoder(max_pixels=48 * 70 - 1)
     with pytest.raises(BitstreamError, match="48 x 70 = 3360 pixels, more than max_pixels"):

@@ -148,11 +148,12 @@ class ProgressiveDecoder:
         """End the file: warn of what is missing, or refuse it, and read its metadata.
 
         Raises:
-            BitstreamError: If not even level 1 has arrived; with the option `strict`, if anything
-                is missing or the metadata are damaged.
+            BitstreamError: As `feed`, and if not even level 1 has arrived; with the option
+                `strict`, if anything is missing or the metadata are damaged.
             ValueError: If the level of the options has not arrived.
         """
         self._closed = True
+        self._accept(self._unpacker.header)  # Raises again what was wrong.
         container = self._unpacker.close(strict=self._options.strict)
         warn_of_missing(container)
         self.metadata = container.metadata
