@@ -15,7 +15,7 @@ from sic_jax.training.discriminator import DiscriminatorConfig
 from sic_jax.training.gradients import make_gradients
 from sic_jax.training.losses import mean_terms
 from sic_jax.training.presets import preset
-from sic_jax.training.state import TrainState, create_train_state, make_optimiser
+from sic_jax.training.state import TrainState, create_train_state, make_optimiser, state_shapes
 from sic_jax.training.step import NEVER, Metrics, add_metrics, make_train_step
 from sic_jax.training.train_config import TrainConfig
 
@@ -107,6 +107,7 @@ def test_adversarial_step(
     for _ in range(30):
         state, metrics = step(state, crops, jnp.arange(B), {"lpips": {}})
         losses.append({k: float(v) for k, v in mean_terms(metrics.terms).items()})
+    assert step._cache_size() == 1
     # -log 1/2 twice where D knows nothing.
     assert losses[0]["loss_d"] == pytest.approx(2 * np.log(2), abs=0.3)
     assert losses[-1]["loss_d"] < losses[0]["loss_d"] - 0.05
@@ -139,6 +140,19 @@ def test_rematerialised_transforms_are_the_same(
     assert plain.keys() == again.keys()
     for name in plain:
         np.testing.assert_allclose(again[name], plain[name], rtol=1e-3, atol=1e-4, err_msg=name)
+
+
+def test_a_step_gives_a_state_of_the_types_that_it_takes(adversarial: TrainConfig) -> None:
+    # Otherwise `jit` would compile a second program for the second step.
+    cfg = adversarial
+    state = state_shapes(cfg)
+    side = cfg.crop_size
+    images = jax.ShapeDtypeStruct((cfg.batch_size, side, side, 3), jnp.uint8)
+    rows = jax.ShapeDtypeStruct((cfg.batch_size,), jnp.int32)
+    after, _ = jax.eval_shape(make_train_step(cfg), state, images, rows, {})
+    assert jax.tree.structure(after) == jax.tree.structure(state)
+    for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(after), strict=True):
+        assert (a.shape, a.dtype, a.weak_type) == (b.shape, b.dtype, b.weak_type)
 
 
 def test_a_bad_step_changes_nothing(tiny_run: TrainConfig, params: Arrays) -> None:

@@ -260,6 +260,6 @@ class _Parameters(nn.Module):
         kernel = self.param("kernel", normal, spec.shape)
 
         def initial_bias(_: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-            return jnp.broadcast_to(jnp.asarray(0.0 if spec.bias is None else spec.bias), shape)
+            return jnp.broadcast_to(jnp.float32(0 if spec.bias is None else spec.bias), shape)
 
         return quantise(kernel, self.param("bias", initial_bias, spec.bias_shape), spec)
