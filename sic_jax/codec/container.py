@@ -198,7 +198,10 @@ def pack(
         ValueError: The segments do not fit the header.
     """
     if header.alpha != (alpha is not None):
-        raise ValueError(f"the header says alpha = {header.alpha}, and alpha is {alpha}")
+        there = "no" if alpha is None else "an"
+        raise ValueError(
+            f"the header says alpha = {header.alpha}, and {there} alpha segment is given"
+        )
     if len(segments) != header.num_segments:
         what = "an exact picture" if header.exact else f"num_levels = {header.num_levels}"
         raise ValueError(f"{what} needs {header.num_segments} segments, got {len(segments)}")
