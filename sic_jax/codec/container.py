@@ -167,7 +167,8 @@ def symbols_checksum(data: BytesLike) -> int:
     """CRC-16 of the symbols of one segment.
 
     Args:
-        data: The symbols as little-endian int32, in coding order.
+        data: The symbols as little-endian int32, in coding order; of an exact picture or of alpha
+            what its zlib stream holds.
 
     Returns:
         The checksum for `Segment.symbols_crc`, 0 to 65535.
