@@ -99,7 +99,10 @@ class SicImageFile(ImageFile.ImageFile):
         return super().load()
 
     def load_seek(self, pos: int) -> None:
-        """Nothing to seek: the decoded samples are read from their start."""
+        """Nothing: the decoded samples are at their start.
+
+        Where this is defined, Pillow does not map the file, which holds no samples.
+        """
 
 
 def _accept(prefix: bytes) -> bool:

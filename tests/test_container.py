@@ -225,9 +225,13 @@ def test_golden_alpha() -> None:
     assert unpack(data, strict=True) == Container(SEE_THROUGH, SHORT, alpha=ALPHA)
     assert alpha_plane(unpack(data)).tolist() == [[255], [64]]
     assert truncate(data, 1) == data
-    with pytest.raises(ValueError, match="the header says alpha = True, and alpha is None"):
+    with pytest.raises(
+        ValueError, match="the header says alpha = True, and no alpha segment is given"
+    ):
         pack(SEE_THROUGH, SHORT)
-    with pytest.raises(ValueError, match="the header says alpha = False, and alpha is Segment"):
+    with pytest.raises(
+        ValueError, match="the header says alpha = False, and an alpha segment is given"
+    ):
         pack(MINIMAL, SHORT, alpha=ALPHA)
 
 

@@ -213,8 +213,9 @@ def test_every_cut_is_a_lower_level_or_an_error(codec: Codec) -> None:
         text = f"the file is truncated: {level} of 3 levels are whole"
         if level == LEVELS:
             text = "the file's metadata are damaged and were dropped"
-        with pytest.warns(UserWarning, match=text):
+        with pytest.warns(UserWarning, match=text) as caught:
             found = codec.decompress(data[:size])
+        assert [w.filename for w in caught] == [__file__]
         np.testing.assert_array_equal(found, expected[level - 1])
         with pytest.warns(UserWarning, match=text) as caught:
             decoder.close()
@@ -287,6 +288,7 @@ def test_options(codec: Codec) -> None:
     assert [decoder.level for _ in feed(decoder, data)] == [1, 2]
     assert (decoder.num_levels, decoder.complete) == (2, True)
     expected = codec.decompress(data, level=2, seed=5, temperature=1.0, grain=False)
+    assert expected.flags.c_contiguous
     np.testing.assert_array_equal(decoder.picture(), expected)
     decoder.close()
     with pytest.raises(ValueError, match="the decoder is closed: no bytes can follow"):
@@ -329,6 +331,9 @@ def test_a_picture_that_is_stored_exactly_comes_with_its_last_byte(codec: Codec)
         decoder = codec.decoder()
         assert list(feed(decoder, data)) == [len(data)]
         assert (decoder.level, decoder.complete) == (2, True)
+        picture = decoder.picture()
+        np.testing.assert_array_equal(picture, image)
+        picture[:] = 1  # It belongs to the caller.
         np.testing.assert_array_equal(decoder.picture(), image)
         decoder.close()
     decoder = codec.decoder()

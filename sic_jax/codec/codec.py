@@ -25,6 +25,7 @@ from sic_jax.codec.pixels import (
     PictureLike,
     Pixels,
     alpha_segment,
+    as_array,
     check_image,
     exact_segment,
     pad,
@@ -188,6 +189,7 @@ class Codec:
         check_process()
         options = with_changes(options, changes)
         level = self._level_to_encode(options)
+        image = as_array(image)
         colours, plane = split_alpha(image)
         alpha = None if plane is None else alpha_segment(plane)
         height, width = colours.shape[:2]
@@ -278,8 +280,7 @@ class Codec:
             TypeError: If the options have no such field.
             ValueError: If a field is out of range, or the file does not hold the level.
         """
-        picture: Pixels = self.decompress_samples(data, options, num_samples=1, **changes)[0]
-        return picture
+        return self._decoder_of(data, options, changes).picture()
 
     def decompress_samples(
         self,
@@ -299,9 +300,7 @@ class Codec:
         """
         if num_samples < 1:
             raise ValueError(f"num_samples must be at least 1, got {num_samples}")
-        decoder = self.decoder(options, **changes)
-        decoder.feed(data)
-        decoder.close()
+        decoder = self._decoder_of(data, options, changes)
         return np.stack([decoder.picture(member=member) for member in range(num_samples)])
 
     def decoder(
@@ -321,6 +320,15 @@ class Codec:
         return ProgressiveDecoder(
             self.bundle, self._networks, self._pass, self._symbols, with_changes(options, changes)
         )
+
+    def _decoder_of(
+        self, data: bytes, options: DecodeOptions, changes: dict[str, Any]
+    ) -> ProgressiveDecoder:
+        """A decoder that was fed a whole file; warnings are in the name of the caller's caller."""
+        decoder = self.decoder(options, **changes)
+        decoder.feed(data)
+        decoder.close(stacklevel=4)
+        return decoder
 
     def decode_latents(self, container: Container, *, level: int | None = None) -> Latents:
         """The integers of an unpacked file, each level checked against its checksum.

@@ -167,7 +167,8 @@ def symbols_checksum(data: BytesLike) -> int:
     """CRC-16 of the symbols of one segment.
 
     Args:
-        data: The symbols as little-endian int32, in coding order.
+        data: The symbols as little-endian int32, in coding order; of an exact picture or of alpha
+            what its zlib stream holds.
 
     Returns:
         The checksum for `Segment.symbols_crc`, 0 to 65535.
@@ -198,7 +199,10 @@ def pack(
         ValueError: The segments do not fit the header.
     """
     if header.alpha != (alpha is not None):
-        raise ValueError(f"the header says alpha = {header.alpha}, and alpha is {alpha}")
+        there = "no" if alpha is None else "an"
+        raise ValueError(
+            f"the header says alpha = {header.alpha}, and {there} alpha segment is given"
+        )
     if len(segments) != header.num_segments:
         what = "an exact picture" if header.exact else f"num_levels = {header.num_levels}"
         raise ValueError(f"{what} needs {header.num_segments} segments, got {len(segments)}")

@@ -138,7 +138,7 @@ def exact_pixels(container: Container) -> Pixels:
     shape = (header.height, header.width, 1 if header.mode == "gray" else 3)
     samples = _samples("the picture", segment.payload, shape[0] * shape[1] * shape[2], segment)
     picture = np.frombuffer(samples, np.uint8).reshape(shape)
-    return np.repeat(picture, 3, axis=2) if shape[2] == 1 else picture
+    return np.repeat(picture, 3, axis=2) if shape[2] == 1 else picture.copy()  # To write to.
 
 
 def alpha_segment(alpha: Pixels) -> Segment:

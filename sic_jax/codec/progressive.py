@@ -137,15 +137,18 @@ class ProgressiveDecoder:
             noise = self._pass.noise(seed, y_s.shape)
             y_hat = self._pass.complete(y_s, hyper, level, noise, self._temperature)
             x_hat = self._networks.synthesise(np.asarray(y_hat)[0], level)
-            x_hat = x_hat[: header.height, : header.width]
+            x_hat = np.ascontiguousarray(x_hat[: header.height, : header.width])
         if self._options.grain:
             x_hat = add_grain(x_hat, header.grain, seed)
         if self._alpha is None:
             self._alpha = alpha_plane(self._container(header))
         return join_alpha(x_hat if header.mode == "rgb" else to_gray(x_hat), self._alpha)
 
-    def close(self) -> None:
+    def close(self, *, stacklevel: int = 2) -> None:
         """End the file: warn of what is missing, or refuse it, and read its metadata.
+
+        Args:
+            stacklevel: Of the warning, as that of `warnings.warn` would be here: 2 is the caller.
 
         Raises:
             BitstreamError: As `feed`, and if not even level 1 has arrived; with the option
@@ -155,7 +158,7 @@ class ProgressiveDecoder:
         self._closed = True
         self._accept(self._unpacker.header)  # Raises again what was wrong.
         container = self._unpacker.close(strict=self._options.strict)
-        warn_of_missing(container)
+        warn_of_missing(container, stacklevel=stacklevel + 1)
         self.metadata = container.metadata
         if self._options.level is not None:
             check_level(self._options.level, container.level)
@@ -202,13 +205,13 @@ def check_bundle(header: Header, bundle: Bundle) -> None:
         )
 
 
-def warn_of_missing(container: Container) -> None:
-    """Warns of what a file lacks, in the name of who called the caller."""
+def warn_of_missing(container: Container, *, stacklevel: int = 3) -> None:
+    """Warns of what a file lacks, by default in the name of who called the caller."""
     if container.truncated:
         warnings.warn(
             f"the file is truncated: {container.level} of {container.header.num_levels} levels "
             "are whole",
-            stacklevel=3,
+            stacklevel=stacklevel,
         )
     elif container.metadata_damaged:
-        warnings.warn("the file's metadata are damaged and were dropped", stacklevel=3)
+        warnings.warn("the file's metadata are damaged and were dropped", stacklevel=stacklevel)
