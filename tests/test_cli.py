@@ -166,10 +166,16 @@ def test_background(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("compress", "a.png", "--background", "#010203") == 0
     assert run("decompress", "a.sic", "b.png") == 0
     assert (get("b.png") == (1, 2, 3)).all()
-    assert run("compress", "a.png", "--background", "nonsense", "--force") == 1
-    error = capsys.readouterr().err
-    assert error.startswith("sic: error: a.png: background must be a colour name")
-    assert error.count("\n") == 1
+    # Also where no picture is transparent, and before any is looked at.
+    put("opaque.png")
+    for colour in ("nonsense", "#01020380"):
+        argv = ["compress", "a.png", "opaque.png", "missing.png", "-o", "new/"]
+        for more in ([], ["-n"]):
+            assert run(*argv, "--background", colour, *more) == 2
+            assert capsys.readouterr().err == (
+                "sic: error: background must be a colour name or #rrggbb, without transparency, "
+                f"got {colour!r}\n"
+            )
 
 
 def test_alpha_is_kept(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -197,16 +203,19 @@ def test_alpha_is_kept(folder: Path, capsys: pytest.CaptureFixture[str]) -> None
 def test_frame(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     frames = [Image.fromarray(pixels(seed=i)) for i in range(3)]
     frames[0].save("a.png", save_all=True, append_images=frames[1:])
-    assert run("compress", "a.png") == 1
-    assert capsys.readouterr().err == (
-        "sic: error: a.png: holds 3 frames, of which a sic file holds one; choose it with "
-        "--frame N, 0 to 2 (frame= in Python)\n"
-    )
+    for argv in (["a.png"], ["a.png", "--dry-run"]):
+        assert run("compress", *argv) == 1
+        assert capsys.readouterr().err == (
+            "sic: error: a.png: holds 3 frames, of which a sic file holds one; choose it with "
+            "--frame N, 0 to 2 (frame= in Python)\n"
+        )
     assert run("compress", "a.png", "--frame", "1") == 0
     assert capsys.readouterr().err == "sic: warning: a.png: not kept: 2 further pictures\n"
     assert Path("a.sic").read_bytes() == FakeCodec().compress(pixels(seed=1))
-    assert run("compress", "a.png", "b.sic", "--frame", "3") == 1
-    assert capsys.readouterr().err == "sic: error: a.png: frame must be 0 to 2, got 3\n"
+    for dry in ([], ["--dry-run"]):
+        assert run("compress", "a.png", "b.sic", "--frame", "3", *dry) == 1
+        assert capsys.readouterr().err == "sic: error: a.png: frame must be 0 to 2, got 3\n"
+    assert run("compress", "a.png", "b.sic", "--frame", "2", "--dry-run") == 0
     assert run("compress", "a.png", "b.sic", "--frame", "-1") == 2
     assert files(folder) == ["a.png", "a.sic"]
 
