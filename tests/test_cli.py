@@ -405,6 +405,11 @@ def test_derived_names_do_not_overwrite(folder: Path, capsys: pytest.CaptureFixt
         (["decompress", "a.sic", "--grain"], "unrecognized arguments: --grain"),
         (["compress", "in/a.png", "--coder", "zip"], "invalid choice: 'zip'"),
         (["info"], "info takes either FILE or --bundle B"),
+        (["info", ""], "the name of a file is empty"),
+        (["truncate", "", "b.sic", "--level", "1"], "the name of a file is empty"),
+        (["compress", ""], "the name of a file is empty"),
+        (["compress", "in/a.png", ""], "the name of a file is empty"),
+        (["decompress", "", "-o", "b.png"], "the name of a file is empty"),
         (["info", "a.sic", "--bundle", "default"], "info takes either FILE or --bundle B"),
         (["bundle"], "required: COMMAND"),
         (["bundle", "explode"], "invalid choice: 'explode'"),
@@ -820,6 +825,20 @@ def test_a_process_without_stderr(tmp_path: Path) -> None:
     )
     assert (done.returncode, done.stdout) == (0, "done\n")
     assert (tmp_path / "a").read_bytes() == b"kept"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs a shell that closes stdout")
+def test_a_process_without_stdout(folder: Path) -> None:
+    whole = put_sic("a.sic")
+    argv = [sys.executable, "-m", "sic_jax.cli.main", "truncate", "a.sic", "--level", "1", "-o"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    shell = ["sh", "-c", 'exec "$@" >&-', "sh", *argv]
+    done = subprocess.run([*shell, "b.sic"], stderr=-1, text=True, env=environment)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert Path("b.sic").read_bytes() == container.truncate(whole, 1)
+    done = subprocess.run([*shell, "-"], stderr=-1, text=True, env=environment)
+    expected = (2, "sic: error: stdout is closed, so OUT cannot be -\n")
+    assert (done.returncode, done.stderr) == expected
 
 
 def test_progress_only_on_a_terminal(
