@@ -359,6 +359,16 @@ def test_skip_existing(folder: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert Path("in/a.sic").stat().st_mtime_ns == before
     assert run("compress", "in", "--skip-existing") == 0
     assert capsys.readouterr() == ("", "sic: 2 skipped\n")
+    # Also where OUT has a name.
+    for name in (["in/a.sic"], ["-o", "in/a.sic"]):
+        assert run("compress", "in/b.png", *name, "--skip-existing", "-v") == 0
+        assert capsys.readouterr() == (
+            "in/b.png: skipped, in/a.sic is there\n", "sic: 1 skipped\n"
+        )  # fmt: skip
+    assert Path("in/a.sic").stat().st_mtime_ns == before
+    assert run("compress", "in/b.png", "c.sic", "--skip-existing") == 0
+    assert Path("c.sic").read_bytes() == FakeCodec().compress(pixels())
+    capsys.readouterr()
     # With samples, all of them must be there.
     assert run("decompress", "in/a.sic", "--samples", "2") == 0
     Path("in/a_1.png").unlink()
