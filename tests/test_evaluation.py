@@ -633,7 +633,7 @@ def test_a_run_that_cannot_begin_is_one_line_and_exit_code_1(arguments, message,
 
 
 def test_an_interrupted_run_says_so(two, tmp_path, monkeypatch):
-    def interrupt(*_):
+    def interrupt(*_: object, **__: object):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("sic_jax.evaluation.run.read_image", interrupt)

@@ -613,3 +613,34 @@ def test_in_memory_encoding_is_a_png() -> None:
     with Image.open(io.BytesIO(image_io.encode_image(pixels))) as image:
         assert image.format == "PNG"
         np.testing.assert_array_equal(np.asarray(image), pixels)
+
+
+def test_gif_pictures_that_leave_a_part_open() -> None:
+    # A picture of 1 x 1 at (1, 0) on a screen of 3 x 2: browsers show the rest transparent.
+    screen = b"GIF89a" + struct.pack("<HHBBB", 3, 2, 0x80, 0, 0) + bytes([9, 8, 7, 200, 100, 50])
+    frame = b"," + struct.pack("<4HB", 1, 0, 1, 1, 0) + bytes([2, 2, 0x4C, 0x01, 0]) + b";"
+    got = read_image(screen + frame, background="#010203")
+    expected = np.full((2, 3, 3), (1, 2, 3))
+    expected[0, 1] = (200, 100, 50)
+    assert got.pixels.tolist() == expected.tolist()
+    # A later frame holds what changes; it hides nothing of the frame before.
+    first, second = (Image.fromarray(np.full((4, 4, 3), 200, np.uint8)) for _ in range(2))
+    second.putpixel((1, 2), (10, 20, 30))
+    buffer = io.BytesIO()
+    first.save(buffer, "GIF", save_all=True, append_images=[second])
+    got = read_image(buffer.getvalue(), frame=1)
+    np.testing.assert_array_equal(got.pixels, np.asarray(second))
+
+
+@pytest.mark.parametrize(
+    ("head", "kind"),
+    [
+        (b"\x89PNG\r\n\x1a\n", "PNG"),
+        (b"\xff\xd8\xff\xe0", "JPEG"),
+        (b"GIF89a", "GIF"),
+        (b"\0\0\0\x1cftypavif\0\0\0\0", "AVIF"),
+    ],
+)
+def test_a_known_format_that_cannot_be_opened(head: bytes, kind: str) -> None:
+    with pytest.raises(ValueError, match=f"^image data: the {kind} picture is damaged, or of a"):
+        read_image(head)

@@ -119,9 +119,9 @@ def test_wide_colours_become_srgb(chunks: dict[str, bytes], exponent: float | No
 
 
 def test_bt709_of_another_white() -> None:
-    # Illuminant C, BT.709 transfer by hand: 0.5 is 0.2597 of the light.
+    # Displays of BT.709 have the exponent 2.4 (ITU-R BT.1886). Then illuminant C.
     got = read_image(rgb8([(128, 128, 128)], cICP=bytes([1, 1, 0, 1])))
-    light = ((128 / 255 + 0.099) / 1.099) ** (1 / 0.45)
+    light = (128 / 255) ** 2.4
     assert got.pixels[0, 0].tolist() == [to_srgb(np.array(light))] * 3
     white_c = (31006, 31616, *SRGB[2:])
     got = read_image(rgb8([(255, 255, 255)], gAMA=u32(45455), cHRM=u32(*white_c)))
@@ -133,7 +133,7 @@ def test_bt709_of_another_white() -> None:
     [
         (bytes([9, 16, 0, 1]), r"an HDR picture \(PQ\), whose brightness 8-bit sRGB does not hold"),
         (bytes([9, 18, 0, 1]), r"an HDR picture \(HLG\)"),
-        (bytes([200, 13, 0, 1]), "the colours of its chunk cICP are not known: 200, 13, 0, 1"),
+        (bytes([200, 13, 0, 1]), "the colours are not known: primaries 200, transfer 13"),
         (bytes([1, 13, 1, 1]), "chunk cICP are not known: 1, 13, 1, 1"),
         (bytes([1, 13, 0, 0]), "chunk cICP are not known: 1, 13, 0, 0"),
     ],
@@ -203,3 +203,39 @@ def test_transparent_grays_of_any_depth(bits: int, row: int, values: list[int]) 
 def test_a_transparent_colour_of_8_bits_counts_low_bits() -> None:
     data = rgb8([(1, 2, 3), (4, 5, 6)], tRNS=struct.pack(">3H", 0x104, 0x205, 6))
     assert read_image(data, background="white").pixels[0].tolist() == [[1, 2, 3], [255, 255, 255]]
+
+
+def test_damage_beside_the_picture_costs_a_warning() -> None:
+    text = chunk(b"tEXt", b"Title\0Sea")
+    whole = rgb8(PIXELS, gAMA=u32(50_000), cHRM=u32(*P3), tEXt=b"Title\0Sea")
+    expected = read_image(whole)
+    assert expected.dropped == ("PNG text (Title)",)
+    short = chunk(b"pHYs", b"\0")
+    for kind, damaged in (
+        ("tEXt", whole.replace(text, text[:-1] + b"?")),  # A checksum.
+        ("pHYs", whole.replace(text, short)),
+        ("pHYs", whole.replace(text, b"")[:-12] + short + whole[-12:]),  # Behind the picture.
+    ):
+        with pytest.warns(UserWarning, match=f"^image data: damaged and left out: {kind}$"):
+            got = read_image(damaged)
+        np.testing.assert_array_equal(got.pixels, expected.pixels)
+        assert got.dropped == ()
+    # A compression method that there is not.
+    with pytest.warns(UserWarning, match="damaged and left out: iCCP"):
+        got = read_image(rgb8(PIXELS, iCCP=b"name\0\1"))
+    assert got.pixels[0].tolist() == [list(p) for p in PIXELS]
+
+
+def test_damaged_colours_are_not_applied() -> None:
+    gamma = chunk(b"gAMA", u32(100_000))
+    data = rgb8(PIXELS, gAMA=u32(100_000)).replace(gamma, gamma[:-1] + b"?")
+    with pytest.warns(UserWarning, match="damaged and left out: gAMA"):
+        assert read_image(data).pixels[0].tolist() == [list(p) for p in PIXELS]
+
+
+@pytest.mark.parametrize("at", [29, -20])
+def test_damage_of_the_picture_is_refused(at: int) -> None:
+    data = bytearray(rgb8(PIXELS, pHYs=b"\0"))
+    data[at] ^= 1  # The checksum of IHDR, that of the samples.
+    with pytest.raises(ValueError, match="damaged"):
+        read_image(bytes(data))

@@ -1,15 +1,16 @@
-"""What README.md says is true: its programs run, its command lines parse, its paths exist."""
+"""README.md is short, its programs run, its paths exist.
+
+tests/test_docs.py parses its command lines.
+"""
 
 import re
-import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image, PngImagePlugin
 
-from sic_jax.cli import demo, evaluate, main, train
-from sic_jax.data import pack
+from sic_jax.cli import demo, main
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -23,7 +24,7 @@ COMMANDS = [line for block in blocks("sh") for line in block.splitlines()]
 
 
 def test_is_short() -> None:
-    assert README.count("\n") < 300
+    assert README.count("\n") <= 150
 
 
 def test_python_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,35 +63,6 @@ def test_has_a_line_of_every_command() -> None:
     starts = {" ".join(line.split()[:2]) for line in COMMANDS}
     sic = {f"sic {name}" for name in ("compress", "decompress", "truncate", "info", "bundle")}
     assert starts >= sic | {"make demo", "make test", "python train.py", "python eval.py"}
-
-
-@pytest.mark.parametrize("line", COMMANDS)
-def test_command_line_parses(line: str) -> None:
-    program, *arguments = shlex.split(line)
-    if program == "python":
-        program, *arguments = arguments
-    if program == "sic":
-        assert callable(main.parse(arguments).run)
-    elif program == "train.py":
-        config, args = train.parse(arguments)
-        assert args.preset == arguments[0]
-        assert config.steps > 0
-    elif program == "-m":
-        assert arguments.pop(0) == "sic_jax.data.pack"
-        assert pack.parse(arguments).splits == {"train": "photos/"}
-    elif program == "eval.py":
-        assert evaluate.parse(arguments).levels == [1, 2, 4, 6, 8, 10, 12, 16]
-    elif program == "make":
-        makefile = (ROOT / "Makefile").read_text()
-        assert re.search(rf"^{arguments[0]}:", makefile, re.MULTILINE)
-    elif program == "pip":
-        package = arguments[-1]
-        extra = re.fullmatch(r"\.(?:\[(\w+)\])?", package)
-        assert extra is not None
-        pyproject = (ROOT / "pyproject.toml").read_text()
-        assert extra[1] is None or f"\n{extra[1]} = [" in pyproject
-    else:
-        pytest.fail(f"README.md has a command that no test knows: {line}")
 
 
 def test_links_lead_somewhere() -> None:

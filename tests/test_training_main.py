@@ -71,8 +71,8 @@ def test_help_explains_every_flag(argv: list[str], capsys: pytest.CaptureFixture
         for flag in group.flags:
             assert flag.help, f"{flag.field} has no docstring"
             assert f" {flag.option} " in shown
-    assert f"Images a step, over all devices of all hosts. (default: {cfg.batch_size})" in shown
-    assert "`skip` counts it and goes on. (default: stop)" in shown
+    assert f"Images per step, over all devices of all hosts. (default: {cfg.batch_size})" in shown
+    assert "`skip` counts the step and goes on. (default: stop)" in shown
 
 
 def test_fields_that_may_change_when_a_run_is_resumed(tiny_run: TrainConfig) -> None:
@@ -150,7 +150,7 @@ def test_presets_are_lab_notes(name: str) -> None:
     assert notes is not None
     for part in ("Source: ", f"Command: python train.py {name} --data", "Hardware"):
         assert part in notes
-    words = notes[notes.index("train.py") :].split("    Hardware")[0].split()
+    words = notes[notes.index("train.py") :].split("    - Hardware")[0].split()
     assert parse(words[1:])[0] == cfg
 
 

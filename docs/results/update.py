@@ -48,7 +48,11 @@ from sic_jax.metrics.table import METRICS
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-PLOTS = {"docs/kodak_lpips.svg": ("kodak-default", "lpips")}
+PLOTS = {
+    "docs/kodak_lpips.svg": ("kodak-default", "lpips"),
+    "docs/paper_figures/kodak_dists.svg": ("kodak-default", "dists"),
+    "docs/paper_figures/kodak_psnr.svg": ("kodak-default", "psnr"),
+}
 """Of each plot the file of results and the metric."""
 _FIRST = ("codec", "setting", "num_images", "bpp", "bpp_est")
 _SIZE = "size: "

@@ -39,15 +39,20 @@ def read_params(path: str | Path, cfg: ModelConfig) -> Params:
     return unflatten_params(leaves)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Write the bundle; errors are one line and exit code 1."""
+def make_parser() -> argparse.ArgumentParser:
+    """The command line's parser."""
     parser = argparse.ArgumentParser(prog="python -m sic_jax.cli.export", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("preset", choices=PRESETS)
     parser.add_argument("params", help="parameters by path, .npz")
     parser.add_argument("bundle", help="folder that receives the bundle")
     parser.add_argument("--card", help="model card, Markdown")
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Write the bundle; errors are one line and exit code 1."""
+    args = make_parser().parse_args(argv)
     try:
         cfg = preset(args.preset).model
         params = read_params(args.params, cfg)

@@ -158,18 +158,21 @@ def _check_seed(seed: int) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class LatentLossConfig:
-    """What latent optimisation (`sic_jax.codec.latent_optimisation`) minimises at level l.
+    """Loss of latent optimisation (`sic_jax.codec.latent_optimisation`).
 
-    Images are in [0, 1].
+    At level l, with images in [0, 1], it is
 
         bpp + lmbda_dist(l) MSE + lmbda_perc(l) (LPIPS + dists_weight DISTS)
 
-    The pairs are the weights of the first and the last level; they are geometric in between.
+    A pair holds the weights of the first and the last level; they are geometric in between.
     """
 
     lmbda_dist: tuple[float, float] = (40.0, 1200.0)
+    """Weight of the mean squared error at the first and the last level."""
     lmbda_perc: tuple[float, float] = (0.45, 2.8)
+    """Weight of LPIPS at the first and the last level."""
     dists_weight: float = 1.0
+    """Weight of DISTS relative to LPIPS."""
 
     def __post_init__(self) -> None:
         """Check the fields."""

@@ -24,15 +24,16 @@ class DataConfig:
     """How crops are made of training images, and how they are read ahead."""
 
     flip: bool = True
-    """Exchange left and right of every second crop, at random."""
+    """Mirror crops left to right, with probability 1/2."""
     transpose: float = 0.25
-    """Probability with which the rows and columns of a crop are exchanged."""
+    """Probability that the rows and columns of a crop are exchanged."""
     scale_jitter: float = 0.0
-    """s: crops are scaled by a factor drawn from [1 - s, 1], log-uniform; never below crop_size."""
+    """Strength s of random scaling: images are scaled by a factor from [1 - s, 1], log-uniform, and
+    never become smaller than the crop."""
     workers: int = may_change(0, on="resume")
-    """Processes that read images ahead; 0: threads of this process, as many as it has cores."""
+    """Processes that read images ahead. 0: threads, one per core."""
     prefetch: int = may_change(8, on="resume")
-    """Batches read ahead, by each worker process; also the most threads without them."""
+    """Batches that each worker process reads ahead. Without worker processes: the most threads."""
 
     def __post_init__(self) -> None:
         """Check the fields."""

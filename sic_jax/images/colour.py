@@ -8,9 +8,10 @@ from __future__ import annotations
 import contextlib
 import io
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sic_jax.images.embedded import turn_upright
+from sic_jax.images.heif import colours_of_heif
 from sic_jax.images.png import colours_of, to_srgb, with_exact_transparency
 
 if TYPE_CHECKING:
@@ -26,8 +27,18 @@ def load_upright(image: Image.Image, data: bytes) -> Image.Image:
         image: Of `PIL.Image.open`.
         data: Bytes of the file.
     """
+    from PIL import Image
+
     image = with_exact_transparency(image, data)
+    tile: Any = getattr(image, "tile", None)
+    first_of_gif = image.format == "GIF" and tile and image.tell() == 0
+    covered = tile[0][1] if first_of_gif else None
     turn_upright(image)
+    if covered not in (None, (0, 0, *image.size)) and not image.has_transparency_data:
+        # Pillow fills the rest of a GIF picture with a colour; browsers leave it transparent.
+        alpha = Image.new("L", image.size)
+        alpha.paste(255, covered)
+        image.putalpha(alpha)
     return image
 
 
@@ -46,7 +57,7 @@ def in_8_bits(
     profile = image.info.get("icc_profile")
     image, alpha = split_alpha(image)
     image, profile = to_gray_or_rgb(name, image, profile)
-    colours = colours_of(name, data)
+    colours = colours_of(name, data) or colours_of_heif(name, data)
     if colours is not None:
         image, profile = to_srgb(image, colours), None
     if alpha is None or alpha.getextrema() == (255, 255):

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 from sic_jax.files import write_atomic
 from sic_jax.images.colour import flatten, in_8_bits, is_srgb, load_upright, match_profile
 from sic_jax.images.embedded import embedded, save_options
+from sic_jax.images.png import without_damaged_chunks
 from sic_jax.metadata import Metadata
 
 if TYPE_CHECKING:
@@ -80,6 +81,7 @@ _SAVE_OPTIONS: dict[str, dict[str, object]] = {
 _WITH_ALPHA = ("AVIF", "JXL", "PNG", "TIFF", "WEBP")
 # What Pillow says of pictures that are whole, but of a kind that it, or this build of it, lacks.
 _UNSUPPORTED = re.compile(r"unsupported|not supported|unimplemented|not available", re.IGNORECASE)
+_KNOWN_HEADS = {b"\x89PNG\r\n": "PNG", b"\xff\xd8\xff": "JPEG", b"GIF8": "GIF"}
 _pillow_limit_lock = threading.Lock()
 
 
@@ -114,8 +116,9 @@ def read_image(
     The EXIF orientation is applied. Palettes become RGB. 16-bit gray is rounded (v / 257); 16-bit
     RGB, and alpha of 16 bits, come from Pillow as their upper 8 bits. CMYK is converted to sRGB
     through its embedded profile, without one by Pillow's plain formula. Colours that a PNG file
-    describes by `gAMA`, `cHRM` or `cICP` are converted to sRGB. A transparent colour and palettes
-    with transparency become alpha. An opaque alpha channel is dropped.
+    describes by `gAMA`, `cHRM` or `cICP`, or an AVIF or HEIC file by `nclx`, are converted to sRGB.
+    A transparent colour and palettes with transparency become alpha. An opaque alpha channel is
+    dropped.
 
     Args:
         path_or_bytes: A file, or the bytes of one.
@@ -201,6 +204,11 @@ def _no_picture(head: bytes) -> str:
     elif head.startswith(b"\xff\x0a") or head[4:8] == b"JXL ":
         kind, module, package = "JPEG XL", "pillow_jxl", "pillow-jxl-plugin"
     else:
+        known = [kind for start, kind in _KNOWN_HEADS.items() if head.startswith(start)]
+        if head[4:12] in (b"ftypavif", b"ftypavis"):
+            known = ["AVIF"]
+        if known:
+            return f"the {known[0]} picture is damaged, or of a kind that Pillow does not read"
         return "not a picture in a format that Pillow reads"
     if importlib.util.find_spec(module) is None:
         return f"a {kind} picture needs the package {package} (pip install {package})"
@@ -307,12 +315,28 @@ def _pillow_limit() -> Iterator[None]:
 
 
 def _decode(name: str, data: bytes, frame: int | None) -> Image.Image:
-    """Decodes a frame, or the only one, and turns it upright."""
-    from PIL import Image, UnidentifiedImageError
+    """Decodes a frame, or the only one, and turns it upright.
 
+    Damage beside the picture costs a warning.
+    """
     if not data:
         raise ValueError(f"{name}: the file is empty")
     _add_formats()
+    try:
+        return _decode_as_it_is(name, data, frame)
+    except ValueError:
+        data, damaged = without_damaged_chunks(data)
+        if not damaged:
+            raise
+    image = _decode_as_it_is(name, data, frame)
+    kinds = ", ".join(dict.fromkeys(damaged))
+    warnings.warn(f"{name}: damaged and left out: {kinds}", stacklevel=3)
+    return image
+
+
+def _decode_as_it_is(name: str, data: bytes, frame: int | None) -> Image.Image:
+    from PIL import Image, UnidentifiedImageError
+
     try:
         with _pillow_limit():
             image: Image.Image = Image.open(io.BytesIO(data))

@@ -13,7 +13,8 @@ from __future__ import annotations
 import io
 import struct
 import warnings
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ _SAME_GAMMA = 0.05
 _SRGB = (0.3127, 0.3290, 0.64, 0.33, 0.30, 0.60, 0.15, 0.06)
 _PRIMARIES = {
     1: _SRGB,
+    2: _SRGB,  # Unspecified.
     5: (0.3127, 0.3290, 0.64, 0.33, 0.29, 0.60, 0.15, 0.06),
     6: (0.3127, 0.3290, 0.630, 0.340, 0.310, 0.595, 0.155, 0.070),
     9: (0.3127, 0.3290, 0.708, 0.292, 0.170, 0.797, 0.131, 0.046),
@@ -37,6 +39,10 @@ _PRIMARIES = {
     12: (0.3127, 0.3290, 0.680, 0.320, 0.265, 0.690, 0.150, 0.060),
 }
 _HDR = {16: "PQ", 18: "HLG"}
+_BT709 = (1, 6, 14, 15)
+"""Codes of one curve under the names of several standards."""
+_MAX_CHECKED = 1000
+_ANIMATION = (b"acTL", b"fcTL", b"fdAT")
 
 
 class Colours(NamedTuple):
@@ -110,7 +116,15 @@ def colours_of(name: str, data: bytes) -> Colours | None:
     """
     chunks = _chunks_before_picture(data)
     if b"cICP" in chunks:
-        return _of_code_points(name, chunks[b"cICP"])
+        chunk = chunks[b"cICP"]
+        if len(chunk) != 4:
+            return None
+        if chunk[2:] != b"\0\1":  # Of RGB and of its full range.
+            raise ValueError(
+                f"{name}: the colours of its chunk cICP are not known: {', '.join(map(str, chunk))}"
+            )
+        # Displays show BT.709 by the curve of BT.1886, not by the inverse of the camera's.
+        return of_code_points(name, chunk[0], chunk[1], bt709=_power(2.4))
     if chunks.keys() & {b"iCCP", b"sRGB"} or len(chunks.get(b"gAMA", b"")) != 4:
         return None  # Without gAMA there is no telling what cHRM is about.
     gamma = struct.unpack(">I", chunks[b"gAMA"])[0] / 100_000
@@ -126,7 +140,7 @@ def colours_of(name: str, data: bytes) -> Colours | None:
     near = all(abs(a - b) < 0.002 for a, b in zip(primaries, _SRGB, strict=True))
     if same_gamma and near:
         return None
-    return Colours(primaries, _srgb_to_linear if same_gamma else _power(1 / gamma))
+    return Colours(primaries, srgb_to_linear if same_gamma else _power(1 / gamma))
 
 
 def to_srgb(image: Image.Image, colours: Colours) -> Image.Image:
@@ -145,38 +159,91 @@ def to_srgb(image: Image.Image, colours: Colours) -> Image.Image:
     return Image.fromarray(out)
 
 
-def _chunks_before_picture(data: bytes) -> dict[bytes, bytes]:
-    """The chunks about colour and transparency, by type: the first of each."""
-    found: dict[bytes, bytes] = {}
+def without_damaged_chunks(data: bytes) -> tuple[bytes, list[str]]:
+    """A PNG file without the chunks beside the picture that Pillow cannot read, and their types.
+
+    Decoders are to pass over errors in such chunks (PNG specification, third edition, 13.2);
+    Pillow refuses the file.
+
+    Args:
+        data: Bytes of a file in any format.
+    """
+    kept, damaged, checked = [data[: len(_SIGNATURE)]], [], 0
+    header = b""
+    for kind, chunk in _chunks(data):
+        header = header or chunk
+        if kind[0] & 0x20 and kind not in _ANIMATION and checked < _MAX_CHECKED:
+            checked += 1
+            if not _is_readable(header, chunk):
+                damaged.append(kind.decode("latin-1"))
+                continue
+        kept.append(chunk)
+    return b"".join(kept), damaged
+
+
+def _is_readable(header: bytes, chunk: bytes) -> bool:
+    """Whether Pillow opens a PNG file that has this chunk beside IHDR and an empty picture."""
+    from PIL import Image
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            Image.open(io.BytesIO(_SIGNATURE + header + chunk + struct.pack(">I4s", 0, b"IDAT")))
+        except Exception:  # Of many kinds.
+            return False
+    return True
+
+
+def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Type and bytes, with length and checksum, of each chunk of a PNG file."""
     at = len(_SIGNATURE)
     while data.startswith(_SIGNATURE) and at + 8 <= len(data):
         length, kind = struct.unpack(">I4s", data[at : at + 8])
+        yield kind, data[at : at + 12 + length]
+        at += 12 + length
+
+
+def _chunks_before_picture(data: bytes) -> dict[bytes, bytes]:
+    """What the whole chunks about colour and transparency hold, by type: the first of each."""
+    found: dict[bytes, bytes] = {}
+    for kind, chunk in _chunks(data):
         if kind == b"IDAT":
             break
-        if kind in (b"cICP", b"iCCP", b"sRGB", b"gAMA", b"cHRM", b"tRNS"):
-            found.setdefault(kind, data[at + 8 : at + 8 + length])
-        at += 12 + length
+        is_whole = zlib.crc32(chunk[4:-4]) == int.from_bytes(chunk[-4:], "big")
+        if is_whole and kind in (b"cICP", b"iCCP", b"sRGB", b"gAMA", b"cHRM", b"tRNS"):
+            found.setdefault(kind, chunk[8:-4])
     return found
 
 
-def _of_code_points(name: str, chunk: bytes) -> Colours | None:
-    if len(chunk) != 4:
-        return None
-    primaries, transfer, matrix, full_range = chunk
+def of_code_points(
+    name: str,
+    primaries: int,
+    transfer: int,
+    bt709: Callable[[NDArray[np.float64]], NDArray[np.float64]],
+) -> Colours | None:
+    """How samples become light by the codes of ITU-T H.273; None where that is sRGB.
+
+    Args:
+        name: Of the file, for messages.
+        primaries: Code of the primaries.
+        transfer: Code of the transfer characteristics.
+        bt709: What stands for the curve of BT.709.
+
+    Raises:
+        ValueError: If it is an HDR picture (PQ or HLG), or a code is not known.
+    """
     if transfer in _HDR:
         raise ValueError(
             f"{name}: an HDR picture ({_HDR[transfer]}), whose brightness 8-bit sRGB does not "
             "hold; convert it to SDR first"
         )
-    functions = {1: _bt709_to_linear, 4: _power(2.2), 5: _power(2.8), 8: _power(1.0)}
-    functions |= {6: _bt709_to_linear, 13: _srgb_to_linear, 14: _bt709_to_linear}
-    functions |= {15: _bt709_to_linear}
-    known = primaries in _PRIMARIES and transfer in functions
-    if not known or matrix != 0 or full_range != 1:
+    functions = {2: srgb_to_linear, 4: _power(2.2), 5: _power(2.8), 8: _power(1.0)}
+    functions |= {13: srgb_to_linear} | dict.fromkeys(_BT709, bt709)
+    if primaries not in _PRIMARIES or transfer not in functions:
         raise ValueError(
-            f"{name}: the colours of its chunk cICP are not known: {', '.join(map(str, chunk))}"
+            f"{name}: the colours are not known: primaries {primaries}, transfer {transfer}"
         )
-    if (primaries, transfer) == (1, 13):
+    if _PRIMARIES[primaries] == _SRGB and functions[transfer] is srgb_to_linear:
         return None
     return Colours(_PRIMARIES[primaries], functions[transfer])
 
@@ -189,16 +256,11 @@ def _power(exponent: float) -> Callable[[NDArray[np.float64]], NDArray[np.float6
     return to_linear
 
 
-def _srgb_to_linear(v: NDArray[np.float64]) -> NDArray[np.float64]:
+def srgb_to_linear(v: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The light of sRGB samples, both in [0, 1]."""
     import numpy as np
 
     return np.where(v <= 0.04045, v / 12.92, ((v + 0.055) / 1.055) ** 2.4)
-
-
-def _bt709_to_linear(v: NDArray[np.float64]) -> NDArray[np.float64]:
-    import numpy as np
-
-    return np.where(v < 0.081, v / 4.5, ((v + 0.099) / 1.099) ** (1 / 0.45))
 
 
 def _in_8_bits(linear: NDArray[np.floating[Any]]) -> NDArray[np.uint8]:

@@ -22,15 +22,16 @@ class LevelConfig:
     """The channels of y, cut into levels."""
 
     channels: tuple[int, ...] = (5, 3, 4, 5, 7, 8, 10, 10, 12, 14, 16, 18, 20, 24, 24, 28)
-    """Channels that each level adds. Their number is L, their sum the channels of y."""
+    """Channels that each level adds. L is their number; their sum is the number of channels of
+    y."""
     refinements: tuple[int, ...] = (0, 0, 0, 0, 0, 0, 0, 0, 0, 6, 6, 6, 6, 8, 8, 8)
-    """How many of a level's channels refine earlier ones: they carry `refine_factor` times the
-    rounding residual of the first channels that are not refined yet."""
+    """Number of each level's channels that refine earlier ones. Such a channel carries
+    `refine_factor` times the rounding residual of the first channel that is not refined yet."""
     refine_factor: int = 3
-    """Steps into which a refinement channel cuts one quantisation step."""
+    """Number of parts into which a refinement channel cuts a quantisation step."""
     deadzone: float = may_change(0.0, on="init_from")
-    """By how much of a step the encoder brings channels that are never refined nearer to 0 before
-    it rounds them."""
+    """Dead zone of the encoder's rounding, in quantisation steps: latents that nothing refines move
+    so much nearer to 0 before they are rounded. 0: none."""
 
     def __post_init__(self) -> None:
         """Check the fields."""
@@ -53,7 +54,7 @@ class LevelConfig:
 
     @property
     def num_levels(self) -> int:
-        """L."""
+        """Number of levels, L."""
         return len(self.channels)
 
     @property

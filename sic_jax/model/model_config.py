@@ -19,11 +19,11 @@ class ModelConfig:
     """
 
     levels: LevelConfig = LevelConfig()
-    """The channels of y."""
+    """Channels of y and their levels."""
     transforms: Transforms = PyramidTransforms()
-    """g_a and g_s."""
+    """Transforms g_a and g_s."""
     entropy: EntropyModel = CheckerboardEntropy()
-    """h_a, h_s, the prior of z, the context model and the details."""
+    """Entropy model: h_a, h_s, the prior of z, the context model and the details."""
     temperature: float = may_change(0.0, on="init_from")
     """Default temperature of the detail sampler when decoding."""
 
@@ -41,7 +41,7 @@ class ModelConfig:
 
     @property
     def num_levels(self) -> int:
-        """L."""
+        """Number of levels, L."""
         return self.levels.num_levels
 
     @property

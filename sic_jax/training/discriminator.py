@@ -27,13 +27,13 @@ class DiscriminatorConfig:
     """The conditional PatchGAN; made where `LossConfig.adversarial_weight` is not 0."""
 
     features: tuple[int, ...] = (64, 128, 256, 512)
-    """Of its four convolutions, each of stride 2."""
+    """Features of its four convolutions, each of stride 2."""
     condition_features: int = 12
-    """What y_s is mapped to, beside the picture's three channels."""
+    """Features that y_s is mapped to; they join the three channels of the picture."""
     learning_rate: float = 2e-4
-    """Of its own AdamW, the same at every step."""
+    """Learning rate of the discriminator's AdamW, constant."""
     weight_decay: float = 5e-5
-    """Of its own AdamW."""
+    """Weight decay of the discriminator's AdamW."""
 
     def __post_init__(self) -> None:
         """Check the fields."""

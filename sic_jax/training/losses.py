@@ -54,44 +54,45 @@ class LossConfig:
     """Weights of the SVI loss as functions of the level (index 0 is level 1)."""
 
     lmbda_rate: tuple[float, ...]
-    """lambda_r of each level, times bits per pixel."""
+    """Weight of bits per pixel at each level, lambda_r."""
     lmbda_dist: tuple[float, ...]
-    """lambda_d of each level, times the mean squared error of images in [0, 1]."""
+    """Weight of the mean squared error at each level, lambda_d. Images are in [0, 1]."""
     lmbda_perc: tuple[float, ...]
-    """lambda_p of each level, times LPIPS (AlexNet); 0 leaves LPIPS out of the program."""
+    """Weight of LPIPS (AlexNet) at each level, lambda_p. All 0: LPIPS is not computed."""
     levels: str = "mixed"
-    """`mixed`: each image of a batch is decoded at a level of its own. `cyclic` (the paper's code):
-    every image is decoded at level L and at l = L - step mod L, the same for the whole batch."""
+    """Levels that a step trains. `mixed`: each image of a batch has a level of its own. `cyclic`
+    (the paper's code): every image is decoded at level L and at l = L - step mod L."""
     full_share: float = 0.5
     """Weight of level L (the paper's 1 - alpha). `mixed`: share of a batch's images that are
-    decoded at L, while the others draw a level. `cyclic`: weight of the decoding at L."""
+    decoded at level L; the others draw a level. `cyclic`: weight of the decoding at level L."""
     num_samples: int = 1
-    """M: how often the details of an image are drawn, and what is drawn decoded and compared."""
+    """Samples of the details per image, M. Each is decoded and compared with the image."""
     temperature: float = 0.0
     """Temperature of the sampled details."""
     sampled_share: float = 1.0
-    """Share of images whose details are drawn at `temperature`; the others use the mean."""
+    """Share of images whose details are drawn at `temperature`. The others take their mean."""
     rounded_share: float = 0.0
     """Share of images whose rate is that of rounded latents, as in a file, with straight-through
-    gradients; the others' is the noisy upper bound."""
+    gradients. The rate of the others is that of noisy latents, an upper bound."""
     grain: bool = False
-    """Perceptual terms are those of decodings with the grain that a decoder would draw on them, as
-    strong as each crop's own (`sic_jax.codec.grain`)."""
+    """Add grain to decodings before LPIPS and DISTS, as strong as that of the crop, as a decoder
+    does (`sic_jax.codec.grain`)."""
     clamp: bool = False
-    """Clip reconstructions to [0, 1] before they are compared: no gradient outside."""
+    """Clip decodings to [0, 1] before they are compared; outside, the gradient is 0."""
     lmbda_consistency: float = 0.0
-    """Weight of the latent consistency terms ("reverse compress")."""
+    """Weight of the latent consistency loss ("reverse compress" in the paper)."""
     dists_weight: float = 0.0
-    """Weight of DISTS beside LPIPS, lambda_p(l) * (LPIPS + dists_weight DISTS)."""
+    """Weight of DISTS relative to LPIPS: lambda_p(l) * (LPIPS + dists_weight DISTS)."""
     dists_every: int = 4
-    """DISTS is taken of every n-th image of a batch, from a random one on, and counts n times
-    there: VGG16 costs five times what the model does. Divides the images of each part that a batch
-    is cut into; which images it is depends on `accumulate`."""
+    """Compute DISTS for every n-th image of a batch only, and count it n times. VGG16 costs five
+    times what the model does. It must divide the number of images in a part of a batch (`batch_size
+    / accumulate`)."""
     adversarial_weight: float = 0.0
-    """Weight of the adversarial loss G beside LPIPS, lambda_p(l) * (LPIPS + adversarial_weight G);
-    0: no discriminator."""
+    """Weight of the adversarial loss G relative to LPIPS: lambda_p(l) * (LPIPS + adversarial_weight
+    G). 0: there is no discriminator."""
     lmbda_balance: float = 0.0
-    """Warm-up: weight of (standard deviation - minimum) over levels of each level's own bpp."""
+    """Weight of a warm-up term: the standard deviation minus the minimum, over levels, of the bits
+    per pixel that each level adds."""
 
     def __post_init__(self) -> None:
         """Check the fields."""

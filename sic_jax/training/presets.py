@@ -117,12 +117,12 @@ def default() -> TrainConfig:
     and 12 750 steps; the one that ships went on from it with the last stage alone, 26 175 steps
     with a peak rate of 6e-4. Both had crops at scales 1 and 0.7 and a last rate of a fivehundredth.
 
-    Source: this project.
-    Command: python train.py default --data memory:photos/ --workdir runs/default
+    - Source: this project.
+    - Command: python train.py default --data memory:photos/ --workdir runs/default
       --export runs/bundle
-    Hardware, time: of these scripts, one H100: 12 minutes, and 8 more (``--minutes 12``; 18 ms a
+    - Hardware, time: of these scripts, one H100: 12 minutes, and 8 more (``--minutes 12``; 18 ms a
       step of the second stage). Of this command: not run yet.
-    Result: the model card of the default bundle.
+    - Result: the model card of the default bundle.
     """
     model = default_model()
     first = geometric_loss((8, 1.25), (40, 1100), (0.16, 3.3), model.num_levels)
@@ -154,9 +154,9 @@ def paper_warmup() -> TrainConfig:
 
     2048 MSE + 8 LPIPS + bpp + (standard deviation - minimum of the groups' bpp).
 
-    Source: paper notes 2.7; 16 000 images in batches of 8, one epoch.
-    Command: python train.py paper_warmup --data images/ --workdir runs/warmup
-    Hardware: one GPU in the paper. Time, result: no long run of it has been made here.
+    - Source: paper notes 2.7; 16 000 images in batches of 8, one epoch.
+    - Command: python train.py paper_warmup --data images/ --workdir runs/warmup
+    - Hardware: one GPU in the paper. Time, result: no long run of it has been made here.
     """
     loss = dataclasses.replace(
         paper_loss(), full_share=1.0, levels="mixed", lmbda_consistency=0.0, lmbda_balance=1.0
@@ -170,10 +170,10 @@ def paper() -> TrainConfig:
     M is 1; the paper also has M = 5 (``--loss.num-samples 5``). No flips, no decay of the rate, no
     average of the parameters, reconstructions clipped in the loss, as the authors do.
 
-    Source: paper notes 1.2, 1.3 and 2.7; 100 000 images, 160 epochs of 6250 steps.
-    Command: python train.py paper --data images/ --workdir runs/paper
+    - Source: paper notes 1.2, 1.3 and 2.7; 100 000 images, 160 epochs of 6250 steps.
+    - Command: python train.py paper --data images/ --workdir runs/paper
       --init-from runs/warmup
-    Hardware: eight GPUs in the paper. Time, result: no long run of it has been made here.
+    - Hardware: eight GPUs in the paper. Time, result: no long run of it has been made here.
     """
     return TrainConfig(
         model=paper_model(),
@@ -196,10 +196,10 @@ def paper() -> TrainConfig:
 def paper_gan() -> TrainConfig:
     """The paper's third stage: LPIPS + G, a discriminator conditioned on y_s.
 
-    Source: paper notes 1.3, 2.7 and 2.8; 32 epochs of 6250 steps.
-    Command: python train.py paper_gan --data images/ --workdir runs/paper_gan
+    - Source: paper notes 1.3, 2.7 and 2.8; 32 epochs of 6250 steps.
+    - Command: python train.py paper_gan --data images/ --workdir runs/paper_gan
       --init-from runs/paper
-    Hardware: eight GPUs in the paper. Time, result: no long run of it has been made here.
+    - Hardware: eight GPUs in the paper. Time, result: no long run of it has been made here.
     """
     loss = dataclasses.replace(paper_loss(), adversarial_weight=1.0)
     return dataclasses.replace(paper(), loss=loss, steps=200_000)
@@ -208,10 +208,10 @@ def paper_gan() -> TrainConfig:
 def smoke() -> TrainConfig:
     """A tiny model, to see that everything runs.
 
-    Source: this project.
-    Command: python train.py smoke --data photos/ --workdir runs/smoke
-    Hardware, time: two CPU cores, under a minute, nearly all of it compilation.
-    Result: pictures that can be told apart, no more.
+    - Source: this project.
+    - Command: python train.py smoke --data photos/ --workdir runs/smoke
+    - Hardware, time: two CPU cores, under a minute, nearly all of it compilation.
+    - Result: pictures that can be told apart, no more.
     """
     model = ModelConfig(
         levels=LevelConfig(channels=(2, 2, 4), refinements=(0, 0, 2)),

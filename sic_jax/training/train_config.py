@@ -21,8 +21,9 @@ class Stage:
     """A part of a run that has a loss of its own."""
 
     loss: LossConfig
+    """Loss of this stage."""
     share: float
-    """Of the run's length, more than 0 and less than 1."""
+    """Length of the stage as a share of the run's length, more than 0 and less than 1."""
 
     def __post_init__(self) -> None:
         """Check the fields."""
@@ -37,73 +38,79 @@ class TrainConfig:
     """
 
     model: ModelConfig
+    """Architecture of the model."""
     loss: LossConfig
+    """Loss of the last stage; the only loss where `stages` is empty."""
     stages: tuple[Stage, ...] = ()
-    """Parts of the run that come first, in order; `loss` is that of the rest, and so are the flags
-    below it. ``--init-from`` leaves them out."""
+    """Stages that come before the last one, in order. A run with ``--init-from`` skips them."""
     discriminator: DiscriminatorConfig = DiscriminatorConfig()
+    """Discriminator of the adversarial loss."""
     data: DataConfig = DataConfig()
+    """Training crops."""
     steps: int = 10_000
-    """Length of the run; more of them prolong it, with stages and decay of a run so long."""
+    """Length of the run in steps. A finished run goes on when it is started with more."""
     minutes: float = 0.0
-    """Length of the run by the clock instead, from the start of the process until the result is
-    written: stages and decay follow the time, whatever the speed. Resumed runs count what they
-    used up to their last checkpoint. 0: `steps` counts."""
+    """Length of the run in minutes, from the start of the process until the result is written.
+    Stages and decay of the learning rate follow the clock. A resumed run counts the minutes that it
+    used up to its last checkpoint. 0: `steps` is the length."""
     steps_per_dispatch: int = may_change(1, on="resume")
-    """Steps that the devices do without the host: fast ones do not wait for it. Divides
-    `log_every`, `save_every` and `validation_every`. With more than 1, programs for CPUs are slow.
-    """
+    """Steps in one compiled program. More than 1 keeps fast devices from waiting for the host, and
+    is slow on CPUs. It must divide `log_every`, `save_every` and `validation_every`."""
     batch_size: int = 8
-    """Images a step, over all devices of all hosts."""
+    """Images per step, over all devices of all hosts."""
     crop_size: int = 128
     """Side of the square crops in pixels; a multiple of the transforms' stride."""
     seed: int = 0
-    """Of the initial parameters, the crops and all noise."""
+    """Seed of the initial parameters, the crops and all noise."""
     learning_rate: float = 5e-4
-    """Peak, after a linear warm-up."""
+    """Peak learning rate, reached after a linear warm-up."""
     decay: str = "cosine"
-    """`cosine`: down to a hundredth at the end; `constant`: none."""
+    """Decay of the learning rate. `cosine`: to a hundredth of the peak at the end; `constant`:
+    none."""
     warmup_steps: int = 100
-    """Steps in which the learning rate rises from 0."""
+    """Steps in which the learning rate rises from 0 to its peak."""
     beta2: float = 0.999
-    """Decay of Adam's second moments."""
+    """Decay of AdamW's second moments."""
     weight_decay: float = 0.0
-    """Of AdamW, on all parameters."""
+    """Weight decay of AdamW, on all parameters."""
     auxiliary_learning_rate: float = 1e-3
-    """Of the parameters that learn from the entropy model's auxiliary loss, where it has one (the
+    """Learning rate of the parameters that only the entropy model's auxiliary loss trains (the
     quantiles of z's prior in `raster`)."""
     clip_norm: float = 1.0
-    """Gradients of a greater norm, over all parameters, are scaled down to it."""
+    """Largest norm of the gradient over all parameters; greater ones are scaled down to it."""
     ema_decay: float = 0.999
-    """Of the average of the parameters; 0: the parameters themselves are evaluated and shipped."""
+    """Decay of the moving average of the parameters, which is validated and exported. 0: no
+    average, the parameters themselves are used."""
     train_only: tuple[str, ...] = ()
-    """Paths of the parameters that learn, such as `g_s` or `g_s/Conv_5`, the others stay as they
-    are; none given: all learn."""
+    """Paths of the parameters to train, such as `g_s` or `g_s/Conv_5`. The others stay fixed. None
+    given: all are trained."""
     compute_dtype: str = "float32"
-    """`bfloat16` on accelerators halves memory traffic; parameters stay float32."""
+    """Type of features: `float32`, or `bfloat16`, which is faster on accelerators. Parameters are
+    float32 either way."""
     remat: bool = may_change(False, on="resume")
-    """Compute activations of the transforms again in the backward pass instead of keeping them."""
+    """Recompute the activations of the transforms in the backward pass, to save memory."""
     accumulate: int = may_change(1, on="resume")
-    """Parts into which a batch is cut, one after another, to save memory; same numbers."""
+    """Parts of a batch that are computed one after another, to save memory. Results do not
+    change."""
     parallel: str = may_change("jit", on="resume")
-    """How the devices share a batch: `jit` over a mesh of them, or `pmap`; same numbers."""
+    """How devices share a batch: `jit` over a mesh, or `pmap`. Results do not change."""
     fsdp: bool = may_change(False, on="resume")
-    """Spread parameters and optimiser state over the devices too (with `jit`)."""
+    """Shard parameters and optimiser state over the devices, too (with `jit` only)."""
     non_finite: str = may_change("stop", on="resume")
-    """A step whose loss or gradient is not finite changes nothing; then `stop` ends the run with
-    an error, `skip` counts it and goes on."""
+    """What follows a step whose loss or gradient is not finite. Such a step changes nothing; `stop`
+    ends the run with an error, `skip` counts the step and goes on."""
     log_every: int = may_change(50, on="resume")
     """Steps from one record to the next."""
     save_every: int = may_change(500, on="resume")
     """Steps from one checkpoint to the next; the last step has one too."""
     keep_last: int = may_change(2, on="resume")
-    """Newest checkpoints that are kept."""
+    """Number of newest checkpoints that are kept."""
     validation_every: int = may_change(0, on="resume")
     """Steps from one validation (``--validation-data``) to the next; 0: only at the end."""
     validation_images: int = may_change(16, on="resume")
-    """Most images that are measured."""
+    """Largest number of images that a validation measures."""
     validation_levels: tuple[int, ...] = may_change((), on="resume")
-    """Levels that are measured; none given: the first, the middle and the last."""
+    """Levels that a validation measures. None given: the first, the middle and the last."""
 
     def __post_init__(self) -> None:
         """Check the fields."""

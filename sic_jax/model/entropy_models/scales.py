@@ -23,11 +23,11 @@ class ScaleGrid:
     """Standard deviations, logarithmically spaced; each has coding tables of its own."""
 
     sigma_min: float = 0.11
-    """The least; below it a symbol is its rounded mean, and costs nearly nothing."""
+    """Smallest standard deviation. There a symbol is nearly always its rounded mean, and free."""
     sigma_max: float = 64.0
-    """The largest, below 128."""
+    """Largest standard deviation, below 128."""
     num_sigmas: int = 64
-    """How many there are, both ends included."""
+    """Number of standard deviations, both ends included."""
 
     def __post_init__(self) -> None:
         """Check the fields."""

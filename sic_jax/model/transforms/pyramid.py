@@ -49,15 +49,15 @@ class PyramidTransforms(Transforms):
     sized: ClassVar[bool] = True
 
     widths: tuple[int, int, int, int] = (64, 96, 160, 256)
-    """Features at 1/2, 1/4, 1/8 and 1/16 of the picture's resolution."""
+    """Widths of the networks at 1/2, 1/4, 1/8 and 1/16 of the picture's resolution, in features."""
     analysis_depths: tuple[int, int, int, int] = (2, 2, 2, 2)
-    """Residual blocks of g_a at 1/2, 1/4, 1/8 and 1/16."""
+    """Number of residual blocks of g_a at 1/2, 1/4, 1/8 and 1/16."""
     synthesis_depths: tuple[int, int, int, int] = (3, 4, 4, 3)
-    """Residual blocks of g_s at 1/16, 1/8, 1/4 and 1/2."""
+    """Number of residual blocks of g_s at 1/16, 1/8, 1/4 and 1/2."""
     start_step: float = may_change(0.25, on="init_from")
     """Quantisation step of the linear branch before training, for images in [0, 1]."""
     coarse_start_step: float = may_change(0.4, on="init_from")
-    """The same for the channels that later levels refine."""
+    """Quantisation step before training of the channels that later levels refine."""
 
     def __post_init__(self) -> None:
         """Check the fields."""

@@ -42,19 +42,19 @@ class SwinTransforms(Transforms):
     stride: ClassVar[int] = 16
 
     analysis_widths: tuple[int, int, int] = (256, 384, 512)
-    """Features of g_a's first three stages."""
+    """Widths of g_a's first three stages, in features."""
     analysis_depths: tuple[int, int, int, int] = (1, 2, 2, 3)
-    """Blocks of g_a's stages; every second one has shifted windows."""
+    """Number of blocks in each stage of g_a; every second block has shifted windows."""
     synthesis_widths: tuple[int, int, int] = (512, 384, 256)
-    """Features of g_s's last three stages."""
+    """Widths of g_s's last three stages, in features."""
     synthesis_depths: tuple[int, int, int, int] = (3, 2, 2, 1)
-    """Blocks of g_s's stages."""
+    """Number of blocks in each stage of g_s."""
     num_heads: int = 16
-    """Of all attentions."""
+    """Number of attention heads in every block."""
     window: int = 8
-    """Side of an attention window, in positions; even."""
+    """Side of an attention window in positions of the stage; even."""
     mlp_ratio: int = 4
-    """Hidden features of a block's MLP, in widths of the block."""
+    """Hidden width of a block's MLP, as a multiple of the block's width."""
 
     def __post_init__(self) -> None:
         """Check the fields."""

@@ -67,13 +67,14 @@ class CheckerboardEntropy(EntropyModel):
     sized: ClassVar[bool] = True
 
     hyper_width: int = 96
-    """Features of h_a and h_s."""
+    """Width of h_a and h_s, in features."""
     context_width: int = 32
-    """Features a group that the context model gathers from earlier groups."""
+    """Features per group that the context model computes from earlier groups of channels."""
     anchor_width: int = 32
-    """Features a group from its own first checkerboard pass."""
+    """Features per group that the context model computes from the first half of the
+    checkerboard."""
     head_width: int = 96
-    """Hidden features of the entropy-parameter network of a group."""
+    """Hidden width of the entropy-parameter network of a group, in features."""
     scales: ScaleGrid = ScaleGrid()
     """Standard deviations that latents are coded with."""
 

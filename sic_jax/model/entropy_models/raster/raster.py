@@ -48,11 +48,11 @@ class RasterEntropy(EntropyModel):
     auxiliary_params: ClassVar[tuple[str, ...]] = ("quantiles",)
 
     analysis_width: int = 384
-    """Features of h_a."""
+    """Width of h_a, in features."""
     synthesis_widths: tuple[int, int] = (512, 768)
-    """Features of h_s at 1/32 and 1/16."""
+    """Widths of h_s at 1/32 and 1/16 of the resolution, in features."""
     head_width: int = 96
-    """Hidden features of the entropy-parameter network of a group."""
+    """Hidden width of the entropy-parameter network of a group, in features."""
     scales: ScaleGrid = ScaleGrid()
     """Standard deviations that latents are coded with."""
 
