@@ -76,7 +76,7 @@ _SAVE_OPTIONS: dict[str, dict[str, object]] = {
     "JPEG": {"quality": 95, "subsampling": "4:4:4"},
     "JXL": {"lossless": True},
     "PNG": {"compress_level": 2},  # On photographs as small as the default and 3 times as fast.
-    "WEBP": {"exact": True, "lossless": True},  # Exact where alpha is 0, too.
+    "WEBP": {"lossless": True},
 }
 _WITH_ALPHA = ("AVIF", "JXL", "PNG", "TIFF", "WEBP")
 # What Pillow says of pictures that are whole, but of a kind that it, or this build of it, lacks.
