@@ -12,12 +12,14 @@ def write_atomic(
 ) -> None:
     """Writes a file under a temporary name in its folder and renames it into place.
 
-    A link is followed; a device or pipe is written to directly.
+    A link is followed; a device or pipe is written to directly. A file that is replaced keeps its
+    permissions, so that what is private stays so.
 
     Args:
         path: The file; it is replaced where it is there.
         data: All of its content.
-        like: Of another file, whose permissions and times it gets; a device or pipe keeps its own.
+        like: Of another file, whose permissions and times it gets instead; a device or pipe keeps
+            its own.
 
     Raises:
         OSError: The file cannot be written; nothing is left behind.
@@ -28,11 +30,12 @@ def write_atomic(
             target.write_bytes(data)
             return
         target = Path(os.path.realpath(target))
+        permissions = like or (target.stat() if target.exists() else None)
         temporary = target.with_name(f".{os.urandom(8).hex()}.tmp")
         try:
             with open(temporary, "xb") as file:
-                if like is not None:  # First of all: others must not see what is private.
-                    os.chmod(temporary, like.st_mode & 0o777)
+                if permissions is not None:  # First: others must not see what is private.
+                    os.chmod(temporary, permissions.st_mode & 0o777)
                 file.write(data)
             if like is not None:
                 os.utime(temporary, ns=(like.st_atime_ns, like.st_mtime_ns))

@@ -166,10 +166,16 @@ def test_background(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("compress", "a.png", "--background", "#010203") == 0
     assert run("decompress", "a.sic", "b.png") == 0
     assert (get("b.png") == (1, 2, 3)).all()
-    assert run("compress", "a.png", "--background", "nonsense", "--force") == 1
-    error = capsys.readouterr().err
-    assert error.startswith("sic: error: a.png: background must be a colour name")
-    assert error.count("\n") == 1
+    # Also where no picture is transparent, and before any is looked at.
+    put("opaque.png")
+    for colour in ("nonsense", "#01020380"):
+        argv = ["compress", "a.png", "opaque.png", "missing.png", "-o", "new/"]
+        for more in ([], ["-n"]):
+            assert run(*argv, "--background", colour, *more) == 2
+            assert capsys.readouterr().err == (
+                "sic: error: background must be a colour name or #rrggbb, without transparency, "
+                f"got {colour!r}\n"
+            )
 
 
 def test_alpha_is_kept(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -197,16 +203,19 @@ def test_alpha_is_kept(folder: Path, capsys: pytest.CaptureFixture[str]) -> None
 def test_frame(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     frames = [Image.fromarray(pixels(seed=i)) for i in range(3)]
     frames[0].save("a.png", save_all=True, append_images=frames[1:])
-    assert run("compress", "a.png") == 1
-    assert capsys.readouterr().err == (
-        "sic: error: a.png: holds 3 frames, of which a sic file holds one; choose it with "
-        "--frame N, 0 to 2 (frame= in Python)\n"
-    )
+    for argv in (["a.png"], ["a.png", "--dry-run"]):
+        assert run("compress", *argv) == 1
+        assert capsys.readouterr().err == (
+            "sic: error: a.png: holds 3 frames, of which a sic file holds one; choose it with "
+            "--frame N, 0 to 2 (frame= in Python)\n"
+        )
     assert run("compress", "a.png", "--frame", "1") == 0
     assert capsys.readouterr().err == "sic: warning: a.png: not kept: 2 further pictures\n"
     assert Path("a.sic").read_bytes() == FakeCodec().compress(pixels(seed=1))
-    assert run("compress", "a.png", "b.sic", "--frame", "3") == 1
-    assert capsys.readouterr().err == "sic: error: a.png: frame must be 0 to 2, got 3\n"
+    for dry in ([], ["--dry-run"]):
+        assert run("compress", "a.png", "b.sic", "--frame", "3", *dry) == 1
+        assert capsys.readouterr().err == "sic: error: a.png: frame must be 0 to 2, got 3\n"
+    assert run("compress", "a.png", "b.sic", "--frame", "2", "--dry-run") == 0
     assert run("compress", "a.png", "b.sic", "--frame", "-1") == 2
     assert files(folder) == ["a.png", "a.sic"]
 
@@ -350,6 +359,16 @@ def test_skip_existing(folder: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert Path("in/a.sic").stat().st_mtime_ns == before
     assert run("compress", "in", "--skip-existing") == 0
     assert capsys.readouterr() == ("", "sic: 2 skipped\n")
+    # Also where OUT has a name.
+    for name in (["in/a.sic"], ["-o", "in/a.sic"]):
+        assert run("compress", "in/b.png", *name, "--skip-existing", "-v") == 0
+        assert capsys.readouterr() == (
+            "in/b.png: skipped, in/a.sic is there\n", "sic: 1 skipped\n"
+        )  # fmt: skip
+    assert Path("in/a.sic").stat().st_mtime_ns == before
+    assert run("compress", "in/b.png", "c.sic", "--skip-existing") == 0
+    assert Path("c.sic").read_bytes() == FakeCodec().compress(pixels())
+    capsys.readouterr()
     # With samples, all of them must be there.
     assert run("decompress", "in/a.sic", "--samples", "2") == 0
     Path("in/a_1.png").unlink()
@@ -396,6 +415,11 @@ def test_derived_names_do_not_overwrite(folder: Path, capsys: pytest.CaptureFixt
         (["decompress", "a.sic", "--grain"], "unrecognized arguments: --grain"),
         (["compress", "in/a.png", "--coder", "zip"], "invalid choice: 'zip'"),
         (["info"], "info takes either FILE or --bundle B"),
+        (["info", ""], "the name of a file is empty"),
+        (["truncate", "", "b.sic", "--level", "1"], "the name of a file is empty"),
+        (["compress", ""], "the name of a file is empty"),
+        (["compress", "in/a.png", ""], "the name of a file is empty"),
+        (["decompress", "", "-o", "b.png"], "the name of a file is empty"),
         (["info", "a.sic", "--bundle", "default"], "info takes either FILE or --bundle B"),
         (["bundle"], "required: COMMAND"),
         (["bundle", "explode"], "invalid choice: 'explode'"),
@@ -811,6 +835,20 @@ def test_a_process_without_stderr(tmp_path: Path) -> None:
     )
     assert (done.returncode, done.stdout) == (0, "done\n")
     assert (tmp_path / "a").read_bytes() == b"kept"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs a shell that closes stdout")
+def test_a_process_without_stdout(folder: Path) -> None:
+    whole = put_sic("a.sic")
+    argv = [sys.executable, "-m", "sic_jax.cli.main", "truncate", "a.sic", "--level", "1", "-o"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    shell = ["sh", "-c", 'exec "$@" >&-', "sh", *argv]
+    done = subprocess.run([*shell, "b.sic"], stderr=-1, text=True, env=environment)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert Path("b.sic").read_bytes() == container.truncate(whole, 1)
+    done = subprocess.run([*shell, "-"], stderr=-1, text=True, env=environment)
+    expected = (2, "sic: error: stdout is closed, so OUT cannot be -\n")
+    assert (done.returncode, done.stderr) == expected
 
 
 def test_progress_only_on_a_terminal(

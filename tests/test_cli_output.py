@@ -100,6 +100,13 @@ def test_a_missing_folder_of_out_is_told_before_the_work(
     assert loads == []
 
 
+def test_a_single_path_beside_o_is_in(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for command, path in (("compress", "absent/"), ("compress", "a.sic"), ("decompress", "a.png")):
+        assert run(command, path, "-o", "new/") == 1
+        assert capsys.readouterr() == ("", f"sic: error: {path}: No such file or directory\n")
+    assert files(folder) == []
+
+
 def test_quiet_tells_errors_only(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

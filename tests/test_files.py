@@ -36,6 +36,20 @@ def test_atomic_write_replaces_only_when_complete(
         write_atomic(tmp_path, b"new")
 
 
+@pytest.mark.skipif(os.name != "posix", reason="needs POSIX permissions")
+def test_a_replaced_file_keeps_its_permissions(tmp_path: Path) -> None:
+    private, model = tmp_path / "private", tmp_path / "model"
+    private.write_bytes(b"old")
+    model.write_bytes(b"")
+    model.chmod(0o640)
+    for mode in (0o600, 0o664):
+        private.chmod(mode)
+        write_atomic(private, b"new")
+        assert stat.S_IMODE(private.stat().st_mode) == mode
+    write_atomic(private, b"new", like=model.stat())
+    assert stat.S_IMODE(private.stat().st_mode) == 0o640
+
+
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs POSIX")
 def test_atomic_write_follows_links_and_leaves_devices(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()

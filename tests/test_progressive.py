@@ -398,7 +398,9 @@ def test_command(
     stdin = Arriving([data[: ends[0]], data[ends[0] :]], out)
     assert decompress(monkeypatch, stdin, str(out), "--verbose") == 0
     told = capsys.readouterr().out
-    assert told.startswith(f"- -> {out}: 70 x 48 pixels; level 3, 2 pictures, bundle {SMALL}, ")
+    assert told.startswith(
+        f"- -> {out}: 70 x 48 pixels; level 3, 2 pictures, bundle {SMALL.name}, "
+    )
     # Damaged.
     bad = data[: ends[1] - 1] + bytes([data[ends[1] - 1] ^ 1])
     stdin = Arriving([bad[: ends[0]], bad[ends[0] :]], out)

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, cast
 
-from sic_jax.cli.jobs import Done
+from sic_jax.cli.jobs import Done, bundle_name
 from sic_jax.cli.paths import STD
 from sic_jax.codec.container import MAX_HEADER_BYTES
 from sic_jax.codec.options import DecodeOptions
@@ -66,4 +66,5 @@ def decompress_arriving(
     decoder.close()
     if picture is not None and decoder.metadata != Metadata():
         put(picture, decoder.metadata)
-    return Done(size, f"level {decoder.level}, {count} pictures, bundle {codec.bundle.name}")
+    pictures = f"{count} picture{'' if count == 1 else 's'}"
+    return Done(size, f"level {decoder.level}, {pictures}, bundle {bundle_name(codec)}")

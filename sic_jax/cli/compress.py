@@ -25,6 +25,7 @@ from sic_jax.cli.stderr import lines_of_libraries
 from sic_jax.codec import library
 from sic_jax.codec.options import EncodeOptions
 from sic_jax.images import io as image_io
+from sic_jax.images.colour import opaque_colour
 from sic_jax.images.io import PICTURES
 from sic_jax.progress import Progress
 
@@ -68,13 +69,20 @@ def _compress(args: argparse.Namespace) -> int:
         raise UsageError(f"level must be 1 to {highest}, got {options.level}")
     if args.frame is not None and args.frame < 0:
         raise UsageError(f"--frame must be at least 0, got {args.frame}")
+    if args.background is not None:
+        try:
+            opaque_colour(args.background)
+        except ValueError as error:
+            raise UsageError(str(error)) from error
     load = loader(args.coder)
 
     def prepare() -> object:
         return library.find(args.bundle) if args.dry_run else load(args.bundle)
 
     def look(job: Job) -> None:
-        reason = "" if job.source == STD else image_io.why_unreadable(job.source)
+        if job.source == STD:
+            return
+        reason = image_io.why_unreadable(job.source, frame=args.frame, any_frame=False)
         if reason:
             raise ValueError(reason)
 

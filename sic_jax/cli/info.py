@@ -19,7 +19,7 @@ def add_info(commands: Any) -> None:
         usage="sic info (FILE | --bundle B) [--json]",
     )
     info.set_defaults(run=_info)
-    info.add_argument("file", metavar="FILE", nargs="?")
+    info.add_argument("file", metavar="FILE", nargs="?", help=".sic file; - is stdin")
     info.add_argument("--bundle", metavar="B", help="name or path of a bundle")
     info.add_argument("--json", action="store_true", help="print JSON")
 
@@ -27,6 +27,8 @@ def add_info(commands: Any) -> None:
 def _info(args: argparse.Namespace) -> int:
     if (args.file is None) == (args.bundle is None):
         raise UsageError("info takes either FILE or --bundle B")
+    if args.file == "":
+        raise UsageError("the name of a file is empty")
     if args.bundle is not None:
         from sic_jax.codec import bundle
 

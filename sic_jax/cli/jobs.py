@@ -132,7 +132,7 @@ def run_jobs(
     prepare_once = functools.cache(prepare)
     counts: Counter[str] = Counter()
     for number, job in enumerate(jobs, 1):
-        if job.derived and args.skip_existing and all(map(os.path.exists, job.targets)):
+        if getattr(args, "skip_existing", False) and all(map(_is_there, job.targets)):
             counts["skipped"] += 1
             if args.verbose or (args.dry_run and not args.quiet):
                 _tell(sys.stdout, f"{shown(job.source)}: skipped, {shown(job.targets[0])} is there")
@@ -175,8 +175,11 @@ def run_jobs(
 
 def _look(job: Job, look: Callable[[Job], object]) -> str:
     look(job)
-    is_there = any(target != STD and os.path.exists(target) for target in job.targets)
-    return f"would be {'overwritten' if is_there else 'written'}"
+    return f"would be {'overwritten' if any(map(_is_there, job.targets)) else 'written'}"
+
+
+def _is_there(target: str) -> bool:
+    return target != STD and os.path.exists(target)
 
 
 def _work(

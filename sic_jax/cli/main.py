@@ -46,8 +46,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         Exit code: 0, 1 when a file failed, 2 for a wrong command line, 130 when interrupted.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if sys.stderr is None:  # Whoever started the process closed it.
-        with open(os.devnull, "w", encoding="utf-8") as file, contextlib.redirect_stderr(file):
+    if sys.stdout is None or sys.stderr is None:  # Whoever started the process closed it.
+        with (
+            open(os.devnull, "w", encoding="utf-8") as file,
+            contextlib.redirect_stdout(sys.stdout or file),
+            contextlib.redirect_stderr(sys.stderr or file),
+        ):
             return main(arguments)
     with warnings.catch_warnings():
         if not sys.warnoptions:

@@ -73,6 +73,8 @@ def plan(
     Raises:
         UsageError: The paths contradict each other, or the file that OUT names would be lost.
     """
+    if "" in paths:
+        raise UsageError("the name of a file is empty")
     inputs, last = list(paths), paths[-1]
     like_output = Path(last).suffix.lower() in outputs_like
     if output is None:
@@ -80,7 +82,7 @@ def plan(
         output = inputs.pop() if len(inputs) > 1 and is_output else ""
     elif not output:
         raise UsageError("the name of OUT is empty")
-    elif (like_output or last.endswith(os.sep)) and not os.path.exists(last):
+    elif len(paths) > 1 and (like_output or last.endswith(os.sep)) and not os.path.exists(last):
         raise UsageError(f"OUT is named twice: {last} and -o {output}")
     output_suffix_given = Path(output).suffix.lower()
     to_folder = os.path.isdir(output) or output.endswith(os.sep)
@@ -161,6 +163,8 @@ def check_targets(jobs: list[Job]) -> list[Job]:
         problem = job.problem
         for target in job.targets:
             if target == STD:
+                if sys.__stdout__ is None:
+                    raise UsageError("stdout is closed, so OUT cannot be -")
                 if sys.stdout.isatty():
                     raise UsageError("the output is binary, so redirect it or name a file")
                 continue

@@ -16,8 +16,8 @@ def add_truncate(commands: Any) -> None:
         usage="sic truncate IN OUT (--level N | --max-bytes N)",
     )
     truncate.set_defaults(run=_truncate)
-    truncate.add_argument("source", metavar="IN")
-    truncate.add_argument("target", metavar="OUT", nargs="?")
+    truncate.add_argument("source", metavar="IN", help=".sic file; - is stdin")
+    truncate.add_argument("target", metavar="OUT", nargs="?", help="file to write; - is stdout")
     keep = truncate.add_mutually_exclusive_group(required=True)
     keep.add_argument("--level", type=int, metavar="N", help="levels to keep")
     keep.add_argument(
@@ -32,6 +32,8 @@ def _truncate(args: argparse.Namespace) -> int:
     target = args.target or args.output
     if not target:
         raise UsageError("the name of OUT is empty")
+    if not args.source:
+        raise UsageError("the name of a file is empty")
 
     def cut(job: Job) -> tuple[bytes, bytes]:
         data = read(job.source)

@@ -5,6 +5,7 @@ NumPy and Pillow are imported when a function runs. `name` is the file, for mess
 
 from __future__ import annotations
 
+import contextlib
 import io
 import warnings
 from typing import TYPE_CHECKING, Any
@@ -134,22 +135,32 @@ def to_gray_or_rgb(
 
 def flatten(image: Image.Image, alpha: Image.Image, background: str) -> Image.Image:
     """Lays a picture of mode L or RGB over a colour."""
-    from PIL import Image, ImageColor
+    from PIL import Image
 
-    try:
-        colour: tuple[int, ...] = ImageColor.getrgb(background)
-    except ValueError:
-        colour = ()
-    if len(colour) != 3:
-        raise ValueError(
-            f"background must be a colour name or #rrggbb, without transparency, got {background!r}"
-        )
+    colour = opaque_colour(background)
     if image.mode == "L" and len(set(colour)) == 1:
         under = Image.new("L", image.size, colour[0])
     else:
         under, image = Image.new("RGB", image.size, colour), image.convert("RGB")
     under.paste(image, mask=alpha)
     return under
+
+
+def opaque_colour(background: str) -> tuple[int, int, int]:
+    """Red, green and blue, 0 to 255, of a CSS name or "#rrggbb".
+
+    Raises:
+        ValueError: If it is no colour, or a transparent one.
+    """
+    from PIL import ImageColor
+
+    with contextlib.suppress(ValueError):
+        colour = ImageColor.getrgb(background)
+        if len(colour) == 3:
+            return colour
+    raise ValueError(
+        f"background must be a colour name or #rrggbb, without transparency, got {background!r}"
+    )
 
 
 def _profile_space(profile: bytes | None) -> bytes:

@@ -158,8 +158,15 @@ def read_image(
     return Picture(pixels, metadata, dropped)
 
 
-def why_unreadable(path: str | os.PathLike[str]) -> str:
+def why_unreadable(
+    path: str | os.PathLike[str], *, frame: int | None = None, any_frame: bool = True
+) -> str:
     """Why a file is no picture that can be read here; empty if its first bytes say that it is one.
+
+    Args:
+        path: The file.
+        frame: As in `read_image`.
+        any_frame: Whether any frame will do. If not, `frame` counts.
 
     Raises:
         OSError: The file cannot be opened.
@@ -172,12 +179,12 @@ def why_unreadable(path: str | os.PathLike[str]) -> str:
         try:
             with _pillow_limit(), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                Image.open(file)
+                image = Image.open(file)
+                return "" if any_frame else _frame_problem(image, frame)
         except Image.DecompressionBombError:  # `read_image` says that it is too large.
             return ""
         except Exception:  # Pillow's readers raise many kinds on files that are something else.
             return _no_picture(head)
-    return ""
 
 
 @functools.cache
@@ -333,12 +340,8 @@ def _decode_as_it_is(name: str, data: bytes, frame: int | None) -> Image.Image:
     try:
         with _pillow_limit():
             image: Image.Image = Image.open(io.BytesIO(data))
-            animated = getattr(image, "is_animated", False)
-            num_frames = getattr(image, "n_frames", 2) if animated else 1
-            if image.format == "PSD":  # Layers are no pictures of their own.
-                num_frames = 1
-            single = num_frames == 1 or image.format == "MPO"
-            if (single and not frame) or (frame is not None and 0 <= frame < num_frames):
+            problem = _frame_problem(image, frame)
+            if not problem:
                 return load_upright(_at_frame(image, frame or 0, data), data)
     except UnidentifiedImageError as error:
         raise ValueError(f"{name}: {_no_picture(data[:32])}") from error
@@ -353,10 +356,22 @@ def _decode_as_it_is(name: str, data: bytes, frame: int | None) -> Image.Image:
         if isinstance(error, NotImplementedError) or _UNSUPPORTED.search(reason):
             raise ValueError(f"{name}: Pillow does not read this kind ({reason})") from error
         raise ValueError(f"{name}: the picture is damaged ({reason})") from error
+    raise ValueError(f"{name}: {problem}")
+
+
+def _frame_problem(image: Image.Image, frame: int | None) -> str:
+    """Why `read_image` takes no picture of this file; empty if it takes one."""
+    animated = getattr(image, "is_animated", False)
+    num_frames = getattr(image, "n_frames", 2) if animated else 1
+    if image.format == "PSD":  # Layers are no pictures of their own.
+        num_frames = 1
+    single = num_frames == 1 or image.format == "MPO"
+    if (single and not frame) or (frame is not None and 0 <= frame < num_frames):
+        return ""
     if frame is not None:
-        raise ValueError(f"{name}: frame must be 0 to {num_frames - 1}, got {frame}")
-    raise ValueError(
-        f"{name}: holds {num_frames} frames, of which a sic file holds one; choose it with "
+        return f"frame must be 0 to {num_frames - 1}, got {frame}"
+    return (
+        f"holds {num_frames} frames, of which a sic file holds one; choose it with "
         f"--frame N, 0 to {num_frames - 1} (frame= in Python)"
     )
 
