@@ -1,6 +1,7 @@
 """Hostile files: mutants of real ones through the decoder, in this process.
 
 python tests/fuzz.py --count 200000 --seed 0
+python tests/fuzz.py --minutes 60 --seed 1
 
 Each mutant must decode to a picture or raise BitstreamError, within `MAX_SECONDS` and without the
 process growing beyond `MAX_GROWTH` MiB. Half of the mutants that keep a valid structure are decoded
@@ -11,12 +12,14 @@ networks and the synthesis.
 import argparse
 import collections
 import contextlib
+import itertools
 import json
 import random
 import resource
 import sys
 import time
 import warnings
+import zlib
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -28,7 +31,7 @@ import numpy as np
 
 from sic_jax.codec import symbols as symbols_module
 from sic_jax.codec.codec import Codec
-from sic_jax.codec.container import Container, Segment, pack, unpack
+from sic_jax.codec.container import Container, Segment, pack, symbols_checksum, unpack
 from sic_jax.codec.wire import crc16
 from sic_jax.errors import BitstreamError
 from sic_jax.metadata import Metadata
@@ -59,13 +62,15 @@ def seeds_of_corpus(codec: Codec) -> list[bytes]:
     return out
 
 
-def mutants(corpus: list[bytes], seed: int, count: int) -> Iterator[tuple[str, bytes]]:
-    """`count` mutants with the name of what was done to them."""
+KINDS = ("flip", "cut", "splice", "random", "length", "header", "payload", "segments", "samples")
+
+
+def mutants(corpus: list[bytes], seed: int) -> Iterator[tuple[str, bytes]]:
+    """Mutants without end, each with the name of what was done to it."""
     rng = random.Random(seed)
     parsed = [unpack(data) for data in corpus]
-    kinds = ("flip", "cut", "splice", "random", "length", "header", "payload", "segments")
-    for _ in range(count):
-        kind = rng.choice(kinds)
+    while True:
+        kind = rng.choice(KINDS)
         at = rng.randrange(len(corpus))
         data, container = bytearray(corpus[at]), parsed[at]
         if kind == "flip":
@@ -89,6 +94,14 @@ def mutants(corpus: list[bytes], seed: int, count: int) -> Iterator[tuple[str, b
             alpha = container.alpha and forged_segment(rng, container.alpha)
             header = container.header
             data = bytearray(pack(header, segments, forged_metadata(rng), alpha=alpha))
+        elif kind == "samples":
+            header = replace(container.header, alpha=True)
+            segments = list(container.segments)
+            if header.exact:
+                size = header.height * header.width * (1 if header.mode == "gray" else 3)
+                segments = [forged_samples(rng, size, 1)]
+            alpha = forged_samples(rng, 1 + header.height * header.width, 2)
+            data = bytearray(pack(header, segments, alpha=alpha))
         else:
             segments = list(container.segments)
             rng.shuffle(segments)
@@ -149,6 +162,17 @@ def forged_segment(rng: random.Random, segment: Segment) -> Segment:
     return Segment(bytes(payload), rng.choice((segment.symbols_crc, rng.randrange(65536))))
 
 
+def forged_samples(rng: random.Random, size: int, times: int) -> Segment:
+    """Samples with the checksum that fits, deflated so many times; their number may be wrong."""
+    samples = rng.randbytes(rng.choice((size, size, size, 0, size - 1, size + 1)))
+    if samples and rng.random() < 0.7:
+        samples = bytes([rng.randrange(6)]) + samples[1:]  # A predictor of alpha, or none.
+    payload = samples
+    for _ in range(times):
+        payload = zlib.compress(payload, rng.choice((0, 9)))
+    return Segment(payload, symbols_checksum(samples))
+
+
 def forged_metadata(rng: random.Random) -> Metadata | None:
     """Metadata of any content, or none."""
     if rng.random() < 0.7:
@@ -162,8 +186,16 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
 
-def run(count: int, seed: int = 0, *, progress: int = 0) -> dict[str, Any]:
+def run(
+    count: int | None, seed: int = 0, *, minutes: float = float("inf"), progress: int = 0
+) -> dict[str, Any]:
     """Decode mutants; the counts of what came out, by kind.
+
+    Args:
+        count: How many; None: until the time is over.
+        seed: Which.
+        minutes: Time to spend at most.
+        progress: Mutants after which to tell the counts; 0: never.
 
     Raises:
         AssertionError: For another exception than BitstreamError, a slow mutant, or growth.
@@ -172,7 +204,11 @@ def run(count: int, seed: int = 0, *, progress: int = 0) -> dict[str, Any]:
     corpus = seeds_of_corpus(codec)
     results: collections.Counter[str] = collections.Counter()
     slowest, base = 0.0, 0
-    for number, (kind, data) in enumerate(mutants(corpus, seed, count)):
+    end = time.monotonic() + 60 * minutes
+    warm = 1000 if count is None else min(1000, count // 2)
+    for number, (kind, data) in enumerate(itertools.islice(mutants(corpus, seed), count)):
+        if time.monotonic() > end:
+            break
         forged = kind in ("header", "payload", "segments") and number % 2 == 0
         with forged_checksums() if forged else contextlib.nullcontext():
             outcome, seconds = decode(codec, data)
@@ -182,7 +218,7 @@ def run(count: int, seed: int = 0, *, progress: int = 0) -> dict[str, Any]:
         assert seconds < MAX_SECONDS, f"{kind} {data.hex()} took {seconds:.1f} s"
         slowest = max(slowest, seconds)
         results[f"{kind}: {outcome}"] += 1
-        if number == min(1000, count // 2):
+        if number == warm:
             base = peak_memory()
         if base and number % 100 == 0:
             grown = peak_memory() - base
@@ -226,7 +262,11 @@ def decode(codec: Codec, data: bytes) -> tuple[str, float]:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--count", type=int, default=200_000)
+    parser.add_argument("--count", type=int, help="default: 200000, or what the time allows")
+    parser.add_argument("--minutes", type=float, default=float("inf"))
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    print(json.dumps(run(args.count, args.seed, progress=10_000), indent=1))
+    if args.count is None and args.minutes == float("inf"):
+        args.count = 200_000
+    found = run(args.count, args.seed, minutes=args.minutes, progress=10_000)
+    print(json.dumps(found, indent=1))
