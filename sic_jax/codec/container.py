@@ -7,11 +7,11 @@ files can be inspected and truncated without a model.
 import bisect
 import dataclasses
 import itertools
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
+from sic_jax.codec.metadata_chunks import read_chunks, write_chunks
 from sic_jax.codec.wire import (
     MAX_VARINT,
     BytesLike,
@@ -21,13 +21,12 @@ from sic_jax.codec.wire import (
     check_crc,
     check_int,
     crc16,
-    inflate,
     record_crc,
     uint16,
     varint,
 )
 from sic_jax.errors import BitstreamError
-from sic_jax.metadata import DPI_UNITS, MAX_METADATA_BYTES, Metadata
+from sic_jax.metadata import Metadata
 
 MAGIC = b"\x93SIC"
 VERSION = 2
@@ -50,9 +49,6 @@ _FLAG_ALPHA = 32
 _KNOWN_FLAGS = 2 * _FLAG_ALPHA - 1
 _ALPHA_INDEX = 255
 """What the CRC of the alpha segment counts as its index."""
-_BLOCKS = {1: "icc_profile", 2: "exif", 3: "xmp"}
-"""Kinds of compressed chunks, and the fields of `Metadata` that they hold."""
-_KIND_RESOLUTION = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,14 +202,7 @@ def pack(
     if len(segments) != header.num_segments:
         what = "an exact picture" if header.exact else f"num_levels = {header.num_levels}"
         raise ValueError(f"{what} needs {header.num_segments} segments, got {len(segments)}")
-    chunks = []
-    if metadata is not None:
-        for kind, name in _BLOCKS.items():
-            value = getattr(metadata, name)
-            if value is not None:
-                chunks.append(_chunk(kind, zlib.compress(value, 9)))
-        if metadata.dpi is not None:
-            chunks.append(_chunk(_KIND_RESOLUTION, _resolution_payload(metadata.dpi)))
+    chunks = [] if metadata is None else write_chunks(metadata)
     return _join(header, alpha, segments, chunks)
 
 
@@ -315,7 +304,7 @@ class Unpacker:
             )
         if not self._has_metadata:
             return Container(header, segments, alpha=self.alpha)
-        metadata, self.chunks, damage = _parse_metadata(self._reader)
+        metadata, self.chunks, damage = read_chunks(self._reader)
         if strict and damage:
             raise BitstreamError(f"the metadata are damaged: {damage}")
         return Container(header, segments, metadata, bool(damage), self.alpha)
@@ -495,55 +484,6 @@ def _parse_segment(reader: Reader, index: int, name: str) -> Segment:
     return Segment(payload, int.from_bytes(symbols_crc, "big"))
 
 
-def _parse_metadata(reader: Reader) -> tuple[Metadata, list[bytes], str]:
-    """Reads chunks to the end of the data, or to the first damaged one.
-
-    Returns:
-        The metadata, the intact chunks as they are written, and what was wrong ("" for nothing).
-    """
-    values: dict[str, Any] = {}
-    kinds: set[int] = set()
-    chunks: list[bytes] = []
-    damage = "" if reader.remaining() else "the file ends before them"
-    try:
-        while reader.remaining():
-            kind = reader.number(1)
-            length = reader.varint(f"the length of the chunk of kind {kind}")
-            expected = reader.number(2)
-            payload = reader.take(length)
-            check_crc(f"the chunk of kind {kind}", record_crc(kind, payload), expected)
-            if kind == 0 or kind in kinds:
-                raise BitstreamError(f"a chunk has the reserved or repeated kind {kind}")
-            kinds.add(kind)
-            if kind in _BLOCKS:
-                what = f"the chunk of kind {kind}"
-                values[_BLOCKS[kind]] = inflate(what, payload, MAX_METADATA_BYTES)
-            elif kind == _KIND_RESOLUTION:
-                values["dpi"] = _parse_resolution(payload)
-            chunks.append(_chunk(kind, payload))
-    except DataEndError:
-        damage = "the file ends inside a chunk"
-    except BitstreamError as error:
-        damage = str(error)
-    return Metadata(**values), chunks, damage
-
-
-def _resolution_payload(dpi: tuple[float, float]) -> bytes:
-    return b"".join(varint(round(DPI_UNITS * v)) for v in dpi)
-
-
-def _parse_resolution(payload: bytes) -> tuple[float, float]:
-    """Pixels per inch, horizontally and vertically; BitstreamError if they are not that."""
-    reader = Reader(payload)
-    try:
-        dpi = tuple(reader.varint("a resolution") / DPI_UNITS for _ in range(2))
-    except DataEndError:
-        raise BitstreamError("a resolution is cut off") from None
-    if reader.remaining() or not all(dpi):
-        raise BitstreamError("a resolution is not two positive numbers")
-    return dpi[0], dpi[1]
-
-
 def _join(
     header: Header, alpha: Segment | None, segments: Sequence[Segment], chunks: Sequence[bytes]
 ) -> bytes:
@@ -566,8 +506,3 @@ def _join(
         crc = record_crc(index, segment.payload, symbols_crc)
         parts += (varint(len(segment.payload)), uint16(crc), symbols_crc, segment.payload)
     return b"".join((*parts, *chunks))
-
-
-def _chunk(kind: int, payload: bytes) -> bytes:
-    crc = uint16(record_crc(kind, payload))
-    return b"".join((bytes((kind,)), varint(len(payload)), crc, payload))
