@@ -10,7 +10,6 @@ colours near, truncation exact; memory and memory maps must not grow once the pr
 import argparse
 import itertools
 import json
-import resource
 import sys
 import time
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from fuzz import peak_memory
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -75,11 +75,6 @@ def check(codec: Codec, picture: NDArray[np.uint8], level: int) -> float:
     if not visible.any():
         return 0.0
     return float(np.abs(colours[visible].astype(int) - found[visible]).mean())
-
-
-def peak_memory() -> int:
-    """Largest resident size of this process so far, in MiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
 
 def run(codec: Codec, count: int, side: int, seed: int, *, progress: int = 0) -> dict[str, Any]:

@@ -112,14 +112,14 @@ def _decompress(args: argparse.Namespace) -> int:
             images = [codec.decompress(data, options)]
         else:
             images = list(codec.decompress_samples(data, options, num_samples=args.samples))
-        metadata = container.read_metadata(data)
+        file = container.unpack(data, max_pixels=None)
         size = 0
         with warnings.catch_warnings():
             for target, pixels in zip(job.targets, images, strict=True):
-                size += put(job, target, pixels, metadata)
+                size += put(job, target, pixels, file.metadata)
                 warnings.simplefilter("ignore", UserWarning)  # Samples would all have the same.
         line = f"{images[0].shape[1]} x {images[0].shape[0]} pixels"
-        of = summary(data, options.level or container.unpack(data, max_pixels=None).level)
+        of = summary(data, options.level or file.level)
         return Done(line, f"{size} bytes, of {of}, bundle {bundle_name(codec)}")
 
     def work_progressively(job: Job, line: str) -> Done:
