@@ -17,6 +17,7 @@ from sic_jax.training.state import (
     TrainState,
     make_discriminator_optimiser,
     make_optimiser,
+    to_vector,
 )
 from sic_jax.training.train_config import TrainConfig
 
@@ -89,12 +90,12 @@ def make_train_step(
         if grads.discriminator is not None and discriminator is not None:
             discriminator = _update_discriminator(cfg, discriminator, grads.discriminator)
         norms = {
-            "grad_norm": optax.tree.norm(grads.params),
-            "update_norm": optax.tree.norm(updates),
-            "param_norm": optax.tree.norm(params),
+            "grad_norm": jnp.linalg.norm(to_vector(grads.params)),
+            "update_norm": jnp.linalg.norm(to_vector(updates)),
+            "param_norm": jnp.linalg.norm(to_vector(params)),
         }
         if grads.discriminator is not None:
-            norms["grad_norm_d"] = optax.tree.norm(grads.discriminator)
+            norms["grad_norm_d"] = jnp.linalg.norm(to_vector(grads.discriminator))
         measured = grads.terms | {k: (v, jnp.ones(())) for k, v in norms.items()}
         loss = measured["loss"][0]
         ok = jnp.isfinite(jnp.stack([loss, *norms.values()])).all()
