@@ -188,7 +188,11 @@ class ProgressiveDecoder:
 
 
 def check_bundle(header: Header, bundle: Bundle) -> None:
-    """Refuses files of another bundle: BitstreamError."""
+    """Refuses files of another bundle.
+
+    Raises:
+        BitstreamError: If the file has another bundle's id, or does not fit this one.
+    """
     if header.model_id != bundle.model_id:
         raise BitstreamError(
             f"the file was made with bundle {header.model_id.hex()}; "

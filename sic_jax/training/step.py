@@ -43,7 +43,10 @@ class TrainStep(Protocol):
         perceptual: PerceptualWeights,
         progress: jax.Array | None = None,
     ) -> tuple[TrainState, Metrics]:
-        """The next state and what was measured."""
+        """The next state and what was measured.
+
+        `batch` is uint8 [B, P, P, 3], or [K, B, P, P, 3] for K steps, and `rows` int32 [B].
+        """
 
 
 def make_train_step(

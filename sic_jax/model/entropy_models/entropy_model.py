@@ -114,7 +114,12 @@ class EntropyNetworks(nn.Module):
         return None
 
     def initialise(self, y: jax.Array, z: jax.Array) -> None:
-        """Use every parameter but h_a's once, to make it; a family may do so more cheaply."""
+        """Use every parameter but h_a's once, to make it; a family may do so more cheaply.
+
+        Args:
+            y: Unquantised latents [B, h, w, C].
+            z: Of `hyper_latents`.
+        """
         rated = self.rate(y, z)
         one = jnp.ones(len(y))
         self.complete(rated.y_hat, rated.hyper, one.astype(jnp.int32), temperature=one)
@@ -212,7 +217,11 @@ class EntropyModel(Family, ABC):
         require_width(self, "hyper_channels")
 
     def check(self, levels: LevelConfig) -> None:
-        """Raise a ValueError where the model cannot code these levels."""
+        """Check that the model can code these levels.
+
+        Raises:
+            ValueError: If it cannot.
+        """
 
     @abstractmethod
     def networks(self, levels: LevelConfig) -> EntropyNetworks:
@@ -263,7 +272,8 @@ class EntropyModel(Family, ABC):
 
         Args:
             levels: The channels of y.
-            leaves: All arrays of a bundle by path. Those of the form are taken out of it.
+            leaves: All arrays of a bundle by path, of any shape. Those of the form are taken out
+                of it.
 
         Raises:
             KeyError: If an array is missing.

@@ -59,7 +59,7 @@ class Schedule(NamedTuple):
         return len(self.counts) + GROUP_STEP * (level - 1)
 
 
-def first_row(diagonal: jax.Array, width: jax.Array | int) -> jax.Array:
+def _first_row(diagonal: jax.Array, width: jax.Array | int) -> jax.Array:
     """Row of the first position of a diagonal."""
     return jnp.maximum(-(-(diagonal - width + 1) // ROW_STEP), 0)
 
@@ -97,7 +97,7 @@ def step_layers(params: Params, levels: LevelConfig) -> StepLayers:
 
 
 def empty_board(order: Schedule, num_channels: int) -> NDArray[np.float32]:
-    """No symbols yet: zeros [D + 2 MARGIN, n + 2 REACH, C], C channels."""
+    """No symbols yet: zeros [D + 2 * MARGIN, n + 2 * REACH, C], C channels."""
     diagonals, size = order.rows.shape
     return np.zeros((diagonals + 2 * MARGIN, size + 2 * REACH, num_channels), np.float32)
 
@@ -156,7 +156,7 @@ def step_parameters(
             known = (g + 1) * size
             # A neighbour is at most REACH places from ours in its diagonal, on either side.
             other = diagonal + _TAP_DIAGONALS
-            place = first_row(diagonal, width) + _TAP_ROWS - first_row(other, width)
+            place = _first_row(diagonal, width) + _TAP_ROWS - _first_row(other, width)
             taps = jax.vmap(
                 lambda d, k: lax.dynamic_slice(board, (MARGIN + d, k, 0), (1, n, known))[0]
             )(other, place)
