@@ -9,6 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -205,7 +206,22 @@ def vague_exceptions(file: Source) -> Iterator[str]:
                 yield file.problem(node, text)
 
 
+def fields(node: ast.ClassDef) -> Iterator[tuple[ast.AnnAssign, str]]:
+    """Fields of a class, and the docstring below each, or that of the class."""
+    for field, after in pairwise([*node.body, ast.Pass()]):
+        if isinstance(field, ast.AnnAssign):
+            has_doc = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+            yield field, ast.unparse(after) if has_doc else docstring(node)
+
+
 def missing_shapes(file: Source) -> Iterator[str]:
+    for node, _ in members(file):
+        for field, doc in fields(node) if isinstance(node, ast.ClassDef) else ():
+            name = ast.unparse(field.target)
+            has_arrays = ARRAY.search(ast.unparse(field.annotation)) and not name.startswith("_")
+            if has_arrays and not SHAPE.search(doc):
+                text = f"{node.name}.{name} has arrays: give their shapes, as [B, H, W, 3]"
+                yield file.problem(field, text)
     for member, function in functions(file):
         # That a wrong shape is an error does not say which is right.
         doc = below("Raises").sub("", explanation(member))
@@ -265,8 +281,8 @@ def unused_names(file: Source, used: set[str]) -> Iterator[str]:
     types = " ".join(annotations(function) for _, function in functions(file))
     for node, _ in members(file):
         if isinstance(node, ast.ClassDef):
-            fields = [n.annotation for n in node.body if isinstance(n, ast.AnnAssign)]
-            types += " ".join(["", *map(ast.unparse, fields + node.bases)])
+            nodes = [*node.bases, *(field.annotation for field, _ in fields(node))]
+            types += " ".join(["", *map(ast.unparse, nodes)])
     met = {*re.findall(r"\w+", types)} | HANDED_OUT
     for node, owner in members(file):
         is_met = isinstance(node, ast.ClassDef) and node.name in met
@@ -338,6 +354,9 @@ class Box:
     """
 
     size: int
+    pixels: Pixels
+    """[H, W]."""
+    _own: Pixels
 
     def __init__(self, key: str) -> None:
         """Opens it."""
@@ -402,6 +421,7 @@ def test_checks_pass_what_is_right(check: Callable[[Source], Iterator[str]]) -> 
         (vague_exceptions, "TypeError: If", "TypeErrors: If", "Raises of scaled"),
         (vague_exceptions, "ValueError, TypeError: If not.", "If not.", "Raises of scaled"),
         (missing_shapes, " [B, H/2, W + 1, 3] times", "", "scaled has arrays"),
+        (missing_shapes, "[H, W].", "Of it.", "Box.pixels has arrays"),
         (missing_shapes, "See `EntropyNetworks`", "See `Entropy`", "symbol_bits has arrays"),
         (
             missing_shapes,

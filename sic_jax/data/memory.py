@@ -26,7 +26,7 @@ class MemorySource:
     """Decoded images in one buffer."""
 
     pixels: NDArray[np.uint8]
-    """All images one after the other, flat, then zeros up to the last block's end."""
+    """All images one after the other, then zeros up to the last block's end, [n]."""
     offsets: NDArray[np.int64]
     """First byte of each image, [N]."""
     sizes: NDArray[np.int32]

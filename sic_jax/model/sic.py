@@ -25,7 +25,7 @@ class SicOutput(NamedTuple):
     y: jax.Array
     """Unquantised latents [B, h, w, C]."""
     y_hat: jax.Array
-    """What g_s saw: quantised latents, details drawn above the level."""
+    """What g_s saw: quantised latents [B, h, w, C], details drawn above the level."""
 
 
 class SicModel(nn.Module):

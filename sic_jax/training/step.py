@@ -29,7 +29,7 @@ class Metrics(NamedTuple):
 
     terms: Terms
     first_bad: jax.Array
-    """First step whose loss or gradient was not finite, or `NEVER`: int32."""
+    """First step whose loss or gradient was not finite, or `NEVER`: an int32 scalar."""
 
 
 class TrainStep(Protocol):

@@ -42,7 +42,7 @@ class Rated(NamedTuple):
     y_hat: jax.Array
     """Rounded latents [B, h, w, C], with straight-through gradients."""
     hyper: jax.Array
-    """What `complete` needs of z_hat, batch first."""
+    """What `complete` needs of z_hat: `EntropyNetworks.hyper_features`, [B, h, w, F]."""
 
 
 class EntropyNetworks(nn.Module):
@@ -190,7 +190,7 @@ class Stored(NamedTuple):
     """What an entropy model reads from a bundle in a form of its own."""
 
     params: dict[str, NDArray[np.float32]]
-    """Parameters by path, as floats."""
+    """Parameters by path, as floats in the model's shapes."""
     integers: Any
     """For `EntropyModel.coding_pass`; None where the pass is made of the floats."""
 

@@ -79,10 +79,11 @@ class StepLayers(NamedTuple):
     """Weights of the coding steps, arranged once a model by `step_layers`."""
 
     context: list[jax.Array]
-    """Of each group g, the part of the kernel that is not masked: [25 (g + 1) S, 2S]."""
+    """Of each group g, the part of the kernel that is not masked: [25 * (g + 1) * S, 2S]."""
     context_bias: jax.Array
     """[G, 2S]."""
     entropy_parameters: Mapping[str, Mapping[str, jax.Array]]
+    """The model's: kernels [G, I, O] and biases [G, O], by layer."""
 
 
 def step_layers(params: Params, levels: LevelConfig) -> StepLayers:
