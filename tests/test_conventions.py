@@ -335,7 +335,7 @@ def test_package(check: Callable[[Source], Iterator[str]]) -> None:
 def test_public_names_are_used() -> None:
     assert interfaces().keys() >= HANDED_OUT
     files = Counter(word for found in words().values() for word in found)
-    found = []
+    found: list[str] = []
     for file in package():
         own = words()[file.name]
         found += unused_names(file, {word for word, n in files.items() if n > (word in own)})
