@@ -31,6 +31,7 @@ class TrainState(NamedTuple):
     """Everything that a step reads and writes; keys derive from the seed and `step`."""
 
     step: jax.Array
+    """Steps that were taken, an int32 scalar."""
     params: Params
     ema: Params
     """Exponential moving average of `params`: what is evaluated and shipped."""

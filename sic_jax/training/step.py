@@ -30,7 +30,7 @@ class Metrics(NamedTuple):
 
     terms: Terms
     first_bad: jax.Array
-    """First step whose loss or gradient was not finite, or `NEVER`: int32."""
+    """First step whose loss or gradient was not finite, or `NEVER`: an int32 scalar."""
 
 
 class TrainStep(Protocol):
@@ -44,7 +44,10 @@ class TrainStep(Protocol):
         perceptual: PerceptualWeights,
         progress: jax.Array | None = None,
     ) -> tuple[TrainState, Metrics]:
-        """The next state and what was measured."""
+        """The next state and what was measured.
+
+        `batch` is uint8 [B, P, P, 3], or [K, B, P, P, 3] for K steps, and `rows` int32 [B].
+        """
 
 
 def make_train_step(
