@@ -83,9 +83,9 @@ def learning_rate(
 
 
 def to_vector(tree: Params) -> jax.Array:
-    """All leaves of a tree in one vector, with zeros at its end.
+    """All leaves of a tree in one vector [n], with zeros at its end.
 
-    What is done to each parameter by itself takes a program a kernel a parameter; of a vector, one.
+    An operation on hundreds of small arrays is hundreds of kernels; on a vector it is one.
     """
     vector = ravel_pytree(tree)[0]
     return jnp.pad(vector, (0, -vector.size % _MULTIPLE))
