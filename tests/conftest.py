@@ -12,6 +12,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from numpy.typing import NDArray
+
 # Before JAX is imported, and for the processes that tests start: programs compiled once serve
 # every test, and the next run. JAX before 0.10 reads some of its own cache wrongly.
 if tuple(map(int, version("jax").split(".")[:2])) >= (0, 10):
@@ -85,7 +87,7 @@ def params(untrained: dict[str, Any]) -> dict[str, Any]:
     """Parameters without zeros, so that no path through the tiny model is shut."""
     rng = np.random.default_rng(0)
 
-    def disturb(a: np.ndarray) -> np.ndarray:
+    def disturb(a: NDArray[Any]) -> NDArray[Any]:
         return (a + 0.1 * rng.standard_normal(a.shape)).astype(np.float32)
 
     return jax.tree.map(disturb, untrained)
@@ -150,7 +152,7 @@ def functions(tiny: ModelConfig) -> Functions:
 
 
 @pytest.fixture(scope="session")
-def pictures() -> np.ndarray:
+def pictures() -> NDArray[Any]:
     """Smooth pictures with edges and a little noise: float32 [3, 64, 64, 3] in [0, 1]."""
     rng = np.random.default_rng(1)
     i, j = np.mgrid[:SIDE, :SIDE] / SIDE
@@ -163,7 +165,7 @@ def pictures() -> np.ndarray:
     return np.clip(np.stack(out), 0, 1).astype(np.float32)
 
 
-def flat(tree: Any) -> dict[str, np.ndarray]:
+def flat(tree: Any) -> dict[str, NDArray[Any]]:
     """The leaves of a tree by name."""
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
@@ -177,7 +179,7 @@ def assert_equal(a: Any, b: Any) -> None:
         np.testing.assert_array_equal(left[name], right[name], err_msg=name)
 
 
-def write_images(folder: Path, source: Sequence[np.ndarray]) -> None:
+def write_images(folder: Path, source: Sequence[NDArray[Any]]) -> None:
     """The images of a source as PNG files."""
     folder.mkdir(parents=True)
     for k, image in enumerate(source):
@@ -185,7 +187,7 @@ def write_images(folder: Path, source: Sequence[np.ndarray]) -> None:
 
 
 @pytest.fixture(scope="session")
-def source(pictures: np.ndarray) -> list[np.ndarray]:
+def source(pictures: NDArray[Any]) -> list[NDArray[Any]]:
     """Three training images of 128 x 64 pixels."""
     return [np.round(np.tile(p, (2, 1, 1)) * 255).astype(np.uint8) for p in pictures]
 

@@ -7,12 +7,14 @@ import tracemalloc
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from conftest import quick_compilation
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from PIL import Image
 from test_codec import graphic, picture
 
@@ -48,7 +50,7 @@ def codec() -> Iterator[Codec]:
         yield Codec.load(BUNDLE)
 
 
-def disc(height: int, width: int) -> np.ndarray:
+def disc(height: int, width: int) -> NDArray[Any]:
     """A plane that is 255 in a disc, 0 outside, and in between at its edge."""
     i, j = np.mgrid[:height, :width]
     radius = np.hypot(i - (height - 1) / 2, j - (width - 1) / 2)
@@ -60,10 +62,10 @@ def file_of(alpha: Segment, height: int, width: int) -> Container:
     return Container(header, (Segment(b"", 0),) * 2, alpha=alpha)
 
 
-def planes() -> st.SearchStrategy[np.ndarray]:
+def planes() -> st.SearchStrategy[NDArray[Any]]:
     """Noise, ramps, masks and planes of one value, from 1 x 1 on."""
 
-    def make(kind: int, height: int, width: int, seed: int) -> np.ndarray:
+    def make(kind: int, height: int, width: int, seed: int) -> NDArray[Any]:
         i, j = np.mgrid[:height, :width]
         noise = np.random.default_rng(seed).integers(0, 256, (height, width))
         plane = (noise, seed * i + 3 * j, 255 * (i + j > seed % 40), 0 * i + seed, noise * (i > j))
@@ -75,7 +77,7 @@ def planes() -> st.SearchStrategy[np.ndarray]:
 
 @FAST
 @given(planes())
-def test_planes_come_back(plane: np.ndarray) -> None:
+def test_planes_come_back(plane: NDArray[Any]) -> None:
     segment = alpha_segment(plane)
     np.testing.assert_array_equal(alpha_plane(file_of(segment, *plane.shape)), plane)
 
@@ -150,7 +152,7 @@ def test_bombs_do_not_expand(outer: bool) -> None:
 @FAST
 @given(planes(), st.booleans(), st.integers(0, 255))
 def test_hidden_colours_are_between_the_visible_ones(
-    alpha: np.ndarray, gray: bool, seed: int
+    alpha: NDArray[Any], gray: bool, seed: int
 ) -> None:
     shape = alpha.shape if gray else (*alpha.shape, 3)
     colours = np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
@@ -214,7 +216,7 @@ def test_grain_is_that_of_what_is_visible() -> None:
     assert measure_grain(filled, np.zeros_like(alpha)) == 0
 
 
-def see_through(height: int, width: int, *, channels: int = 4) -> np.ndarray:
+def see_through(height: int, width: int, *, channels: int = 4) -> NDArray[Any]:
     """A picture in a disc, with other colours where it is hidden."""
     colours = picture(height, width)
     alpha = disc(height, width)
@@ -322,7 +324,7 @@ def test_psnr_is_that_of_what_is_visible(codec: Codec) -> None:
     x = see_through(80, 64)
     data = codec.compress(x)
 
-    def decode(level: int) -> np.ndarray:
+    def decode(level: int) -> NDArray[Any]:
         off = np.where(x[..., 3:] > 0, x[..., :3] ^ 2 ** (3 - level), 255 - x[..., :3])
         return join_alpha(off.astype(np.uint8), x[..., 3])
 

@@ -13,6 +13,7 @@ import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from sic_jax import BitstreamError
@@ -87,7 +89,7 @@ def codec(folder: Path) -> Codec:
     return Codec.load(folder)
 
 
-def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
+def picture(height: int, width: int, seed: int = 0) -> NDArray[Any]:
     """A smooth colour picture with some noise."""
     rng = np.random.default_rng(seed)
     i, j = np.mgrid[:height, :width]
@@ -218,7 +220,7 @@ def test_refinements_have_tables_of_their_own(codec: Codec) -> None:
     hyper = codec._pass.hyper(decoded.z_hat, y.shape[:2])
     coder = RangeEncoder(codec.bundle.tables_y, backend="native")
 
-    def encode(request: Request) -> np.ndarray:
+    def encode(request: Request) -> NDArray[Any]:
         values = y[request.where].ravel()
         of_refinement = np.isin(np.arange(cfg.num_channels)[request.where[-1]], refining)
         tables = request.indices.reshape(-1, of_refinement.size)
@@ -246,7 +248,7 @@ def test_tables_have_the_probabilities_that_training_has(kind: str) -> None:
     mean, scale = rng.integers(-40, 41, 400), rng.integers(10, 45, 400)
     sigma = entropy.scales.sigmas[scale]
 
-    def masses(indices: np.ndarray, values: np.ndarray) -> np.ndarray:
+    def masses(indices: NDArray[Any], values: NDArray[Any]) -> NDArray[Any]:
         symbols = values - tables.offsets[indices]
         rows = [tables.lookup[tables.starts[i] + 1 : ends[i]] for i in indices]
         return np.array([np.diff(r)[s] / 65536 for r, s in zip(rows, symbols, strict=True)])
@@ -332,7 +334,7 @@ def test_flat_pictures_come_back_exactly(codec: Codec, size: tuple[int, int]) ->
         np.testing.assert_array_equal(codec.decompress(codec.compress(x[..., 0])), x[..., 0])
 
 
-def graphic(side: int) -> np.ndarray:
+def graphic(side: int) -> NDArray[Any]:
     """A disc and letters in front of a square: four colours, with smooth edges."""
     sheet = Image.new("RGB", (4 * side, 4 * side), (30, 60, 200))
     draw = ImageDraw.Draw(sheet)
@@ -369,7 +371,7 @@ def test_limits_of_size_cut_at_a_level(codec: Codec) -> None:
     assert len(coded) < len(exact)
 
 
-def decibels(x: np.ndarray, x_hat: np.ndarray) -> float:
+def decibels(x: NDArray[Any], x_hat: NDArray[Any]) -> float:
     return float(10 * np.log10(255**2 / np.square(x.astype(float) - x_hat).mean()))
 
 
@@ -506,7 +508,7 @@ def test_metadata_are_kept(codec: Codec) -> None:
         (np.zeros((2, 8, 8, 3), np.uint8), ValueError, r"got shape \(2, 8, 8, 3\)"),
     ],
 )
-def test_bad_images(codec: Codec, image: np.ndarray, error: type[Exception], match: str) -> None:
+def test_bad_images(codec: Codec, image: NDArray[Any], error: type[Exception], match: str) -> None:
     with pytest.raises(error, match=match):
         codec.compress(image)
 
@@ -802,7 +804,7 @@ def test_a_machine_without_devices_is_not_called_a_wrong_platform(
         jax.config.update("jax_platforms", platforms)
 
 
-def test_programs_are_kept_only_where_they_are_the_same_when_loaded(tmp_path):
+def test_programs_are_kept_only_where_they_are_the_same_when_loaded(tmp_path: Path) -> None:
     """JAX 0.5.3 computes other values with a loaded program; 0.10.2 and 0.12 do not."""
     program = (
         "import jax\n"

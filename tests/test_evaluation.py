@@ -8,14 +8,16 @@ import shlex
 import subprocess
 import sys
 from collections import namedtuple
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import jax
 import numpy as np
 import PIL
 import pytest
 from conftest import quick_compilation
+from numpy.typing import NDArray
 from PIL import Image
 
 from sic_jax import metrics
@@ -29,8 +31,15 @@ from sic_jax.evaluation.baselines import BASELINES, missing_baseline, pillow_cod
 from sic_jax.evaluation.codecs import ImageCodec, sic_codec
 from sic_jax.evaluation.means import mean_rows
 from sic_jax.evaluation.measurer import Measurer
-from sic_jax.evaluation.records import append_records, from_json, key_of, load_records, to_json
-from sic_jax.evaluation.run import find_images, measure_images
+from sic_jax.evaluation.records import (
+    Record,
+    append_records,
+    from_json,
+    key_of,
+    load_records,
+    to_json,
+)
+from sic_jax.evaluation.run import Measured, find_images, measure_images
 from sic_jax.metrics.table import METRICS
 from sic_jax.model.params import init_params
 from sic_jax.progress import Progress
@@ -47,13 +56,13 @@ FIELDS = (
 
 
 @pytest.fixture(scope="module", autouse=True)
-def quickly():
+def quickly() -> Iterator[None]:
     """Programs compile quickly in this module."""
     with quick_compilation():
         yield
 
 
-def picture(seed: int, height: int = HEIGHT, width: int = WIDTH) -> np.ndarray:
+def picture(seed: int, height: int = HEIGHT, width: int = WIDTH) -> NDArray[Any]:
     """Smooth colours with some noise, uint8 [height, width, 3]."""
     rng = np.random.default_rng(seed)
     i, j = np.mgrid[:height, :width]
@@ -83,7 +92,7 @@ def run(*arguments: str) -> tuple[int, str, str]:
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory):
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bundle") / "tiny"
     cfg = preset("smoke").model
     export_bundle(folder, cfg, init_params(cfg, seed=0))
@@ -91,7 +100,7 @@ def bundle(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, bundle):
+def finished(tmp_path_factory: pytest.TempPathFactory, bundle: Path) -> Finished:
     """A run over a folder of two pictures of one stem among all kinds of bad files."""
     folder = tmp_path_factory.mktemp("evaluation")
     images, out = folder / "images", folder / "out"
@@ -109,7 +118,7 @@ def finished(tmp_path_factory, bundle):
     arguments += ["--bundle", str(bundle), "--levels", "3", "1", "3", "--show"]
     load, loaded = Codec.load, []
 
-    def load_and_keep(*args, **options):
+    def load_and_keep(*args: Any, **options: Any) -> Codec:
         loaded.append(load(*args, **options))
         return loaded[-1]
 
@@ -121,11 +130,13 @@ def finished(tmp_path_factory, bundle):
 
 
 @pytest.fixture(scope="module")
-def results(finished):
+def results(finished: Finished) -> dict[str, Any]:
     return json.loads((finished.out / "results.json").read_text())
 
 
-def test_every_image_codec_and_setting_has_one_complete_record(finished, results):
+def test_every_image_codec_and_setting_has_one_complete_record(
+    finished: Finished, results: dict[str, Any]
+) -> None:
     seen = [(Path(r["image"]).name, r["codec"], r["setting"]) for r in results["records"]]
     ladder = [("sic", 1), ("sic", 3)]
     ladder += [(name, quality) for name in HERE for quality in pillow_codec(name).settings]
@@ -140,7 +151,7 @@ def test_every_image_codec_and_setting_has_one_complete_record(finished, results
         assert 0 < record["decode_s"] < 60
 
 
-def test_bpp_is_the_size_of_the_file_on_disk(finished, results):
+def test_bpp_is_the_size_of_the_file_on_disk(finished: Finished, results: dict[str, Any]) -> None:
     for record in results["records"]:
         size = (finished.out / record["file"]).stat().st_size
         assert record["num_bytes"] == size
@@ -149,7 +160,7 @@ def test_bpp_is_the_size_of_the_file_on_disk(finished, results):
     assert len({record["file"] for record in results["records"]}) == len(results["records"])
 
 
-def test_bits_per_pixel_are_counted_in_one_place():
+def test_bits_per_pixel_are_counted_in_one_place() -> None:
     counted = [
         path.relative_to(ROOT).as_posix()
         for path in (ROOT / "sic_jax").rglob("*.py")
@@ -158,7 +169,7 @@ def test_bits_per_pixel_are_counted_in_one_place():
     assert counted == ["sic_jax/metrics/rate.py"]
 
 
-def test_the_files_decode_to_what_was_measured(finished, results):
+def test_the_files_decode_to_what_was_measured(finished: Finished, results: dict[str, Any]) -> None:
     for record in results["records"]:
         file = finished.out / record["file"]
         if record["codec"] == "sic":
@@ -172,7 +183,9 @@ def test_the_files_decode_to_what_was_measured(finished, results):
         assert record["psnr"] == pytest.approx(10 * np.log10(255**2 / mse), abs=1e-4)
 
 
-def test_the_estimated_rate_is_that_of_the_codec(finished, results):
+def test_the_estimated_rate_is_that_of_the_codec(
+    finished: Finished, results: dict[str, Any]
+) -> None:
     bits = {seed: finished.codec.estimate_bits(picture(seed)) for seed in (0, 1)}
     for record in results["records"]:
         if record["codec"] != "sic":
@@ -185,14 +198,16 @@ def test_the_estimated_rate_is_that_of_the_codec(finished, results):
         assert -0.01 * expected < overhead < 0.03 * expected + 8 * 60 / (HEIGHT * WIDTH)
 
 
-def test_pictures_that_are_stored_exactly_have_no_estimated_rate(finished):
+def test_pictures_that_are_stored_exactly_have_no_estimated_rate(finished: Finished) -> None:
     estimate = sic_codec(finished.codec).estimate
     assert estimate is not None
     assert estimate(np.zeros((8, 8, 3), np.uint8)) is None
     assert estimate(picture(0)) is not None
 
 
-def test_bad_files_are_reported_each_and_the_others_measured(finished, results):
+def test_bad_files_are_reported_each_and_the_others_measured(
+    finished: Finished, results: dict[str, Any]
+) -> None:
     assert finished.code == 1
     lines = finished.stderr.splitlines()
     errors = [line for line in lines if line.startswith("eval.py: error: ")]
@@ -215,7 +230,7 @@ def test_bad_files_are_reported_each_and_the_others_measured(finished, results):
     assert f"{len(results['records'])} measurements (0 from before)" in lines[-1]
 
 
-def test_the_report_says_what_was_measured(finished, results):
+def test_the_report_says_what_was_measured(finished: Finished, results: dict[str, Any]) -> None:
     assert results["bundle"] == str(finished.bundle)
     assert results["model_id"] == finished.codec.bundle.model_id.hex()
     assert results["coder"] in ("native", "tfc")
@@ -229,13 +244,15 @@ def test_the_report_says_what_was_measured(finished, results):
     assert "sic encodes an image once, at the highest level: its files are cut from one." in page
 
 
-def measure(images: list[Path], codecs: list[ImageCodec], out: Path, wanted: tuple[str, ...]):
+def measure(
+    images: list[Path], codecs: list[ImageCodec], out: Path, wanted: tuple[str, ...]
+) -> Measured:
     chosen = [metric for metric in METRICS if metric.name in wanted]
     return measure_images(images, codecs, Measurer(chosen), out, Progress())
 
 
 @pytest.fixture
-def two(tmp_path):
+def two(tmp_path: Path) -> list[Path]:
     """Paths of two images."""
     paths = [tmp_path / "a.png", tmp_path / "b.png"]
     for seed, path in enumerate(paths):
@@ -247,14 +264,14 @@ def counting(codec: ImageCodec) -> tuple[ImageCodec, list[float]]:
     """The codec, and a list that receives the setting of every call of its encoder."""
     calls: list[float] = []
 
-    def encode(image, setting):
+    def encode(image: NDArray[Any], setting: float) -> bytes:
         calls.append(setting)
         return codec.encode(image, setting)
 
     return codec._replace(encode=encode), calls
 
 
-def test_a_rerun_makes_only_what_is_missing(two, tmp_path):
+def test_a_rerun_makes_only_what_is_missing(two: list[Path], tmp_path: Path) -> None:
     out = tmp_path / "out"
     codec, calls = counting(pillow_codec("jpeg", [10, 50]))
     first = measure(two, [codec], out, ("psnr",))
@@ -267,7 +284,9 @@ def test_a_rerun_makes_only_what_is_missing(two, tmp_path):
     assert len((out / "records.jsonl").read_text().splitlines()) == 6
 
 
-def test_settings_that_are_nearly_the_same_have_files_of_their_own(two, tmp_path):
+def test_settings_that_are_nearly_the_same_have_files_of_their_own(
+    two: list[Path], tmp_path: Path
+) -> None:
     jpeg = pillow_codec("jpeg")
     near = jpeg._replace(
         settings=(50.2000001, 50.2000002),
@@ -281,7 +300,7 @@ def test_settings_that_are_nearly_the_same_have_files_of_their_own(two, tmp_path
     assert measure(two[:1], [near], out, ("psnr",)).num_reused == 2
 
 
-def test_what_changed_is_made_again(two, tmp_path):
+def test_what_changed_is_made_again(two: list[Path], tmp_path: Path) -> None:
     out = tmp_path / "out"
     codec, calls = counting(pillow_codec("jpeg", [10, 50]))
     first = measure(two, [codec], out, ("psnr",))
@@ -302,14 +321,18 @@ def test_what_changed_is_made_again(two, tmp_path):
     assert len(calls) == 4 * 2 + 2 + 2
 
 
-def test_more_metrics_are_computed_from_the_files_alone(two, tmp_path, monkeypatch):
+def test_more_metrics_are_computed_from_the_files_alone(
+    two: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = tmp_path / "out"
     codec, calls = counting(pillow_codec("jpeg", [10, 50]))
     first = measure(two, [codec], out, ("psnr",)).records
     asked = []
     features = Measurer.features
 
-    def spy(self, image, names=None):
+    def spy(
+        self: Measurer, image: NDArray[Any], names: Sequence[str] | None = None
+    ) -> dict[str, Any]:
         asked.append(names)
         return features(self, image, names)
 
@@ -328,7 +351,9 @@ def test_more_metrics_are_computed_from_the_files_alone(two, tmp_path, monkeypat
     ]
 
 
-def test_times_are_those_of_the_coder_device_and_versions_of_the_run(two, tmp_path, monkeypatch):
+def test_times_are_those_of_the_coder_device_and_versions_of_the_run(
+    two: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = tmp_path / "out"
     codec = pillow_codec("jpeg", [10, 50])._replace(coder="native")
     first = measure(two, [codec], out, ("psnr",)).records
@@ -338,7 +363,7 @@ def test_times_are_those_of_the_coder_device_and_versions_of_the_run(two, tmp_pa
     }
     stored = (out / "records.jsonl").read_text()
 
-    def without_times(records):
+    def without_times(records: Sequence[Record]) -> list[Record]:
         return [record._replace(encode_s=None, decode_s=None) for record in records]
 
     # Of another coder, also where a metric is added, and with a setting that is new.
@@ -370,7 +395,9 @@ def test_times_are_those_of_the_coder_device_and_versions_of_the_run(two, tmp_pa
     assert again.records == [r._replace(timed_with=None) for r in without_times(first)]
 
 
-def test_a_run_says_of_how_many_measurements_it_has_no_times(two, tmp_path, monkeypatch):
+def test_a_run_says_of_how_many_measurements_it_has_no_times(
+    two: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     arguments = ["--images", *map(str, two), "--out", str(tmp_path / "out"), "--codecs", "jpeg"]
     arguments += ["--metrics", "psnr", "--qualities", "jpeg=10,50", "--show"]
     assert "no times" not in run(*arguments)[2]
@@ -390,7 +417,7 @@ def test_a_run_says_of_how_many_measurements_it_has_no_times(two, tmp_path, monk
     )
 
 
-def test_a_killed_run_goes_on_after_its_last_whole_line(two, tmp_path):
+def test_a_killed_run_goes_on_after_its_last_whole_line(two: list[Path], tmp_path: Path) -> None:
     out = tmp_path / "out"
     codec = pillow_codec("jpeg", [10, 50])
     records = measure(two, [codec], out, ("psnr",)).records
@@ -403,7 +430,7 @@ def test_a_killed_run_goes_on_after_its_last_whole_line(two, tmp_path):
     assert again.records[:3] == records[:3]
 
 
-def test_records_survive_json(two, tmp_path):
+def test_records_survive_json(two: list[Path], tmp_path: Path) -> None:
     (record, *_) = measure(two, [pillow_codec("jpeg", [10])], tmp_path / "o", ("psnr",)).records
     record = record._replace(spread={"psnr": 0.25, "lpips": None}, samples=2)
     assert from_json(json.loads(json.dumps(to_json(record)))) == record
@@ -414,10 +441,10 @@ def test_records_survive_json(two, tmp_path):
         from_json({"codec": "jpeg"})
 
 
-def test_an_image_that_fails_with_one_codec_is_in_no_mean(two, tmp_path):
+def test_an_image_that_fails_with_one_codec_is_in_no_mean(two: list[Path], tmp_path: Path) -> None:
     good = pillow_codec("jpeg", [10])
 
-    def fail_on_b(image, setting):
+    def fail_on_b(image: NDArray[Any], setting: float) -> bytes:
         if np.array_equal(image, picture(1)):
             raise OSError("the encoder crashed")
         return good.encode(image, setting)
@@ -431,7 +458,7 @@ def test_an_image_that_fails_with_one_codec_is_in_no_mean(two, tmp_path):
     assert failure.error == f"{two[1]}: bad at 10: the encoder crashed"
 
 
-def test_a_picture_of_another_size_is_an_error(two, tmp_path):
+def test_a_picture_of_another_size_is_an_error(two: list[Path], tmp_path: Path) -> None:
     wrong = pillow_codec("jpeg", [10])._replace(decode=lambda data, _: picture(0)[:-1])
     measured = measure(two[:1], [wrong], tmp_path / "out", ("psnr",))
     assert "jpeg at 10: decoded to (47, 64, 3), the image is (48, 64, 3)" in (
@@ -440,7 +467,9 @@ def test_a_picture_of_another_size_is_an_error(two, tmp_path):
 
 
 @pytest.mark.parametrize("grain", [True, False])
-def test_samples_are_members_of_the_synset(grain, finished, two, tmp_path):
+def test_samples_are_members_of_the_synset(
+    grain: bool, finished: Finished, two: list[Path], tmp_path: Path
+) -> None:
     decoding = DecodeOptions(seed=5, temperature=2.0, grain=grain)
     codec = sic_codec(finished.codec, [1, 3], decoding=decoding, samples=3)
     assert codec.options.endswith("temperature 2, seed 5, samples 3" + ", grain" * grain)
@@ -461,11 +490,13 @@ def test_samples_are_members_of_the_synset(grain, finished, two, tmp_path):
 
 
 @pytest.mark.parametrize("steps", [0, 5])
-def test_an_image_is_encoded_once_for_all_levels(steps, finished, two, tmp_path):
+def test_an_image_is_encoded_once_for_all_levels(
+    steps: int, finished: Finished, two: list[Path], tmp_path: Path
+) -> None:
     made = []
 
     class Optimising(Codec):
-        def compress(self, image, options, *, level):
+        def compress(self, image: NDArray[Any], options: EncodeOptions, *, level: int) -> bytes:
             made.append((level, options.optimise_steps))
             return super().compress(255 - image if options.optimise_steps else image, level=level)
 
@@ -495,11 +526,11 @@ def test_an_image_is_encoded_once_for_all_levels(steps, finished, two, tmp_path)
     assert [r.file_id for r in again.records] == [r.file_id for r in measured.records]
 
 
-def test_nothing_runs_beside_what_is_timed(two, tmp_path):
+def test_nothing_runs_beside_what_is_timed(two: list[Path], tmp_path: Path) -> None:
     order = []
 
     class Features:
-        def block_until_ready(self):
+        def block_until_ready(self) -> "Features":
             order.append("features")
             return self
 
@@ -534,12 +565,14 @@ def test_nothing_runs_beside_what_is_timed(two, tmp_path):
         ({"temperature": -0.5}, 1, "temperature must be 0 to 16, got -0.5"),
     ],
 )
-def test_options_of_sic_are_checked(finished, options, samples, message):
+def test_options_of_sic_are_checked(
+    finished: Finished, options: dict[str, Any], samples: int, message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         sic_codec(finished.codec, [1], decoding=DecodeOptions(**options), samples=samples)
 
 
-def test_all_that_fixes_files_and_pictures_is_in_the_options(finished):
+def test_all_that_fixes_files_and_pictures_is_in_the_options(finished: Finished) -> None:
     encoding, decoding = EncodeOptions(seed=2, grain=1.5), DecodeOptions(level=1, max_pixels=9000)
     codec = sic_codec(finished.codec, [1], encoding, decoding)
     assert codec.options.endswith(
@@ -552,7 +585,7 @@ def test_all_that_fixes_files_and_pictures_is_in_the_options(finished):
         sic_codec(finished.codec, [1], EncodeOptions(optimise_steps=-1))
 
 
-def test_a_run_without_errors_exits_with_0_and_prints_the_means(tmp_path):
+def test_a_run_without_errors_exits_with_0_and_prints_the_means(tmp_path: Path) -> None:
     Image.fromarray(picture(2)).save(tmp_path / "a.png")
     (tmp_path / "other").mkdir()
     Image.fromarray(picture(3)[..., 0]).save(tmp_path / "other" / "a.png")
@@ -577,7 +610,7 @@ def test_a_run_without_errors_exits_with_0_and_prints_the_means(tmp_path):
     assert "notes.txt: not named like a picture" in again[2]
 
 
-def test_all_metrics_are_columns(tmp_path):
+def test_all_metrics_are_columns(tmp_path: Path) -> None:
     # So small that only PSNR and SSIM are defined; the others are there, without values.
     Image.fromarray(picture(2, 12, 13)).save(tmp_path / "a.png")
     options = ["--codecs", "jpeg", "--metrics", "all", "--qualities", "jpeg=50"]
@@ -621,7 +654,9 @@ def test_all_metrics_are_columns(tmp_path):
         (["--codecs", "jpeg", "--external", "jpeg=a;;b"], "the name 'jpeg' belongs to another"),
     ],
 )
-def test_a_run_that_cannot_begin_is_one_line_and_exit_code_1(arguments, message, bundle, tmp_path):
+def test_a_run_that_cannot_begin_is_one_line_and_exit_code_1(
+    arguments: list[str], message: str, bundle: Path, tmp_path: Path
+) -> None:
     arguments = [argument.format(tmp=tmp_path) for argument in arguments]
     common = ["--images", "x.png", "--bundle", str(bundle), "--out", str(tmp_path / "out")]
     code, stdout, stderr = run(*common, *arguments)
@@ -632,8 +667,10 @@ def test_a_run_that_cannot_begin_is_one_line_and_exit_code_1(arguments, message,
     assert not (tmp_path / "out").exists()
 
 
-def test_an_interrupted_run_says_so(two, tmp_path, monkeypatch):
-    def interrupt(*_: object, **__: object):
+def test_an_interrupted_run_says_so(
+    two: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object, **__: object) -> NoReturn:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("sic_jax.evaluation.run.read_image", interrupt)
@@ -642,7 +679,9 @@ def test_an_interrupted_run_says_so(two, tmp_path, monkeypatch):
     assert stderr == "eval.py: interrupted; the same command goes on from here\n"
 
 
-def test_each_bundle_and_setting_is_a_curve_of_its_own(finished, tmp_path, monkeypatch):
+def test_each_bundle_and_setting_is_a_curve_of_its_own(
+    finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folders = [finished.bundle, tmp_path / "y" / "tiny"]
     cfg = preset("smoke").model
     export_bundle(folders[1], cfg, init_params(cfg, seed=1))
@@ -716,7 +755,7 @@ def test_each_bundle_and_setting_is_a_curve_of_its_own(finished, tmp_path, monke
     )  # fmt: skip
 
 
-def test_flags_are_the_defaults_of_curves_and_names_tell_bundles_apart(finished):
+def test_flags_are_the_defaults_of_curves_and_names_tell_bundles_apart(finished: Finished) -> None:
     """`_make_curves` alone, without measuring."""
     path = str(finished.bundle)
     args = evaluate.parse(
@@ -746,7 +785,7 @@ def test_flags_are_the_defaults_of_curves_and_names_tell_bundles_apart(finished)
     assert evaluate._split_settings("a=1:b/c") == ("a=1:b/c", {})
 
 
-def test_the_script_knows_its_options_and_does_not_load_matplotlib():
+def test_the_script_knows_its_options_and_does_not_load_matplotlib() -> None:
     program = "import runpy, sys; sys.argv = ['eval.py', '--help']\ntry:\n    "
     program += "runpy.run_path('eval.py', run_name='__main__')\n"
     program += "except SystemExit:\n    assert 'matplotlib' not in sys.modules"
@@ -763,13 +802,13 @@ def test_the_script_knows_its_options_and_does_not_load_matplotlib():
         assert option in done.stdout
 
 
-def test_default_levels_end_at_the_highest_of_the_bundle(bundle):
+def test_default_levels_end_at_the_highest_of_the_bundle(bundle: Path) -> None:
     codec = Codec.load(bundle)
     assert sic_codec(codec).settings == (1, 3)
     assert sic_codec(codec, [2, 1, 2]).settings == (1, 2)
 
 
-def test_folders_are_not_searched_below_their_first_level(tmp_path):
+def test_folders_are_not_searched_below_their_first_level(tmp_path: Path) -> None:
     (tmp_path / "files").mkdir()
     for name in ("b.PNG", "a.webp", ".hidden.png", "files/c.png", "notes.txt"):
         (tmp_path / name).touch()
@@ -778,7 +817,7 @@ def test_folders_are_not_searched_below_their_first_level(tmp_path):
     assert found.skipped == [tmp_path / "notes.txt"]
 
 
-def test_metrics_leave_out_what_is_not_defined():
+def test_metrics_leave_out_what_is_not_defined() -> None:
     x = picture(5)
     measurer = Measurer(METRICS)
     same = measurer.distances(measurer.features(x), [x])
@@ -790,7 +829,7 @@ def test_metrics_leave_out_what_is_not_defined():
     assert small["psnr"] == [pytest.approx(10 * np.log10(255**2 / mse), abs=1e-4)]
 
 
-def test_batches_give_the_values_of_single_pictures():
+def test_batches_give_the_values_of_single_pictures() -> None:
     x, others = picture(5), [picture(seed) for seed in (6, 7, 8)] + [picture(5)[..., 0]]
     one, three = Measurer(METRICS), Measurer(METRICS, batch_size=3)
     single = one.distances(one.features(x), others)
@@ -801,7 +840,7 @@ def test_batches_give_the_values_of_single_pictures():
     assert batched["ms_ssim"] == [None] * 4
 
 
-def test_features_of_an_original_are_computed_once(two, tmp_path):
+def test_features_of_an_original_are_computed_once(two: list[Path], tmp_path: Path) -> None:
     measurer = Measurer(METRICS[:1])
     calls = []
     features = measurer.features

@@ -1,4 +1,5 @@
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -7,6 +8,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from numpy.typing import NDArray
 
 from sic_jax.model.levels import (
     LevelConfig,
@@ -53,7 +55,7 @@ def test_refinements_of_the_default_model() -> None:
 
 @given(arrays(np.float32, (2, 1, 1, C), elements=st.floats(-100, 100, width=32)), st.data())
 @QUICK
-def test_split_and_merge_are_inverse(y: np.ndarray, data: st.DataObject) -> None:
+def test_split_and_merge_are_inverse(y: NDArray[Any], data: st.DataObject) -> None:
     level = np.array(data.draw(st.tuples(*[st.integers(1, 3)] * 2)), np.int32)
     y_s, y_eps = split_latents(y, level, CFG)
     np.testing.assert_array_equal(merge_latents(y_s, y_eps, level, CFG), y)
@@ -89,7 +91,7 @@ def test_masks() -> None:
 
 @given(arrays(np.float32, (4, CFG.num_base_channels), elements=st.floats(-50, 50, width=32)))
 @QUICK
-def test_refinements_refine(y_base: np.ndarray) -> None:
+def test_refinements_refine(y_base: NDArray[Any]) -> None:
     y = np.asarray(add_refinements(y_base, CFG))
     sources = refinement_sources(CFG)
     np.testing.assert_array_equal(y[:, sources < 0], y_base)

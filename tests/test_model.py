@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import BATCH, SIDE, Functions
+from numpy.typing import NDArray
 
 from sic_jax.entropy.distributions import NO_REACH, logistic_bits
 from sic_jax.model.complexity import codec_macs_per_pixel
@@ -31,13 +32,13 @@ Arrays = dict[str, Any]
 
 
 @pytest.fixture(scope="module")
-def y_hat(tiny: ModelConfig) -> np.ndarray:
+def y_hat(tiny: ModelConfig) -> NDArray[Any]:
     rng = np.random.default_rng(2)
     return np.round(3 * rng.standard_normal((BATCH, N, N, tiny.num_channels))).astype(np.float32)
 
 
 @pytest.fixture(scope="module")
-def hyper(tiny: ModelConfig) -> np.ndarray:
+def hyper(tiny: ModelConfig) -> NDArray[Any]:
     rng = np.random.default_rng(3)
     return np.round(20 * rng.standard_normal((BATCH, N, N, tiny.entropy.hyper_width))).astype(
         np.float32
@@ -45,13 +46,13 @@ def hyper(tiny: ModelConfig) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def noise(tiny: ModelConfig) -> np.ndarray:
+def noise(tiny: ModelConfig) -> NDArray[Any]:
     rng = np.random.default_rng(4)
     values = 1024 * rng.standard_normal((BATCH, N, N, tiny.num_channels))
     return np.round(values).astype(np.int32)
 
 
-def cut_moments(mean: np.ndarray, scale: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def cut_moments(mean: NDArray[Any], scale: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
     """Mean in sixteenths and sigma in 1/4096 of logistic densities that are cut to -1, 0 and 1."""
     m = np.clip(mean, -64, 64) / 16
     sigma = np.geomspace(0.11, 64, 64)[scale.astype(int)]
@@ -64,8 +65,8 @@ def cut_moments(mean: np.ndarray, scale: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 def walk(
-    functions: Functions, params: Arrays, cfg: ModelConfig, y: np.ndarray, hyper: Any, level: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    functions: Functions, params: Arrays, cfg: ModelConfig, y: NDArray[Any], hyper: Any, level: int
+) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
     """Group by group as the codec walks: (mean, scale index, y with the means above `level`)."""
     variables = {"params": params}
     starts, size = level_starts(cfg.levels), max(cfg.levels.channels)
@@ -115,12 +116,12 @@ def test_log_compress() -> None:
     np.testing.assert_allclose(slope, 1 / (1 + np.abs(y)), rtol=1e-6)
 
 
-def klt_params(untrained: Arrays, cfg: ModelConfig, pictures: np.ndarray) -> Arrays:
+def klt_params(untrained: Arrays, cfg: ModelConfig, pictures: NDArray[Any]) -> Arrays:
     patches = np.asarray(space_to_depth(jnp.asarray(pictures) - 0.5, STRIDE)).reshape(-1, 768)
     return with_klt(untrained, cfg.transforms, patches, cfg.levels)
 
 
-def test_karhunen_loeve(pictures: np.ndarray) -> None:
+def test_karhunen_loeve(pictures: NDArray[Any]) -> None:
     patches = np.asarray(space_to_depth(jnp.asarray(pictures) - 0.5, STRIDE)).reshape(-1, 768)
     basis = karhunen_loeve(patches, 6)
     np.testing.assert_allclose(basis.T @ basis, np.eye(6), atol=1e-5)
@@ -132,7 +133,7 @@ def test_karhunen_loeve(pictures: np.ndarray) -> None:
 
 
 def test_untrained_model_reconstructs_the_span_of_its_basis(
-    functions: Functions, untrained: Arrays, tiny: ModelConfig, pictures: np.ndarray
+    functions: Functions, untrained: Arrays, tiny: ModelConfig, pictures: NDArray[Any]
 ) -> None:
     params = klt_params(untrained, tiny, pictures)
     basis = params["g_a"]["linear"] / np.linalg.norm(params["g_a"]["linear"], axis=0)
@@ -151,7 +152,7 @@ def test_untrained_model_reconstructs_the_span_of_its_basis(
 
 
 def test_more_levels_of_the_linear_codec_never_hurt(
-    functions: Functions, untrained: Arrays, tiny: ModelConfig, pictures: np.ndarray
+    functions: Functions, untrained: Arrays, tiny: ModelConfig, pictures: NDArray[Any]
 ) -> None:
     params = klt_params(untrained, tiny, pictures)
     for picture in pictures:
@@ -165,7 +166,7 @@ def test_more_levels_of_the_linear_codec_never_hurt(
 
 
 def test_context_is_causal(
-    tiny: ModelConfig, params: Arrays, y_hat: np.ndarray, hyper: np.ndarray
+    tiny: ModelConfig, params: Arrays, y_hat: NDArray[Any], hyper: NDArray[Any]
 ) -> None:
     c = tiny.num_channels
 
@@ -201,7 +202,11 @@ def test_context_is_causal(
 
 
 def test_walk_equals_parallel_evaluation(
-    functions: Functions, params: Arrays, tiny: ModelConfig, y_hat: np.ndarray, hyper: np.ndarray
+    functions: Functions,
+    params: Arrays,
+    tiny: ModelConfig,
+    y_hat: NDArray[Any],
+    hyper: NDArray[Any],
 ) -> None:
     mean, scale, _ = walk(functions, params, tiny, y_hat, hyper, tiny.num_levels)
     parallel = functions.context({"params": params}, y_hat, hyper)
@@ -213,7 +218,11 @@ def test_walk_equals_parallel_evaluation(
 
 
 def test_lower_levels_rates_do_not_depend_on_higher_channels(
-    functions: Functions, params: Arrays, tiny: ModelConfig, y_hat: np.ndarray, hyper: np.ndarray
+    functions: Functions,
+    params: Arrays,
+    tiny: ModelConfig,
+    y_hat: NDArray[Any],
+    hyper: NDArray[Any],
 ) -> None:
     before = functions.context({"params": params}, y_hat, hyper)
     for level in (1, 2):
@@ -246,7 +255,7 @@ def test_drawn_details(
     y_s = np.asarray(split_latents(jnp.asarray(y_hat), LEVELS, tiny.levels)[0])
     ones = np.full(BATCH, 256, np.int32)
 
-    def draw(levels: Any, y_s: Any, noise: Any, temperature: Any) -> np.ndarray:
+    def draw(levels: Any, y_s: Any, noise: Any, temperature: Any) -> NDArray[Any]:
         return np.asarray(
             functions.complete({"params": params}, y_s, hyper, levels, noise, temperature)
         )
@@ -316,7 +325,7 @@ def test_details_carry_no_gradient(
 
 
 def test_forward_pass(
-    functions: Functions, params: Arrays, tiny: ModelConfig, pictures: np.ndarray
+    functions: Functions, params: Arrays, tiny: ModelConfig, pictures: NDArray[Any]
 ) -> None:
     zero = np.zeros(BATCH, np.float32)
     key = jax.random.key(0)

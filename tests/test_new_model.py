@@ -5,9 +5,11 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from sic_jax.codec.bundle import load_bundle
 from sic_jax.codec.codec import Codec
@@ -20,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, source: list[np.ndarray]) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory, source: list[NDArray[Any]]) -> Path:
     """The files of the page, and what running them left."""
     from conftest import write_images
 
@@ -55,7 +57,7 @@ def test_it_trains_and_codes(folder: Path) -> None:
 
 
 def test_its_bundle_and_files(
-    folder: Path, source: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+    folder: Path, source: list[NDArray[Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bundle = folder / "out" / "bundle"
     # The package alone knows neither kind.

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from paper_forward import reference_forward
 
 from sic_jax.cli.main import main
@@ -24,7 +25,7 @@ FULL = Path(__file__).resolve().parents[2] / "shared" / "parity" / "sic_official
 
 
 @pytest.fixture(scope="module")
-def state_dict() -> dict[str, np.ndarray]:
+def state_dict() -> dict[str, NDArray[Any]]:
     """The authors' names and shapes, in the size of the parity fixture; random values."""
     rng = np.random.default_rng(0)
     with np.load(SMALL) as data:
@@ -33,7 +34,7 @@ def state_dict() -> dict[str, np.ndarray]:
 
 
 def test_import(
-    state_dict: dict[str, np.ndarray], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    state_dict: dict[str, NDArray[Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     checkpoint, out = tmp_path / "x.npz", tmp_path / "bundle"
     np.savez(checkpoint, **{f"module.{k}": a for k, a in state_dict.items()})
@@ -56,7 +57,7 @@ def test_import(
 
 
 def test_other_checkpoints(
-    state_dict: dict[str, np.ndarray], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    state_dict: dict[str, NDArray[Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def error(name: str) -> str:
         out = tmp_path / "bundle"

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 from conftest import quick_compilation
+from numpy.typing import NDArray
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
@@ -55,7 +56,7 @@ def params() -> dict[str, Any]:
         params = jax.tree.map(np.asarray, init_params(CFG, seed=0))
     rng = np.random.default_rng(0)
 
-    def disturb(a: np.ndarray) -> np.ndarray:
+    def disturb(a: NDArray[Any]) -> NDArray[Any]:
         return (a + 0.1 * rng.standard_normal(a.shape)).astype(np.float32)
 
     params = jax.tree.map(disturb, params)
@@ -77,7 +78,7 @@ def codec(folder: Path) -> Codec:
     return Codec.load(folder)
 
 
-def picture(height: int, width: int) -> np.ndarray:
+def picture(height: int, width: int) -> NDArray[Any]:
     rng = np.random.default_rng(height)
     i, j = np.mgrid[:height, :width]
     grey = 128 + 60 * np.sin(i / 9) + 50 * np.cos(j / 7)

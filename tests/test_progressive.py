@@ -17,6 +17,7 @@ import pytest
 from conftest import quick_compilation
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from PIL import Image
 
 from sic_jax.cli.main import main, parse
@@ -76,7 +77,7 @@ def either(request: pytest.FixtureRequest) -> Codec:
     return codec
 
 
-def photo(height: int = 48, width: int = 70, seed: int = 0) -> np.ndarray:
+def photo(height: int = 48, width: int = 70, seed: int = 0) -> NDArray[Any]:
     rng = np.random.default_rng(seed)
     i, j = np.mgrid[:height, :width]
     waves = [np.sin(i / 9 + k) + np.cos(j / 7 - k) for k in range(3)]
@@ -84,7 +85,7 @@ def photo(height: int = 48, width: int = 70, seed: int = 0) -> np.ndarray:
     return np.clip(x, 0, 255).astype(np.uint8)
 
 
-def pictures(codec: Codec, data: bytes, **options: Any) -> list[np.ndarray]:
+def pictures(codec: Codec, data: bytes, **options: Any) -> list[NDArray[Any]]:
     """What `decompress` gives of each level."""
     return [codec.decompress(data, level=k, **options) for k in range(1, LEVELS + 1)]
 
@@ -134,7 +135,7 @@ class Known(NamedTuple):
     data: bytes
     ends: list[int]
     """Bytes up to the end of each level."""
-    pictures: list[np.ndarray]
+    pictures: list[NDArray[Any]]
 
 
 @pytest.fixture(scope="module")
@@ -348,7 +349,7 @@ class Arriving:
     def __init__(self, pieces: list[bytes], out: Path) -> None:
         self.buffer = self
         self.pieces, self.out = [*pieces, b""], out
-        self.seen: list[np.ndarray | None] = []
+        self.seen: list[NDArray[Any] | None] = []
 
     def read1(self, size: int) -> bytes:
         self.seen.append(np.asarray(Image.open(self.out)) if self.out.exists() else None)

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from sic_jax.cli import export
 from sic_jax.codec.bundle import Bundle, export_bundle, load_bundle
@@ -37,7 +38,7 @@ def bundle() -> Bundle:
     return load_bundle("pyramid-1")
 
 
-def error(a: Any, b: np.ndarray) -> float:
+def error(a: Any, b: NDArray[Any]) -> float:
     """Largest difference, relative to the largest magnitude."""
     return float(np.abs(np.asarray(a) - b).max() / np.abs(b).max())
 

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import quick_compilation
+from numpy.typing import NDArray
 
 from sic_jax.entropy.distributions import (
     FactorisedParams,
@@ -85,7 +86,7 @@ def params() -> Arrays:
     """Random h_s, context model and entropy parameters; scales well above their bound."""
     rng = np.random.default_rng(0)
 
-    def draw(shape: tuple[int, ...], deviation: float) -> np.ndarray:
+    def draw(shape: tuple[int, ...], deviation: float) -> NDArray[Any]:
         return (deviation * rng.standard_normal(shape)).astype(np.float32)
 
     out: Arrays = {}
@@ -105,7 +106,7 @@ def test_transposed_convolutions_by_definition(params: Arrays) -> None:
     rng = np.random.default_rng(1)
     z_hat = rng.standard_normal((1, 2, 3, 3)).astype(np.float32)
 
-    def transposed(x: np.ndarray, layer: Arrays, stride: int, padding: int) -> np.ndarray:
+    def transposed(x: NDArray[Any], layer: Arrays, stride: int, padding: int) -> NDArray[Any]:
         """Every input adds the kernel, scaled, to the output; PyTorch's sizes."""
         kernel = layer["kernel"]
         side = len(kernel)
@@ -135,7 +136,7 @@ def test_group_features_by_hand() -> None:
     ]
 
 
-def steps(h: int, w: int) -> np.ndarray:
+def steps(h: int, w: int) -> NDArray[Any]:
     """When each symbol is decoded: int [h, w, C]."""
     row, column, channel = np.ogrid[:h, :w, : CFG.num_channels]
     return column + 3 * row + 9 * (channel // 4)
@@ -287,14 +288,14 @@ def paper_like() -> Arrays:
 
 
 def test_initial_values(paper_like: Arrays) -> None:
-    def uniform(a: np.ndarray, fan_in: int) -> None:
+    def uniform(a: NDArray[Any], fan_in: int) -> None:
         edge = fan_in**-0.5
         assert np.abs(a).max() <= edge
         if a.size > 50:
             assert np.abs(a).max() > 0.9 * edge
             assert a.std() == pytest.approx(edge / 3**0.5, rel=0.15)
 
-    def normal(a: np.ndarray, deviation: float) -> None:
+    def normal(a: NDArray[Any], deviation: float) -> None:
         assert a.std() == pytest.approx(deviation, rel=0.15)
         assert np.abs(a).max() > 2 * deviation
 
@@ -363,7 +364,7 @@ def test_rate_and_details_of_the_paper_model(paper_like: Arrays) -> None:
     assert (np.asarray(rated.bits_z) > 3).all()
     assert np.abs(np.asarray(noisy.bits_z) / rated.bits_z - 1).max() < 0.1
 
-    def complete(y_hat: Any, hyper: Any, level: Any, temperature: float, key: Any) -> np.ndarray:
+    def complete(y_hat: Any, hyper: Any, level: Any, temperature: float, key: Any) -> NDArray[Any]:
         t = jnp.full(len(y_hat), temperature)
         out: Any = model.apply(
             variables, y_hat, hyper, level, temperature=t, key=key, method="complete"

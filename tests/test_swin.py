@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from sic_jax.model.levels import LevelConfig
 from sic_jax.model.model_config import ModelConfig
@@ -42,7 +43,7 @@ def disturbed(shapes: Any, seed: int = 0) -> Any:
     """Random parameters of given shapes, scales of norms near 1."""
     rng = np.random.default_rng(seed)
 
-    def draw(path: Any, leaf: Any) -> np.ndarray:
+    def draw(path: Any, leaf: Any) -> NDArray[Any]:
         centre = 1.0 if path[-1].key == "scale" else 0.0
         return (centre + 0.3 * rng.standard_normal(leaf.shape)).astype(np.float32)
 
@@ -53,12 +54,12 @@ def parameters(module: Any, *args: Any) -> Any:
     return disturbed(jax.eval_shape(module.init, jax.random.key(0), *args)["params"])
 
 
-def layer_norm(x: np.ndarray, p: Arrays) -> np.ndarray:
+def layer_norm(x: NDArray[Any], p: Arrays) -> NDArray[Any]:
     centred = x - x.mean(-1, keepdims=True)
     return centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5) * p["scale"] + p["bias"]
 
 
-def attend(x: np.ndarray, p: Arrays, heads: int, m: int, shift: int) -> np.ndarray:
+def attend(x: NDArray[Any], p: Arrays, heads: int, m: int, shift: int) -> NDArray[Any]:
     """Window attention token by token, float64: [h, w, C]."""
     h, w, c = x.shape
     rows, columns = -(-h // m) * m, -(-w // m) * m
@@ -119,12 +120,12 @@ def test_indices_by_hand() -> None:
     assert (index.shape, index.min(), index.max(), index[0, 0]) == ((64, 64), 0, 224, 112)
 
 
-def merged(x: np.ndarray) -> np.ndarray:
+def merged(x: NDArray[Any]) -> NDArray[Any]:
     """Blocks of four positions column by column: [h, w, C] to [h/2, w/2, 4C]."""
     return np.concatenate([x[0::2, 0::2], x[1::2, 0::2], x[0::2, 1::2], x[1::2, 1::2]], -1)
 
 
-def shuffled(x: np.ndarray) -> np.ndarray:
+def shuffled(x: NDArray[Any]) -> NDArray[Any]:
     """PyTorch's PixelShuffle(2), by its definition."""
     h, w, c = x.shape
     out = np.zeros((2 * h, 2 * w, c // 4))
@@ -183,7 +184,7 @@ def test_low_precision_and_recomputation_change_little(quick: None) -> None:
     y_hat, level = np.zeros((2, 2, 3, 12), np.float32), np.ones(2, np.int32)
     p_s = parameters(SwinSynthesis(cfg.transforms), y_hat, level)
 
-    def run(dtype: Any, remat: bool) -> tuple[np.ndarray, np.ndarray, Any]:
+    def run(dtype: Any, remat: bool) -> tuple[NDArray[Any], NDArray[Any], Any]:
         def total(params: Any) -> Any:
             y = SwinAnalysis(cfg.transforms, 12, dtype, remat).apply({"params": params[0]}, x)
             x_hat = SwinSynthesis(cfg.transforms, dtype, remat).apply(

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 import pytest
 from conftest import write_images
+from numpy.typing import NDArray
 from PIL import Image
 
 from sic_jax.data import memory, pack
@@ -27,7 +28,7 @@ from sic_jax.data.samples import sample_patches, validation_crops
 from sic_jax.data.source import Source, UnreadableImageError
 from sic_jax.images.io import read_image
 
-Images = list[np.ndarray]
+Images = list[NDArray[Any]]
 SIZE = 16
 
 
@@ -64,7 +65,7 @@ def stream(
     )
 
 
-def take(source: Source, count: int, **kwargs: Any) -> np.ndarray:
+def take(source: Source, count: int, **kwargs: Any) -> NDArray[Any]:
     """The first `count` batches: uint8 [count, rows, P, P, 3]."""
     with closing(stream(source, **kwargs)) as it:  # type: ignore[type-var]
         return np.stack([np.asarray(next(it)) for _ in range(count)])

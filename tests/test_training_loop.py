@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from conftest import assert_equal, quick_compilation, write_images
 from jax.experimental import multihost_utils
+from numpy.typing import NDArray
 from PIL import Image
 
 from sic_jax.cli.train import main
@@ -32,7 +33,7 @@ from sic_jax.training.state import TrainState, create_train_state
 from sic_jax.training.train_config import TrainConfig
 
 Arrays = dict[str, Any]
-Images = list[np.ndarray]
+Images = list[NDArray[Any]]
 _MEASURED = {"images_per_s", "memory_gb"}
 
 
@@ -399,7 +400,7 @@ class StandIn:
         self.seen.append(np.asarray(params["g_a"]["linear"]))
         return {"loss": self.losses[len(self.seen) - 1], "psnr/1": 30.0}
 
-    def pictures(self, params: Arrays) -> dict[str, np.ndarray]:
+    def pictures(self, params: Arrays) -> dict[str, NDArray[Any]]:
         return {"image_0/original": np.zeros((8, 8, 3), np.uint8)}
 
 
