@@ -79,7 +79,8 @@ def tiny(tiny_run: TrainConfig) -> ModelConfig:
 def untrained(tiny: ModelConfig) -> dict[str, Any]:
     """Parameters of the tiny model as they are initialised, NumPy arrays."""
     with quick_compilation():
-        return jax.tree.map(np.asarray, init_params(tiny, seed=0))
+        out: dict[str, Any] = jax.tree.map(np.asarray, init_params(tiny, seed=0))
+        return out
 
 
 @pytest.fixture(scope="session")
@@ -88,9 +89,11 @@ def params(untrained: dict[str, Any]) -> dict[str, Any]:
     rng = np.random.default_rng(0)
 
     def disturb(a: NDArray[Any]) -> NDArray[Any]:
-        return (a + 0.1 * rng.standard_normal(a.shape)).astype(np.float32)
+        out: NDArray[Any] = (a + 0.1 * rng.standard_normal(a.shape)).astype(np.float32)
+        return out
 
-    return jax.tree.map(disturb, untrained)
+    out: dict[str, Any] = jax.tree.map(disturb, untrained)
+    return out
 
 
 class Functions(NamedTuple):
@@ -162,7 +165,8 @@ def pictures() -> NDArray[Any]:
         grey = 0.5 + 0.2 * np.sin(a * i + b * j) + 0.15 * ((i - 0.5) ** 2 + (j - c / 5) ** 2 < 0.1)
         colour = grey[..., None] * rng.uniform(0.7, 1.1, 3)
         out.append(colour + 0.02 * rng.standard_normal((SIDE, SIDE, 3)))
-    return np.clip(np.stack(out), 0, 1).astype(np.float32)
+    found: NDArray[Any] = np.clip(np.stack(out), 0, 1).astype(np.float32)
+    return found
 
 
 def flat(tree: Any) -> dict[str, NDArray[Any]]:

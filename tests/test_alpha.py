@@ -54,7 +54,10 @@ def disc(height: int, width: int) -> NDArray[Any]:
     """A plane that is 255 in a disc, 0 outside, and in between at its edge."""
     i, j = np.mgrid[:height, :width]
     radius = np.hypot(i - (height - 1) / 2, j - (width - 1) / 2)
-    return np.clip(128 + 90 * (0.45 * min(height, width) - radius), 0, 255).astype(np.uint8)
+    out: NDArray[Any] = np.clip(128 + 90 * (0.45 * min(height, width) - radius), 0, 255).astype(
+        np.uint8
+    )
+    return out
 
 
 def file_of(alpha: Segment, height: int, width: int) -> Container:

@@ -78,7 +78,8 @@ def picture(height: int, width: int) -> NDArray[Any]:
     rng = np.random.default_rng(1000 * height + width)
     blocks = rng.integers(0, 256, (height // 9 + 1, width // 9 + 1, 3))
     x = np.kron(blocks, np.ones((9, 9, 1)))[:height, :width]
-    return np.clip(x + rng.normal(0, 9, x.shape), 0, 255).astype(np.uint8)
+    out: NDArray[Any] = np.clip(x + rng.normal(0, 9, x.shape), 0, 255).astype(np.uint8)
+    return out
 
 
 SIZES = [(1, 1), (2, 5), (4, 3), (7, 8)]

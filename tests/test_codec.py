@@ -94,9 +94,10 @@ def picture(height: int, width: int, seed: int = 0) -> NDArray[Any]:
     rng = np.random.default_rng(seed)
     i, j = np.mgrid[:height, :width]
     waves = [np.sin(i / 9 + k) + np.cos(j / 7 - k) for k in range(3)]
-    return np.clip(
+    out: NDArray[Any] = np.clip(
         128 + 45 * np.stack(waves, -1) + rng.normal(0, 4, (height, width, 3)), 0, 255
     ).astype(np.uint8)
+    return out
 
 
 @pytest.mark.parametrize("size", [(1, 90), (17, 33), (64, 48), (37, 200)])

@@ -68,7 +68,8 @@ def picture(seed: int, height: int = HEIGHT, width: int = WIDTH) -> NDArray[Any]
     i, j = np.mgrid[:height, :width]
     waves = [np.sin(i / a + seed) + np.cos(j / b) for a, b in rng.uniform(4, 12, (3, 2))]
     noisy = 127 + 50 * np.stack(waves, axis=-1) + rng.normal(0, 8, (height, width, 3))
-    return np.clip(noisy, 0, 255).astype(np.uint8)
+    out: NDArray[Any] = np.clip(noisy, 0, 255).astype(np.uint8)
+    return out
 
 
 class Finished(NamedTuple):
@@ -131,7 +132,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory, bundle: Path) -> Finished
 
 @pytest.fixture(scope="module")
 def results(finished: Finished) -> dict[str, Any]:
-    return json.loads((finished.out / "results.json").read_text())
+    out: dict[str, Any] = json.loads((finished.out / "results.json").read_text())
+    return out
 
 
 def test_every_image_codec_and_setting_has_one_complete_record(

@@ -41,7 +41,8 @@ image.save(target, "PNG")
 def smooth(height: int, width: int) -> NDArray[Any]:
     i, j = np.mgrid[:height, :width]
     waves = [127 + 60 * np.sin(i / 7 + k) + 60 * np.cos(j / (9 + k)) for k in range(3)]
-    return np.clip(np.stack(waves, axis=-1), 0, 255).astype(np.uint8)
+    out: NDArray[Any] = np.clip(np.stack(waves, axis=-1), 0, 255).astype(np.uint8)
+    return out
 
 
 @pytest.mark.parametrize("name", HERE)

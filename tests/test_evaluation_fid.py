@@ -33,7 +33,8 @@ def paths(tmp_path: Path) -> list[Path]:
 
 
 def colours(found: NDArray[Any]) -> NDArray[Any]:
-    return found.mean((1, 2)).astype(np.float32) / 255
+    out: NDArray[Any] = found.mean((1, 2)).astype(np.float32) / 255
+    return out
 
 
 def corners(found: NDArray[Any]) -> NDArray[Any]:

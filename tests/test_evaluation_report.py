@@ -286,7 +286,8 @@ def test_published_curves_are_those_of_the_collected_sources() -> None:
 
 
 def bright(x: NDArray[Any], level: int) -> NDArray[Any]:
-    return np.clip(x.astype(int) + level, 0, 255).astype(np.uint8)
+    out: NDArray[Any] = np.clip(x.astype(int) + level, 0, 255).astype(np.uint8)
+    return out
 
 
 def test_the_crop_is_where_the_detail_is() -> None:

@@ -117,7 +117,8 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
 
 def content_of(text: str) -> dict:
     (data,) = re.findall('<script type="application/json" id="survey">(.*?)</script>', text)
-    return json.loads(data)
+    out: dict = json.loads(data)
+    return out
 
 
 def test_the_page_holds_pairs_and_hides_names(page: tuple[Path, list[str]]) -> None:

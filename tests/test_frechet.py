@@ -20,7 +20,8 @@ def with_moments(
     x = np.random.default_rng(seed).standard_normal((count, len(mean)))
     x -= x.mean(axis=0)
     x = x @ np.linalg.inv(np.linalg.cholesky(np.cov(x, rowvar=False))).T
-    return x @ np.linalg.cholesky(covariance).T + mean
+    out: NDArray[Any] = x @ np.linalg.cholesky(covariance).T + mean
+    return out
 
 
 @pytest.mark.parametrize("counts", [(50, 70), (5, 9), (50, 5)])
@@ -65,7 +66,8 @@ def test_kid_is_the_unbiased_estimate(counts: tuple[int, int]) -> None:
 
     def mean_kernel(x: NDArray[Any], y: NDArray[Any], *, same: bool) -> float:
         kernel = (x @ y.T / 3.0 + 1.0) ** 3
-        return kernel[~np.eye(len(x), dtype=bool)].mean() if same else kernel.mean()
+        out: float = kernel[~np.eye(len(x), dtype=bool)].mean() if same else kernel.mean()
+        return out
 
     wanted = mean_kernel(a, a, same=True) + mean_kernel(b, b, same=True)
     wanted -= 2.0 * mean_kernel(a, b, same=False)

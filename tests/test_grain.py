@@ -20,7 +20,8 @@ def flat(height: int, width: int, deviation: float, *, seed: int = 0) -> NDArray
     i, j = np.mgrid[:height, :width]
     noise = np.random.default_rng(seed).normal(0, deviation, (height, width))
     x = 90 + i / 7 + j / 11 + noise
-    return np.clip(np.repeat(np.round(x)[..., None], 3, -1), 0, 255).astype(np.uint8)
+    out: NDArray[Any] = np.clip(np.repeat(np.round(x)[..., None], 3, -1), 0, 255).astype(np.uint8)
+    return out
 
 
 def by_hand(picture: NDArray[Any], sigma: int, seed: int) -> NDArray[Any]:

@@ -38,7 +38,8 @@ ms_ssim_jit = jax.jit(ms_ssim)
 
 @pytest.fixture(scope="module")
 def weights() -> Weights:
-    return jax.device_put(load_alexnet_weights())
+    found: Weights = jax.device_put(load_alexnet_weights())
+    return found
 
 
 def random_images(*shape: int, seed: int = 0) -> NDArray[Any]:

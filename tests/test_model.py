@@ -34,7 +34,10 @@ Arrays = dict[str, Any]
 @pytest.fixture(scope="module")
 def y_hat(tiny: ModelConfig) -> NDArray[Any]:
     rng = np.random.default_rng(2)
-    return np.round(3 * rng.standard_normal((BATCH, N, N, tiny.num_channels))).astype(np.float32)
+    out: NDArray[Any] = np.round(3 * rng.standard_normal((BATCH, N, N, tiny.num_channels))).astype(
+        np.float32
+    )
+    return out
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +52,8 @@ def hyper(tiny: ModelConfig) -> NDArray[Any]:
 def noise(tiny: ModelConfig) -> NDArray[Any]:
     rng = np.random.default_rng(4)
     values = 1024 * rng.standard_normal((BATCH, N, N, tiny.num_channels))
-    return np.round(values).astype(np.int32)
+    out: NDArray[Any] = np.round(values).astype(np.int32)
+    return out
 
 
 def cut_moments(mean: NDArray[Any], scale: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:

@@ -57,7 +57,8 @@ def params() -> dict[str, Any]:
     rng = np.random.default_rng(0)
 
     def disturb(a: NDArray[Any]) -> NDArray[Any]:
-        return (a + 0.1 * rng.standard_normal(a.shape)).astype(np.float32)
+        out: NDArray[Any] = (a + 0.1 * rng.standard_normal(a.shape)).astype(np.float32)
+        return out
 
     params = jax.tree.map(disturb, params)
     params["g_a"]["norm"]["scale"] = params["g_a"]["norm"]["scale"] * 3
@@ -82,7 +83,10 @@ def picture(height: int, width: int) -> NDArray[Any]:
     rng = np.random.default_rng(height)
     i, j = np.mgrid[:height, :width]
     grey = 128 + 60 * np.sin(i / 9) + 50 * np.cos(j / 7)
-    return np.clip(grey[..., None] + rng.normal(0, 20, (height, width, 3)), 0, 255).astype(np.uint8)
+    out: NDArray[Any] = np.clip(
+        grey[..., None] + rng.normal(0, 20, (height, width, 3)), 0, 255
+    ).astype(np.uint8)
+    return out
 
 
 @pytest.mark.slow

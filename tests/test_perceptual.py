@@ -47,7 +47,8 @@ def host_weights() -> Weights:
 
 @pytest.fixture(scope="module")
 def weights(host_weights: Weights) -> Weights:
-    return jax.device_put(host_weights)
+    found: Weights = jax.device_put(host_weights)
+    return found
 
 
 @jax.jit

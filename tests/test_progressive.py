@@ -82,7 +82,8 @@ def photo(height: int = 48, width: int = 70, seed: int = 0) -> NDArray[Any]:
     i, j = np.mgrid[:height, :width]
     waves = [np.sin(i / 9 + k) + np.cos(j / 7 - k) for k in range(3)]
     x = 128 + 45 * np.stack(waves, -1) + rng.normal(0, 4, (height, width, 3))
-    return np.clip(x, 0, 255).astype(np.uint8)
+    out: NDArray[Any] = np.clip(x, 0, 255).astype(np.uint8)
+    return out
 
 
 def pictures(codec: Codec, data: bytes, **options: Any) -> list[NDArray[Any]]:

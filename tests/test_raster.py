@@ -115,7 +115,8 @@ def test_transposed_convolutions_by_definition(params: Arrays) -> None:
             window = full[stride * i : stride * i + side, stride * j : stride * j + side]
             window += np.einsum("c,yxco->yxo", x[i, j], kernel)
         h, w = stride * x.shape[0], stride * x.shape[1]
-        return full[padding : padding + h, padding : padding + w] + layer["bias"]
+        out: NDArray[Any] = full[padding : padding + h, padding : padding + w] + layer["bias"]
+        return out
 
     layers = params["h_s"]
     h = np.maximum(transposed(z_hat[0], layers["up_1"], 2, 2), 0)
@@ -139,7 +140,8 @@ def test_group_features_by_hand() -> None:
 def steps(h: int, w: int) -> NDArray[Any]:
     """When each symbol is decoded: int [h, w, C]."""
     row, column, channel = np.ogrid[:h, :w, : CFG.num_channels]
-    return column + 3 * row + 9 * (channel // 4)
+    out: NDArray[Any] = column + 3 * row + 9 * (channel // 4)
+    return out
 
 
 def test_no_parameter_depends_on_a_later_symbol(params: Arrays) -> None:
@@ -282,9 +284,10 @@ def paper_like() -> Arrays:
     # Few blocks: each parameter's generator is compiled.
     swin = dataclasses.replace(SWIN, analysis_depths=(0, 0, 0, 1), synthesis_depths=(0, 0, 0, 0))
     with quick_compilation():
-        return jax.tree.map(
+        out: Arrays = jax.tree.map(
             np.asarray, init_params(dataclasses.replace(CFG, transforms=swin), seed=0)
         )
+        return out
 
 
 def test_initial_values(paper_like: Arrays) -> None:

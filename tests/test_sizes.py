@@ -28,7 +28,10 @@ def quickly() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def weights() -> PerceptualWeights:
-    return jax.device_put({"alex": load_alexnet_weights(), "vgg": load_dists_weights()})
+    found: PerceptualWeights = jax.device_put(
+        {"alex": load_alexnet_weights(), "vgg": load_dists_weights()}
+    )
+    return found
 
 
 def quick_ones(

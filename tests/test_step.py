@@ -46,7 +46,8 @@ def adversarial(tiny_run: TrainConfig) -> TrainConfig:
 @pytest.fixture(scope="module")
 def crops(pictures: NDArray[Any]) -> NDArray[Any]:
     images = np.concatenate([pictures, pictures[:1, ::-1]])
-    return np.round(images * 255).astype(np.uint8)
+    out: NDArray[Any] = np.round(images * 255).astype(np.uint8)
+    return out
 
 
 def run(

@@ -45,7 +45,8 @@ def disturbed(shapes: Any, seed: int = 0) -> Any:
 
     def draw(path: Any, leaf: Any) -> NDArray[Any]:
         centre = 1.0 if path[-1].key == "scale" else 0.0
-        return (centre + 0.3 * rng.standard_normal(leaf.shape)).astype(np.float32)
+        out: NDArray[Any] = (centre + 0.3 * rng.standard_normal(leaf.shape)).astype(np.float32)
+        return out
 
     return jax.tree_util.tree_map_with_path(draw, shapes)
 
@@ -56,7 +57,10 @@ def parameters(module: Any, *args: Any) -> Any:
 
 def layer_norm(x: NDArray[Any], p: Arrays) -> NDArray[Any]:
     centred = x - x.mean(-1, keepdims=True)
-    return centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5) * p["scale"] + p["bias"]
+    out: NDArray[Any] = (
+        centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5) * p["scale"] + p["bias"]
+    )
+    return out
 
 
 def attend(x: NDArray[Any], p: Arrays, heads: int, m: int, shift: int) -> NDArray[Any]:
@@ -91,7 +95,8 @@ def attend(x: NDArray[Any], p: Arrays, heads: int, m: int, shift: int) -> NDArra
                 values.append(v)
             weights = np.exp(np.array(logits) - max(logits))
             out[i, j, d] = weights @ np.array(values) / weights.sum()
-    return (out @ p["proj"]["kernel"] + p["proj"]["bias"])[:h, :w]
+    found: NDArray[Any] = (out @ p["proj"]["kernel"] + p["proj"]["bias"])[:h, :w]
+    return found
 
 
 @pytest.mark.parametrize("shifted", [False, True])

@@ -31,7 +31,8 @@ LEVELS = (1, 3)
 
 @pytest.fixture(scope="module")
 def images(pictures: NDArray[Any]) -> NDArray[Any]:
-    return np.round(pictures * 255).astype(np.uint8)
+    out: NDArray[Any] = np.round(pictures * 255).astype(np.uint8)
+    return out
 
 
 @pytest.fixture(scope="module")
@@ -215,7 +216,8 @@ def start(path: Path, devices: int, *arguments: str) -> subprocess.Popen[str]:
 def finish(process: subprocess.Popen[str]) -> dict[str, float]:
     stdout, _ = process.communicate(timeout=300)
     assert process.returncode == 0
-    return json.loads(stdout.splitlines()[-1])
+    out: dict[str, float] = json.loads(stdout.splitlines()[-1])
+    return out
 
 
 @pytest.fixture

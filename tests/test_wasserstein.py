@@ -26,7 +26,8 @@ SMALL = Path(__file__).parent / "data" / "metrics_small.npz"
 
 @pytest.fixture(scope="module")
 def weights() -> Weights:
-    return jax.device_put(load_vgg16_weights())
+    found: Weights = jax.device_put(load_vgg16_weights())
+    return found
 
 
 def distortion(f: NDArray[Any], g: NDArray[Any], log2_sigma: float) -> float:
@@ -68,7 +69,8 @@ def test_a_texture_may_move() -> None:
     # First and last column: mean and mean square are 1/4 there and 1/2 here, times 3/4 in corners.
     def side(s: NDArray[Any]) -> NDArray[Any]:
         deviations = np.sqrt(s / 4 - (s / 4) ** 2), np.sqrt(s / 2 - (s / 2) ** 2)
-        return (s / 4 - s / 2) ** 2 + (deviations[0] - deviations[1]) ** 2
+        out: NDArray[Any] = (s / 4 - s / 2) ** 2 + (deviations[0] - deviations[1]) ** 2
+        return out
 
     wanted = 2 / width * ((height - 2) * side(1) + 2 * side(0.75)) / height
     assert distortion(f, 1 - f, 1) == pytest.approx(wanted, rel=1e-5)
@@ -101,7 +103,8 @@ def low_passed(h: NDArray[Any]) -> NDArray[Any]:
     """``[H, W, ...]`` in float64 under [1 2 1] / 4 along both axes, with zeros outside."""
     h = np.pad(h.astype(np.float64), [(1, 1), (1, 1)] + [(0, 0)] * (h.ndim - 2))
     h = (h[:-2] + 2 * h[1:-1] + h[2:]) / 4
-    return (h[:, :-2] + 2 * h[:, 1:-1] + h[:, 2:]) / 4
+    out: NDArray[Any] = (h[:, :-2] + 2 * h[:, 1:-1] + h[:, 2:]) / 4
+    return out
 
 
 def test_deviations_do_not_drown_in_the_mean() -> None:
@@ -119,7 +122,8 @@ def gradients(f: NDArray[Any], g: NDArray[Any], log2_sigma: float) -> tuple[Arra
     def total(f: Array, g: Array) -> Array:
         return jnp.sum(map_distortion(f, g, log2_sigma=log2_sigma))
 
-    return jax.grad(total, argnums=(0, 1))(f, g)
+    out: tuple[Array, Array] = jax.grad(total, argnums=(0, 1))(f, g)
+    return out
 
 
 @pytest.mark.usefixtures("quick")

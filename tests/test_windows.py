@@ -65,7 +65,8 @@ def test_in_windows_is_exact_for_a_function_of_that_reach() -> None:
         """Sums of 5x5 samples, each of 2x2: reach 1 position of 2 samples."""
         p = np.pad(a, ((2, 2), (2, 2), (0, 0)))
         out = sum(p[i : i + a.shape[0], j : j + a.shape[1]] for i in range(5) for j in range(5))
-        return out.reshape(a.shape[0] // 2, 2, a.shape[1] // 2, 2, 2).sum((1, 3))
+        found: NDArray[Any] = out.reshape(a.shape[0] // 2, 2, a.shape[1] // 2, 2, 2).sum((1, 3))
+        return found
 
     out = np.zeros((23, 15, 2), int)
     in_windows(blurred, x, out, unit_in=2, unit_out=1, limit=6, margin=1)
@@ -134,7 +135,8 @@ def test_codec_in_windows(params: Any, tiny_run: TrainConfig, tmp_path: Path) ->
 
     def seen(variables: Any, window: NDArray[Any], size: NDArray[Any]) -> jax.Array:
         sides.append(size)
-        return latents(16, 16)(variables, window, size)
+        out: jax.Array = latents(16, 16)(variables, window, size)
+        return out
 
     small._networks._latents = lambda *_: seen
     assert small.estimate_bits(x).z == bits.z

@@ -40,7 +40,8 @@ CHANNELS = 4
 
 def sixty_fourths(values: Array) -> Array:
     """Round to multiples of 1/64, as float32."""
-    return (np.round(np.asarray(values, np.float64) * 64) / 64).astype(np.float32)
+    out: Array = (np.round(np.asarray(values, np.float64) * 64) / 64).astype(np.float32)
+    return out
 
 
 def points(rng: np.random.Generator) -> Array:
