@@ -28,6 +28,7 @@ from fake_codec import MODEL_ID, FakeCodec
 from PIL import Image
 
 from sic_jax.cli import jobs
+from sic_jax.model.entropy_models.checkerboard.checkerboard import CheckerboardEntropy
 from sic_jax.model.entropy_models.checkerboard.context import (
     all_parameters,
     complete,
@@ -96,6 +97,12 @@ def params(untrained: dict[str, Any]) -> dict[str, Any]:
     return out
 
 
+def checkerboard_entropy(cfg: ModelConfig) -> CheckerboardEntropy:
+    """The entropy model of a config, where it is that of the tiny model."""
+    assert isinstance(cfg.entropy, CheckerboardEntropy)
+    return cfg.entropy
+
+
 class Functions(NamedTuple):
     """Compiled functions of the tiny model; the first argument is {"params": ...}."""
 
@@ -118,7 +125,7 @@ def functions(tiny: ModelConfig) -> Functions:
 
     def of_context(function: Callable[..., Any]) -> Callable[..., Any]:
         def run(variables: Any, *args: Any) -> Any:
-            layers = tiny.entropy.entropy_layers(tiny.levels, variables["params"])
+            layers = checkerboard_entropy(tiny).entropy_layers(tiny.levels, variables["params"])
             return function(layers["context"], *args)
 
         return jit(run)
@@ -126,10 +133,10 @@ def functions(tiny: ModelConfig) -> Functions:
     def with_cfg(function: Callable[..., Any], *cfg: Any) -> Callable[..., Any]:
         return lambda layers, *args: function(layers, *cfg, *args)
 
-    scales = tiny.entropy.scales
+    scales = checkerboard_entropy(tiny).scales
 
     def hyper(variables: Any, z_hat: Any) -> Any:
-        layers = tiny.entropy.entropy_layers(tiny.levels, variables["params"])
+        layers = checkerboard_entropy(tiny).entropy_layers(tiny.levels, variables["params"])
         side = z_hat.shape[1] * HYPER_STRIDE
         return hyper_synthesis(layers["h_s"], z_hat, (side, side))
 

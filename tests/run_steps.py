@@ -34,7 +34,7 @@ def main() -> None:
     results = {}
     compilations: list[str] = []
 
-    def listen(event: str, _seconds: float, **_: object) -> None:
+    def listen(event: str, duration_secs: float, **_: str | int) -> None:
         if event.endswith("backend_compile_duration"):
             compilations.append(event)
 

@@ -39,7 +39,7 @@ def check_size(codec: Codec, x: NDArray[Any], sizes: dict[int, int]) -> None:
 
 
 def test_size_and_cost_of_the_bundle() -> None:
-    facts = describe("default")
+    facts: dict[str, Any] = describe("default")
     assert facts["levels"] == 16
     assert facts["parameters"] == 10_037_724
     assert 17e6 < facts["bytes"] <= 20e6

@@ -1,5 +1,6 @@
 """Codecs to compare with: Pillow's against measurements made elsewhere, and commands."""
 
+import importlib
 import json
 import sys
 from collections.abc import Iterator
@@ -12,7 +13,6 @@ from conftest import quick_compilation
 from numpy.typing import NDArray
 from PIL import Image, features
 
-from sic_jax.evaluation import baselines
 from sic_jax.evaluation.baselines import BASELINES, external_codec, missing_baseline, pillow_codec
 from sic_jax.evaluation.codecs import setting_text
 from sic_jax.evaluation.measurer import Measurer
@@ -108,7 +108,7 @@ def test_missing_codecs_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     def absent(name: str) -> NoReturn:
         raise ModuleNotFoundError(f"No module named {name!r}")
 
-    monkeypatch.setattr(baselines.importlib, "import_module", absent)
+    monkeypatch.setattr(importlib, "import_module", absent)
     with pytest.raises(ValueError, match="needs the package pillow-jxl-plugin, which is not inst"):
         pillow_codec("jxl")
 

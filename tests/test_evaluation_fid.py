@@ -62,7 +62,10 @@ def test_rows_compare_originals_with_what_the_files_decode_to(
         assert row.fid == pytest.approx(fid(colours(real), colours(fake)), rel=1e-6)
         assert row.kid == pytest.approx(kid(colours(real), colours(fake)), rel=1e-6)
         assert row.vgg16_frechet == pytest.approx(fid(corners(real), corners(fake)), rel=1e-6)
-    assert 0 <= rows[1].fid < rows[0].fid
+    low, high = rows[1].fid, rows[0].fid
+    assert low is not None
+    assert high is not None
+    assert 0 <= low < high
     alone = fid_rows(records, [codec], out, vgg16=corners, side=SIDE)
     assert alone == [row._replace(fid=None, kid=None) for row in rows]
     with pytest.raises(ValueError, match="at least 2 patches of 256 pixels; the images have 0"):
@@ -173,7 +176,7 @@ def files_of(out: Path) -> list[str]:
 @pytest.mark.slow
 def test_batches_of_inception_give_the_features_of_single_patches(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    arrays = {}
+    arrays: dict[str, Any] = {}
     for name, shape in stored_shapes().items():
         array = rng.standard_normal(shape) * np.sqrt(2 / np.prod(shape[1:]))
         arrays[name] = array if name.endswith("conv.weight") else np.ones(shape)

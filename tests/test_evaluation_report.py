@@ -5,7 +5,7 @@ import io
 import json
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -160,6 +160,8 @@ def test_a_similarity_of_1_is_in_no_delta_and_no_plot() -> None:
         plot, wanted = (
             draw_plot(ms_ssim, curves, [], log_rate=True, title="") for curves in ([a, b], cut)
         )
+    assert plot is not None
+    assert wanted is not None
     assert plot.png == wanted.png
     same = Curve("same", (4.0, 5.0), {"ms_ssim": (1.0, 1.0)})
     assert draw_plot(ms_ssim, [same], [a], log_rate=True, title="") is None
@@ -177,15 +179,17 @@ def test_published_curves_are_whole_and_have_sources() -> None:
         assert re.search(r"\w+/\w+ .* at [0-9a-f]{12}; .", curve.source)
         assert list(curve.bpp) == sorted(set(curve.bpp))
         assert set(curve.metrics) <= {"psnr", "ms_ssim", "lpips", "dists"}
+        assert curve.protocol is not None
         assert curve.protocol.size == WHOLE
         assert all((curve.protocol.rate, curve.protocol.rounding))
         assert set(curve.protocol.networks) == {"lpips"} & set(curve.metrics)
         for values in curve.metrics.values():
             assert len(values) == len(curve.bpp)
-        if "psnr" in curve.metrics:
-            assert all(19 < value < 50 for value in curve.metrics["psnr"])
-        if "lpips" in curve.metrics:
-            assert list(curve.metrics["lpips"]) == sorted(curve.metrics["lpips"], reverse=True)
+        metrics: Mapping[str, Any] = curve.metrics
+        if "psnr" in metrics:
+            assert all(19 < value < 50 for value in metrics["psnr"])
+        if "lpips" in metrics:
+            assert list(metrics["lpips"]) == sorted(metrics["lpips"], reverse=True)
 
 
 @pytest.fixture
@@ -233,7 +237,7 @@ def test_curves_of_crops_are_in_no_plot_of_whole_pictures(
         drawn[metric.name] = {curve.name for curve in published if curve.points(metric.name)}
 
     monkeypatch.setattr("sic_jax.evaluation.plots.draw_plot", keep)
-    sizes = {"height": height, "width": width}
+    sizes: dict[str, Any] = {"height": height, "width": width}
     records = [r._replace(image=f"{name}{r.image}.png", **sizes) for r in EXAMPLE]
     records = [r._replace(metrics={**r.metrics, "lpips_vgg": 0.3}) for r in records]
     metrics = [m for m in METRICS if m.name in ("lpips", "lpips_vgg")]
@@ -303,8 +307,10 @@ def test_the_crop_is_where_the_detail_is() -> None:
 
 def test_pictures_are_matched_by_rate() -> None:
     records = [record("a", "jpeg", q, bpp, 20.0) for q, bpp in ((1, 0.1), (2, 0.2), (3, 0.4))]
-    assert nearest_rate(records, 0.25).setting == 2
-    assert nearest_rate(records, 0.3).setting == 3  # Nearer in logs.
+    second, third = nearest_rate(records, 0.25), nearest_rate(records, 0.3)
+    assert second is not None
+    assert third is not None
+    assert (second.setting, third.setting) == (2, 3)  # Nearer in logs.
     assert nearest_rate(records, 0.61) is None  # 0.4 is less than 0.61 / 1.5.
     assert nearest_rate([], 0.1) is None
     images = [f"x/{n}.png" for n in "abcdef"]
@@ -320,6 +326,7 @@ def test_plots_are_readable_files_with_nothing_overlapping(log_rate: bool) -> No
     curves = curves_of(mean_rows(EXAMPLE))
     published = load_published().curves
     plot = draw_plot(PSNR, curves, published, log_rate=log_rate, title="Means over 2 images")
+    assert plot is not None
     with Image.open(io.BytesIO(plot.png)) as image:
         assert image.size == (1260, 750)
     assert plot.svg.startswith("<?xml")
@@ -337,7 +344,8 @@ def test_plots_are_readable_files_with_nothing_overlapping(log_rate: bool) -> No
     # Text is text, and where the page is 390 pixels wide, 344 of them the plot's, 11 or more high.
     for svg in (plot.svg, plot.inline_svg):
         assert len(re.findall(r"<text[^>]*>[^<]+</text>", svg)) > 8
-    _, _, width, _ = re.search(r'viewBox="([^"]+)"', head)[1].split()
+    (box,) = re.findall(r'viewBox="([^"]+)"', head)
+    _, _, width, _ = box.split()
     sizes = [float(size) for size in re.findall(r"font(?:-size)?: ([\d.]+)px", plot.inline_svg)]
     assert min(sizes) * 344 / float(width) >= 11
     # The page has the legend; its samples have the colours of the lines.
@@ -403,15 +411,16 @@ def test_curves_of_ours_are_thick_and_no_two_look_alike() -> None:
     names = [f"c{k}" for k in range(9)]
     curves = [Curve(name, (0.1, 0.2), {"psnr": (20.0 + k, 30.0)}) for k, name in enumerate(names)]
     plot = draw_plot(PSNR, curves, [], log_rate=True, title="", ours=("c3", "c8"))
+    assert plot is not None
     found = set(re.findall(r'<path d="M [^>]*style="(fill: none; [^"]*)"', plot.svg))
     curves_only = {style for style in found if "stroke-width: 1.7" in style or "2.6" in style}
     assert len(curves_only) == 9
     thick = {style for style in curves_only if "stroke-width: 2.6" in style}
-    assert {re.search("#[0-9a-f]{6}", style)[0] for style in thick} == {"#d55e00", "#0072b2"}
+    assert {re.findall("#[0-9a-f]{6}", style)[0] for style in thick} == {"#d55e00", "#0072b2"}
     assert sum("stroke-dasharray" in style for style in curves_only) == 2
     # So do the samples of the page's legend: the two colours that come again have dashes and dots.
     dashed = {name for name, sample in plot.legend.items() if "stroke-dasharray" in sample}
-    again = {re.search("#[0-9a-f]{6}", plot.legend[name])[0] for name in dashed}
+    again = {re.findall("#[0-9a-f]{6}", plot.legend[name])[0] for name in dashed}
     assert (len(dashed), len(again)) == (2, 2)
     assert len(set(plot.legend.values())) == 9
 
@@ -503,8 +512,8 @@ def test_the_page_is_one_file_with_everything(report: tuple[Path, list[Row]]) ->
     assert "fewer than 2 points" in text
     assert "encode_s, decode_s" in text  # The schema.
     assert plots.count("How the published curves were measured") == 1
-    cells = ("MS-ILLM", "bytes of the pickled strings", "8 bits; LPIPS of floats", WHOLE)
-    cells += ("AlexNet, v0.1",)
+    cells = ["MS-ILLM", "bytes of the pickled strings", "8 bits; LPIPS of floats", WHOLE]
+    cells += ["AlexNet, v0.1"]
     row = "".join(f'<td class="text">{cell}</td>' for cell in cells)
     assert f'{row}<td class="text">facebookresearch/NeuralCompression ' in plots
     for metric in USUAL:
@@ -524,10 +533,10 @@ def test_results_of_earlier_runs_are_removed_and_nothing_else(tmp_path: Path) ->
     others = ["--codecs", "jpeg", "webp", "--metrics", "psnr", "ssim"]
     assert main([*arguments, *others, "--qualities", "jpeg=10,60", "webp=10,60"]) == 0
     (out / "fid.csv").write_text("of an earlier run")
-    with open(out / "records.jsonl", "a") as file:
+    with open(out / "records.jsonl", "a") as records:
         line = json.loads((out / "records.jsonl").read_text().splitlines()[0])
-        file.write(json.dumps({**line, "codec": "../plots/mine"}) + "\n")
-        file.write(json.dumps({**line, "codec": "../mine"}) + "\n")
+        records.write(json.dumps({**line, "codec": "../plots/mine"}) + "\n")
+        records.write(json.dumps({**line, "codec": "../mine"}) + "\n")
     keep.append(out / "mine.json")
     keep[-1].write_text("a user's file")
     files = {file for file in (out / "files").rglob("*") if file.is_file()}

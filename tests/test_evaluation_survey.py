@@ -115,9 +115,9 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     return folder / "out", command
 
 
-def content_of(text: str) -> dict:
+def content_of(text: str) -> dict[str, Any]:
     (data,) = re.findall('<script type="application/json" id="survey">(.*?)</script>', text)
-    out: dict = json.loads(data)
+    out: dict[str, Any] = json.loads(data)
     return out
 
 
@@ -201,6 +201,7 @@ def test_errors_are_one_line_and_the_report_is_there(
 
 def in_node(expression: str) -> Any:
     """The value of an expression that uses the page's functions."""
+    assert NODE is not None
     script = f"{SCORES.read_text()}\nconsole.log(JSON.stringify({expression}))"
     done = subprocess.run([NODE, "-"], input=script, capture_output=True, text=True, check=True)
     return json.loads(done.stdout)

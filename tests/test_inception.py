@@ -39,11 +39,10 @@ def test_shapes_of_features_and_of_the_three_grids() -> None:
     x = jax.ShapeDtypeStruct((2, 256, 256, 3), np.float32)
     assert jax.eval_shape(inception_features, x, weights=weights).shape == (2, 2048)
     jaxpr = jax.make_jaxpr(inception_features)(jnp.zeros(x.shape), weights=weights)
-    outputs = [
-        eqn.outvars[0].aval.shape[1:]
-        for eqn in jaxpr.eqns
-        if eqn.primitive.name == "concatenate" and len(eqn.outvars[0].aval.shape) == 4
+    joined: list[Any] = [
+        eqn.outvars[0].aval for eqn in jaxpr.eqns if eqn.primitive.name == "concatenate"
     ]
+    outputs = [aval.shape[1:] for aval in joined if len(aval.shape) == 4]
     assert outputs == [
         (35, 35, 256), (35, 35, 288), (35, 35, 288), (17, 17, 768), (17, 17, 768), (17, 17, 768),
         (17, 17, 768), (17, 17, 768), (8, 8, 1280), (8, 8, 2048), (8, 8, 2048),
@@ -57,7 +56,7 @@ def test_pictures_are_resized_as_tensorflow_1_did() -> None:
     # Samples lie at 0, 0.5, 1 and 1.5, and behind the last one its value goes on.
     np.testing.assert_array_equal(
         inception.resize(x, 4)[0, ..., 0],
-        [[1, 2, 3, 3], [3, 4.5, 6, 6], [5, 7, 9, 9], [5, 7, 9, 9]],
+        [[1.0, 2, 3, 3], [3, 4.5, 6, 6], [5.0, 7, 9, 9], [5.0, 7, 9, 9]],
     )
     wide = jnp.arange(12.0).reshape(1, 2, 6, 1)
     np.testing.assert_array_equal(inception.resize(wide, 3)[0, 0, :, 0], [0, 2, 4])
@@ -145,10 +144,12 @@ def test_files_that_do_not_fit_are_one_clear_error(tmp_path: Path) -> None:
         assert "\n" not in str(error.value)
     with pytest.raises(FileNotFoundError):
         inception.load_inception_weights(tmp_path / "b.safetensors")
-    np.savez(tmp_path / "a.npz", **{name: array[:8]})
+    few: dict[str, Any] = {name: array[:8]}
+    np.savez(tmp_path / "a.npz", **few)
     with pytest.raises(ValueError, match=r"has shape \(8, 3, 3, 3\), not \(32, 3, 3, 3\)"):
         inception.load_inception_weights(tmp_path / "a.npz")
-    np.savez(tmp_path / "a.npz", **{name: np.full(array.shape, "a")})
+    text: dict[str, Any] = {name: np.full(array.shape, "a")}
+    np.savez(tmp_path / "a.npz", **text)
     with pytest.raises(ValueError, match="is of type <U1, not of floats"):
         inception.load_inception_weights(tmp_path / "a.npz")
     with pytest.raises(ValueError, match=r"are a \.npz or \.safetensors file"):
@@ -163,7 +164,8 @@ def test_damaged_npz_files_are_one_clear_error(tmp_path: Path) -> None:
     """Cut off, empty, and a .npy file under the name of a .npz."""
     path = tmp_path / "a.npz"
     array = np.arange(32 * 27, dtype=np.float32).reshape(32, 3, 3, 3)
-    np.savez(path, **{"Conv2d_1a_3x3.conv.weight": array})
+    arrays: dict[str, Any] = {"Conv2d_1a_3x3.conv.weight": array}
+    np.savez(path, **arrays)
     cut = path.read_bytes()[:-40]
     np.save(tmp_path / "a.npy", array)
     for data in (cut, cut[:50], b"", (tmp_path / "a.npy").read_bytes()):

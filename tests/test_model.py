@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import BATCH, SIDE, Functions
+from conftest import BATCH, SIDE, Functions, checkerboard_entropy
 from numpy.typing import NDArray
 
 from sic_jax.entropy.distributions import NO_REACH, logistic_bits
@@ -21,13 +21,13 @@ from sic_jax.model.levels import channel_levels, level_starts, refinement_source
 from sic_jax.model.macs import count_macs
 from sic_jax.model.maps import depth_to_space, log_compress, space_to_depth
 from sic_jax.model.model_config import ModelConfig
-from sic_jax.model.transforms.pyramid import karhunen_loeve, with_klt
+from sic_jax.model.transforms.pyramid import PyramidTransforms, karhunen_loeve, with_klt
 
 STRIDE = 16
 N = SIDE // STRIDE
 ANCHOR = checkerboard(N, N)
 QUICK = {"xla_backend_optimization_level": 0}
-LEVELS = np.array([1, 2, 3], np.int32)
+LEVELS: Any = np.array([1, 2, 3], np.int32)
 Arrays = dict[str, Any]
 
 
@@ -43,9 +43,9 @@ def y_hat(tiny: ModelConfig) -> NDArray[Any]:
 @pytest.fixture(scope="module")
 def hyper(tiny: ModelConfig) -> NDArray[Any]:
     rng = np.random.default_rng(3)
-    return np.round(20 * rng.standard_normal((BATCH, N, N, tiny.entropy.hyper_width))).astype(
-        np.float32
-    )
+    return np.round(
+        20 * rng.standard_normal((BATCH, N, N, checkerboard_entropy(tiny).hyper_width))
+    ).astype(np.float32)
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +122,7 @@ def test_log_compress() -> None:
 
 def klt_params(untrained: Arrays, cfg: ModelConfig, pictures: NDArray[Any]) -> Arrays:
     patches = np.asarray(space_to_depth(jnp.asarray(pictures) - 0.5, STRIDE)).reshape(-1, 768)
+    assert isinstance(cfg.transforms, PyramidTransforms)
     return with_klt(untrained, cfg.transforms, patches, cfg.levels)
 
 
@@ -175,9 +176,9 @@ def test_context_is_causal(
     c = tiny.num_channels
 
     def entropy_parameters(y: jax.Array) -> jax.Array:
-        layers = tiny.entropy.entropy_layers(tiny.levels, params)
+        layers = checkerboard_entropy(tiny).entropy_layers(tiny.levels, params)
         out = all_parameters(
-            layers["context"], tiny.levels, tiny.entropy.scales, y[None], hyper[:1]
+            layers["context"], tiny.levels, checkerboard_entropy(tiny).scales, y[None], hyper[:1]
         )
         return jnp.stack([out[0][0], out[1][0]])
 
@@ -218,7 +219,7 @@ def test_walk_equals_parallel_evaluation(
     np.testing.assert_array_equal(scale, parallel[1])
     assert np.abs(mean).mean() > 1
     assert scale.std() > 0.5
-    assert 0 <= scale.min() <= scale.max() < tiny.entropy.scales.num_sigmas
+    assert 0 <= scale.min() <= scale.max() < checkerboard_entropy(tiny).scales.num_sigmas
 
 
 def test_lower_levels_rates_do_not_depend_on_higher_channels(
@@ -280,7 +281,7 @@ def test_drawn_details(
     # The first open group's anchors by hand, at the temperature of each picture.
     half = np.array([128, 512, 256], np.int32)
     mean, scale, _ = walk(functions, params, tiny, y_s, hyper, 1)
-    spread = (prior_sigmas(tiny.entropy.scales)[scale.astype(int)] * 128) >> 12
+    spread = (prior_sigmas(checkerboard_entropy(tiny).scales)[scale.astype(int)] * 128) >> 12
     expected = (16 * mean + ((spread * noise) >> 10))[0, ..., 2:4] / 256
     got = draw(LEVELS, y_s, noise, half)[0, ..., 2:4]
     np.testing.assert_array_equal(got[ANCHOR[..., 0]], expected[ANCHOR[..., 0]])
@@ -299,11 +300,13 @@ def test_details_of_refinements_have_the_moments_of_the_cut_density(
     refining = np.arange(tiny.num_channels) // 2 == 2
     cut_mean, cut_sigma = cut_moments(mean, scale)
     mean = np.where(refining, cut_mean, mean)
-    sigma = np.where(refining, cut_sigma, prior_sigmas(tiny.entropy.scales)[scale.astype(int)])
+    sigma = np.where(
+        refining, cut_sigma, prior_sigmas(checkerboard_entropy(tiny).scales)[scale.astype(int)]
+    )
     expected = 16 * mean + ((((sigma * 128) >> 12) * noise) >> 10)
     np.testing.assert_array_equal(drawn[:, anchors, 4:] * 256, expected[:, anchors, 4:])
     assert np.abs(expected[:, anchors, 4:6]).mean() > 5
-    means, deviations = limited_moments(tiny.entropy.scales, tiny.levels)
+    means, deviations = limited_moments(checkerboard_entropy(tiny).scales, tiny.levels)
     assert np.abs(means).max() <= 16
     assert 0 <= deviations.min() < deviations.max() < 4096
 
@@ -312,9 +315,9 @@ def test_details_carry_no_gradient(
     tiny: ModelConfig, params: Arrays, y_hat: Any, hyper: Any, noise: Any
 ) -> None:
     def total(params: Arrays, y_s: jax.Array, hyper: jax.Array) -> jax.Array:
-        layers = tiny.entropy.entropy_layers(tiny.levels, params)
+        layers = checkerboard_entropy(tiny).entropy_layers(tiny.levels, params)
         ones = jnp.full(BATCH, 256)
-        cfg = tiny.levels, tiny.entropy.scales
+        cfg = tiny.levels, checkerboard_entropy(tiny).scales
         out = complete(layers["context"], *cfg, y_s, hyper, jnp.asarray(LEVELS), noise, ones)
         return (out * (1 + jnp.arange(tiny.num_channels))).sum()
 
@@ -343,7 +346,7 @@ def test_forward_pass(
     _, z = functions.analyse(variables, pictures)
     hyper = functions.hyper(variables, np.round(z))
     mean, scale = functions.context(variables, y_hat, hyper)
-    sigma = tiny.entropy.scales.sigmas[np.asarray(scale, int)]
+    sigma = checkerboard_entropy(tiny).scales.sigmas[np.asarray(scale, int)]
     reach = jnp.where(refinement_sources(tiny.levels) < 0, NO_REACH, 1.5)
     bits = np.asarray(logistic_bits(y_hat, mean / 16, jnp.asarray(sigma, jnp.float32), reach))
     # What an outlier costs in a file: an escape, and 2 bits for each doubling of its distance.

@@ -46,9 +46,9 @@ def test_ends_of_the_ranges() -> None:
 
 def test_options_are_frozen_and_have_keywords_only() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
-        EncodeOptions().level = 3
+        EncodeOptions().level = 3  # type: ignore[misc]
     with pytest.raises(TypeError, match="positional"):
-        DecodeOptions(3)
+        DecodeOptions(3)  # type: ignore[call-arg]
 
 
 def test_with_changes_names_the_fields() -> None:

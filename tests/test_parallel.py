@@ -112,7 +112,9 @@ def losses(workdir: Path) -> list[float]:
     return [r["loss"] for r in records]
 
 
-def two_processes(devices: int, *argv: str, data: Path, workdir: Path) -> list[subprocess.Popen]:
+def two_processes(
+    devices: int, *argv: str, data: Path, workdir: Path
+) -> list[subprocess.Popen[bytes]]:
     with socket.socket() as s:
         s.bind(("localhost", 0))
         port = s.getsockname()[1]

@@ -379,6 +379,7 @@ def test_command(
     # Both levels of the third piece are one picture, and the metadata are none.
     assert stdin.seen[:3] == [None, None, None]
     for found, level in zip(stdin.seen[3:], (2, 3, 3), strict=True):
+        assert found is not None
         np.testing.assert_array_equal(found, expected[level - 1])
     with Image.open(out) as image:
         np.testing.assert_array_equal(np.asarray(image), expected[2])
@@ -399,8 +400,7 @@ def test_command(
             assert told.err == "sic: warning: -: the file is truncated: 2 of 3 levels are whole\n"
     stdin = Arriving([data[: ends[0]], data[ends[0] :]], out)
     assert decompress(monkeypatch, stdin, str(out), "--verbose") == 0
-    told = capsys.readouterr().out
-    assert told.startswith(
+    assert capsys.readouterr().out.startswith(
         f"- -> {out}: 70 x 48 pixels; level 3, 2 pictures, bundle {SMALL.name}, "
     )
     # Damaged.

@@ -18,10 +18,10 @@ from sic_jax.model.entropy_models.checkerboard.checkerboard import CheckerboardE
 from sic_jax.model.entropy_models.entropy_model import EntropyModel
 from sic_jax.model.entropy_models.prior import quantise_hyper
 from sic_jax.model.entropy_models.raster import networks as raster
+from sic_jax.model.entropy_models.raster.networks import REACH
 from sic_jax.model.entropy_models.raster.raster import RasterEntropy
 from sic_jax.model.entropy_models.raster.wavefront import (
     MARGIN,
-    REACH,
     by_diagonal,
     empty_board,
     schedule,
@@ -189,9 +189,9 @@ def test_walk_equals_parallel_evaluation(params: Arrays, shape: tuple[int, int])
     features = by_diagonal(by_group, order.rows, order.columns)
     layers = step_layers(params, LEVELS)
 
-    def walk_on(board: Any, symbols: Any, *numbers: Any) -> Any:
-        board = write_symbols(board, symbols, numbers[0] - 1)
-        return board, *step_parameters(layers, LEVELS, SIGMA_MIN, board, features, *numbers, w)
+    def walk_on(board: Any, symbols: Any, step: Any, level: Any) -> Any:
+        board = write_symbols(board, symbols, step - 1)
+        return board, *step_parameters(layers, LEVELS, SIGMA_MIN, board, features, step, level, w)
 
     step = jax.jit(walk_on, compiler_options=QUICK)
     # What is not decoded yet holds nonsense.

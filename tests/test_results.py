@@ -16,6 +16,8 @@ from sic_jax.evaluation.records import Record, to_json
 
 SCRIPT = Path(__file__).resolve().parents[1] / "docs" / "results" / "update.py"
 _spec = importlib.util.spec_from_file_location("update", SCRIPT)
+assert _spec is not None
+assert _spec.loader is not None
 update = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(update)
 
@@ -93,15 +95,20 @@ def test_every_file_is_read_and_written_the_same() -> None:
 
 
 def record(image: str, codec: str, setting: float, bpp: float, **metrics: float) -> Record:
-    fixed = {"height": 8, "width": 8, "num_bytes": 8, "samples": 1, "spread": {}}
-    times = {"encode_s": 1.0, "decode_s": 2.0, "timed_with": "", "file": "f", "file_id": ""}
+    fixed: dict[str, Any] = {"height": 8, "width": 8, "num_bytes": 8, "samples": 1, "spread": {}}
+    fixed |= {"encode_s": 1.0, "decode_s": 2.0, "timed_with": "", "file": "f", "file_id": ""}
     return Record(image=f"/here/{image}.png", image_id=image, codec=codec, setting=setting,
                   options=f"how {codec} works", bpp=bpp, bpp_est=0.9 * bpp, metrics=metrics,
-                  **fixed, **times)  # fmt: skip
+                  **fixed)  # fmt: skip
 
 
 def folder(path: Path, records: list[Record], **about: object) -> Path:
-    known = {"bundle": None, "device": "cpu", "versions": {"jax": "1"}, "errors": []}
+    known: dict[str, Any] = {
+        "bundle": None,
+        "device": "cpu",
+        "versions": {"jax": "1"},
+        "errors": [],
+    }
     known |= {"command": "python eval.py --images /here/kodak", "revision": "abc"}
     path.mkdir()
     content = {**known, **about, "records": [to_json(r) for r in records]}
@@ -210,7 +217,9 @@ def test_tables_of_all_codecs_and_of_bd_rates(here: Path, tmp_path: Path) -> Non
         "<!-- table x: codec setting bpp psnr wd -->\n<!-- end of table -->\n\n"
         "<!-- bd x: psnr lpips -->\n<!-- end of table -->\n"
     )
-    webp = [r._replace(codec="webp", metrics={"psnr": r.metrics["psnr"] - 9.9}) for r in AVIF]
+    values: list[Any] = [r.metrics["psnr"] for r in AVIF]
+    webp = [r._replace(codec="webp", metrics={"psnr": value - 9.9})
+            for r, value in zip(AVIF, values, strict=True)]  # fmt: skip
     folders = [folder(tmp_path / name, records)
                for name, records in (("one", SIC), ("two", AVIF), ("three", webp))]  # fmt: skip
     assert update.main(["x", *map(str, folders)]) == 0

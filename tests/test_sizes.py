@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import quick_compilation
@@ -108,8 +109,8 @@ def test_sizes_of_one_bucket_share_programs(weights: PerceptualWeights) -> None:
         x, x_hat = (np.round(image * 255).astype(np.uint8) for image in image_pair(seed, *size))
         found = measurer.distances(measurer.features(x), [x_hat])
         if seed == 0:
-            x, x_hat = (image[None].astype(np.float32) / 255 for image in (x, x_hat))
-            for name, value in jax.jit(vgg_ones)(x, x_hat, weights).items():
+            pair = (image[None].astype(np.float32) / 255 for image in (x, x_hat))
+            for name, value in jax.jit(vgg_ones)(*pair, weights).items():
                 assert found[name][0] == pytest.approx(float(value[0]), rel=1e-5, abs=1e-7), name
     assert measurer._extract(256, 256)._cache_size() == 1
     assert measurer._compare(256, 256)._cache_size() == 1
@@ -131,4 +132,4 @@ def test_buckets() -> None:
 def test_ms_ssim_needs_even_arrays() -> None:
     x = np.zeros((1, 170, 176, 3), np.float32)
     with pytest.raises(ValueError, match="sides that 16 divides"):
-        metrics.ms_ssim(x, x, size=np.array([[165, 165]]))
+        metrics.ms_ssim(x, x, size=jnp.array([[165, 165]]))

@@ -102,7 +102,7 @@ def test_adversarial_step(
     loss = dataclasses.replace(adversarial.loss, lmbda_perc=(1.0,) * 3, adversarial_weight=1.0)
     cfg = dataclasses.replace(adversarial, loss=loss)
     state = create_train_state(cfg, params)
-    step = jax.jit(make_train_step(cfg))
+    step: Any = jax.jit(make_train_step(cfg))
     before = state.discriminator
     assert before is not None
     losses = []
@@ -152,7 +152,8 @@ def test_a_step_gives_a_state_of_the_types_that_it_takes(adversarial: TrainConfi
     images = jax.ShapeDtypeStruct((cfg.batch_size, side, side, 3), jnp.uint8)
     rows = jax.ShapeDtypeStruct((cfg.batch_size,), jnp.int32)
     after, _ = jax.eval_shape(make_train_step(cfg), state, images, rows, {})
-    assert jax.tree.structure(after) == jax.tree.structure(state)
+    structure: Any = jax.tree.structure(state)
+    assert structure == jax.tree.structure(after)
     for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(after), strict=True):
         assert (a.shape, a.dtype, a.weak_type) == (b.shape, b.dtype, b.weak_type)
 
@@ -210,7 +211,9 @@ def test_linear_branches_learn_ten_times_slower(tiny_run: TrainConfig) -> None:
         full = rate * cfg.learning_rate
         expected = {"g_a": full / 10, "g_s": full / 10, "context": full}
         for module, value in expected.items():
-            np.testing.assert_allclose(updates[module]["linear"], value, rtol=1e-4, err_msg=step)
+            np.testing.assert_allclose(
+                updates[module]["linear"], value, rtol=1e-4, err_msg=str(step)
+            )
         np.testing.assert_allclose(updates["g_a"]["Conv_0"]["kernel"], full, rtol=1e-4)
 
 

@@ -22,6 +22,8 @@ from sic_jax.training.train_config import TrainConfig
 
 SCRIPT = Path(__file__).resolve().parents[1] / "docs" / "paper_figures" / "study_of_m.py"
 _spec = importlib.util.spec_from_file_location("study_of_m", SCRIPT)
+assert _spec is not None
+assert _spec.loader is not None
 study_of_m = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(study_of_m)
 

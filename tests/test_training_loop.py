@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import assert_equal, quick_compilation, write_images
+from conftest import assert_equal, checkerboard_entropy, quick_compilation, write_images
 from jax.experimental import multihost_utils
 from numpy.typing import NDArray
 from PIL import Image
@@ -92,7 +92,7 @@ def finished(
 
 def act_before(patch: pytest.MonkeyPatch, step: int, act: Callable[[], None]) -> None:
     """Do something before the batch of `step` (from 0) is given out, once."""
-    batches = loop.batches
+    batches = loop.batches  # type: ignore[attr-defined]
 
     def stream(*args: Any, first_step: int, **kwargs: Any) -> Iterator[Any]:
         for k, batch in enumerate(batches(*args, first_step=first_step, **kwargs), first_step):
@@ -457,7 +457,7 @@ def test_init_from_and_export(
     starts = []
     train = loop.train
 
-    def spy(*args: Any, params: Any, **kwargs: Any) -> TrainState:
+    def spy(*args: Any, params: Any, **kwargs: Any) -> tuple[TrainState, bool]:
         starts.append(params)
         return train(*args, params=params, **kwargs)
 
@@ -479,7 +479,9 @@ def test_init_from_and_export(
         expected = jax.tree.map(lambda a: np.asarray(a).astype(np.float16), state_ema[network])
         assert_equal(bundle.params[network], expected)
     model = tiny_run.model
-    assert_equal(bundle.integers, model.entropy.entropy_layers(model.levels, state_ema))
+    assert_equal(
+        bundle.integers, checkerboard_entropy(model).entropy_layers(model.levels, state_ema)
+    )
     assert bundle.cfg == tiny_run.model
     assert steps(run) == [5, 10, 15, 20]
     with pytest.raises(SystemExit, match=r"init-from .*: its model config differs"):

@@ -254,7 +254,7 @@ def test_programs_are_compiled_ahead(
     monkeypatch.setattr(stages, "make_runner", make)
     stage = Stage(loss=dataclasses.replace(tiny_run.loss, temperature=0.5), share=0.25)
     cfg = dataclasses.replace(tiny_run, stages=(stage,) * 2, steps_per_dispatch=5)
-    programs = Programs(cfg)
+    programs: Any = Programs(cfg)
     assert [r.cfg for r in runners] == list(cfg.stage_configs())
     runners[0].may.set()
     programs.begin(0)

@@ -74,7 +74,12 @@ def test_the_loss_is_that_of_the_levels() -> None:
 
 def test_the_loss_has_dists_where_it_trains_with_it() -> None:
     values = {"bpp_est/1": 0.5, "mse/1": 0.01, "lpips/1": 0.3, "dists/1": 0.2}
-    weights = {"lmbda_rate": (1,), "lmbda_dist": (100,), "lmbda_perc": (4,), "dists_weight": 2}
+    weights: dict[str, Any] = {
+        "lmbda_rate": (1,),
+        "lmbda_dist": (100,),
+        "lmbda_perc": (4,),
+        "dists_weight": 2,
+    }
     assert mean_loss(values, [1], LossConfig(**weights)) == pytest.approx(1.5 + 4 * (0.3 + 2 * 0.2))
 
 
@@ -119,7 +124,7 @@ def test_grain_adds_its_variance(tiny: ModelConfig, params: dict[str, Any], quic
     x = np.repeat(np.round(noise), 3, -1).astype(np.uint8)[None]
     mse = {}
     for grain in (False, True):
-        options = {"levels": [1], "metrics": [], "batch_size": 1, "grain": grain}
+        options: dict[str, Any] = {"levels": [1], "metrics": [], "batch_size": 1, "grain": grain}
         mse[grain] = make_validate(tiny, **options)(gray, x)["mse/1"]
     sigma = measure_grain(x[0]) / 16 / 255
     assert 0.85 * sigma**2 < mse[True] - mse[False] < 1.2 * sigma**2
@@ -129,7 +134,7 @@ def test_details_depend_on_the_seed_and_the_image_and_not_on_the_batch(
     tiny: ModelConfig, params: dict[str, Any], images: NDArray[Any], quick: None
 ) -> None:
     def mse(batch_size: int, seed: int, images: NDArray[Any]) -> float:
-        options = {"levels": [1], "metrics": [], "temperature": 2.0, "seed": seed}
+        options: dict[str, Any] = {"levels": [1], "metrics": [], "temperature": 2.0, "seed": seed}
         return make_validate(tiny, batch_size=batch_size, **options)(params, images)["mse/1"]
 
     twice = images[[0, 0]]
@@ -213,10 +218,10 @@ def start(path: Path, devices: int, *arguments: str) -> subprocess.Popen[str]:
     )
 
 
-def finish(process: subprocess.Popen[str]) -> dict[str, float]:
+def finish(process: subprocess.Popen[str]) -> tuple[int, dict[str, float]]:
     stdout, _ = process.communicate(timeout=300)
     assert process.returncode == 0
-    out: dict[str, float] = json.loads(stdout.splitlines()[-1])
+    out: tuple[int, dict[str, float]] = json.loads(stdout.splitlines()[-1])
     return out
 
 

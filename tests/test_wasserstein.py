@@ -67,9 +67,9 @@ def test_a_texture_may_move() -> None:
     assert distortion(f, 1 - f, 0) == 1.0
 
     # First and last column: mean and mean square are 1/4 there and 1/2 here, times 3/4 in corners.
-    def side(s: NDArray[Any]) -> NDArray[Any]:
+    def side(s: float) -> float:
         deviations = np.sqrt(s / 4 - (s / 4) ** 2), np.sqrt(s / 2 - (s / 2) ** 2)
-        out: NDArray[Any] = (s / 4 - s / 2) ** 2 + (deviations[0] - deviations[1]) ** 2
+        out: float = (s / 4 - s / 2) ** 2 + (deviations[0] - deviations[1]) ** 2
         return out
 
     wanted = 2 / width * ((height - 2) * side(1) + 2 * side(0.75)) / height
@@ -110,7 +110,7 @@ def low_passed(h: NDArray[Any]) -> NDArray[Any]:
 def test_deviations_do_not_drown_in_the_mean() -> None:
     # The square of 1000 has steps of 1/16 in float32; these variances are near 2e-4 and 5e-5.
     noise = np.random.default_rng(2).normal(0, 0.03, (12, 14))
-    f, g = np.float32(1000 + noise), np.float32(1000 + noise / 2)
+    f, g = ((1000 + a).astype(np.float32) for a in (noise, noise / 2))
     means = [low_passed(h) for h in (f, g)]
     squares = [low_passed(np.square(h.astype(np.float64))) for h in (f, g)]
     deviations = [np.sqrt(p - m**2) for p, m in zip(squares, means, strict=True)]
@@ -135,7 +135,8 @@ def test_maps_that_do_not_fill_their_arrays() -> None:
         whole[:, k, :height, :width] = rng.random((2, height, width, 2))
     found = jax.jit(partial(map_distortion, log2_sigma=2.5))(*whole, size=np.array(sizes))
     for k, (height, width) in enumerate(sizes):
-        wanted = distortion(*whole[:, k, :height, :width], 2.5)
+        f, g = whole[:, k, :height, :width]
+        wanted = distortion(f, g, 2.5)
         assert found[k] == pytest.approx(wanted, rel=1e-5)
 
 
@@ -207,7 +208,7 @@ def test_features(weights: Weights) -> None:
 def test_the_second_scale_is_every_second_pixel_of_the_low_passed_picture(weights: Weights) -> None:
     x = np.random.default_rng(6).random((1, MIN_SIZE, MIN_SIZE + 1, 3), np.float32)
     mean = np.array([0.485, 0.456, 0.406])
-    half = np.float32(mean + low_passed(x[0] - mean)[::2, ::2])[None]
+    half = (mean + low_passed(x[0] - mean)[::2, ::2]).astype(np.float32)[None]
 
     @jax.jit
     def first_stages(x: Array, half: Array, weights: Weights) -> tuple[Array, Array]:

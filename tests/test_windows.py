@@ -64,8 +64,9 @@ def test_in_windows_is_exact_for_a_function_of_that_reach() -> None:
     def blurred(a: NDArray[Any]) -> NDArray[Any]:
         """Sums of 5x5 samples, each of 2x2: reach 1 position of 2 samples."""
         p = np.pad(a, ((2, 2), (2, 2), (0, 0)))
-        out = sum(p[i : i + a.shape[0], j : j + a.shape[1]] for i in range(5) for j in range(5))
-        found: NDArray[Any] = out.reshape(a.shape[0] // 2, 2, a.shape[1] // 2, 2, 2).sum((1, 3))
+        h, w = a.shape[:2]
+        out: Any = sum(p[i : i + h, j : j + w] for i in range(5) for j in range(5))
+        found: NDArray[Any] = out.reshape(h // 2, 2, w // 2, 2, 2).sum((1, 3))
         return found
 
     out = np.zeros((23, 15, 2), int)

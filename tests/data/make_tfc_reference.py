@@ -224,7 +224,11 @@ def quantized_cdfs(rng: np.random.Generator) -> Arrays:
     for i, (pmf, precision) in enumerate(cases):
         pmf = np.asarray(pmf, np.float32)
         cdf = tfc.pmf_to_quantized_cdf(pmf, precision=precision).numpy()
-        out |= {f"pmf{i}_pmf": pmf, f"pmf{i}_precision": np.int32(precision), f"pmf{i}_cdf": cdf}
+        out |= {
+            f"pmf{i}_pmf": pmf,
+            f"pmf{i}_precision": np.array(precision, np.int32),
+            f"pmf{i}_cdf": cdf,
+        }
     return out
 
 

@@ -45,7 +45,7 @@ def decode(codec: Codec, data: bytes) -> dict[str, object]:
     """What golden.json says of a file, with details at `TEMPERATURE` above level 1."""
     container = unpack(data)
     y, z, level = codec.decode_latents(container)
-    hyper = codec._pass.hyper(z, y.shape[:2])
+    hyper = codec._pass.hyper(z, (y.shape[0], y.shape[1]))
     steps = codec._pass.run(hyper, level)
     indices, means = [], []
     request = next(steps)
