@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fake_codec import FakeCodec, Pipe, files, get, pixels, put, put_sic, run
+from fake_codec import MODEL_ID, FakeCodec, Pipe, files, get, pixels, put, put_sic, run
 from PIL import Image
 
-from sic_jax.codec import container
+from sic_jax.codec import container, library
 from sic_jax.codec.library import DEFAULT
 from sic_jax.metadata import Metadata
 
@@ -229,6 +229,13 @@ def test_a_dry_run_of_decompress_and_truncate(
     assert run("decompress", "a.sic", "--max-pixels", "19", "-n") == 1
     assert run("decompress", "cut.sic", "--strict", "-n") == 1
     assert run("decompress", "a.sic", "--bundle", "absent", "-n") == 1
+    capsys.readouterr()
+    assert run("decompress", "a.sic", "--bundle", "default", "-n") == 1
+    line = capsys.readouterr().err.splitlines()[0]
+    mine = library.model_id_of(library.find("default"))
+    assert mine is not None
+    ids = f"{MODEL_ID.hex()}; this is bundle {mine.hex()}"
+    assert line == f"sic: error: a.sic: the file was made with bundle {ids} (default)"
     assert run("truncate", "a.sic", "b.sic", "--level", "5", "-n") == 1
     capsys.readouterr()
     assert run("truncate", "a.sic", "b.sic", "--level", "2", "-n") == 0

@@ -101,6 +101,9 @@ def _decompress(args: argparse.Namespace) -> int:
         data = read(job.source)
         if args.bundle is None:
             bundle_of(data)
+        elif (model_id := library.model_id_of(library.find(args.bundle))) is not None:
+            file_id = container.read_header(data).model_id
+            library.check_made_by(model_id, file_id, args.bundle)
         file = container.unpack(data, strict=options.strict, max_pixels=options.max_pixels)
         if options.level is not None and options.level > file.level:
             raise ValueError(f"level must be 1 to {file.level}, got {options.level}")

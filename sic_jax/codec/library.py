@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sic_jax.codec.container import MODEL_ID_BYTES
+from sic_jax.errors import BitstreamError
 
 DEFAULT = "pyramid-2"
 """The bundle that the name `default` means."""
@@ -70,7 +71,7 @@ def installed() -> list[Installed]:
         except OSError:  # Not there, or not ours to read.
             continue
         for name in filter(_NAME.fullmatch, names):
-            model_id = _model_id(place / name)
+            model_id = model_id_of(place / name)
             if model_id is not None:
                 found.append(Installed(name, place, model_id))
     return found
@@ -110,6 +111,36 @@ def find_id(model_id: bytes) -> Installed:
         if bundle.model_id == model_id:
             return bundle
     raise ValueError(f"no bundle has the id {model_id.hex()} in {_listed()}")
+
+
+def model_id_of(folder: Path) -> bytes | None:
+    """What the headers of a bundle's files say, 6 bytes; None for a folder that is no bundle."""
+    try:
+        with open(folder / "id", "rb") as file:
+            digest = file.read(80).strip()
+    except OSError:
+        return None
+    if not _is_bundle(folder) or not _ID.fullmatch(digest):
+        return None
+    return bytes.fromhex(digest.decode())[:MODEL_ID_BYTES]
+
+
+def check_made_by(model_id: bytes, file_id: bytes, name: str) -> None:
+    """Check that a file is a bundle's.
+
+    Args:
+        model_id: Of the bundle.
+        file_id: What the file's header says.
+        name: Of the bundle, for the message.
+
+    Raises:
+        BitstreamError: If not.
+    """
+    if file_id != model_id:
+        raise BitstreamError(
+            f"the file was made with bundle {file_id.hex()}; "
+            f"this is bundle {model_id.hex()} ({name})"
+        )
 
 
 def num_levels(name: str | Path) -> int | None:
@@ -152,7 +183,7 @@ def add(source: str | Path, name: str | None, check: Callable[[Path], object]) -
             "the name of a bundle must be letters, digits, '.', '_' and '-', at most 100, the "
             f"first a letter or digit, and not 'default', got {name!r}"
         )
-    model_id = _model_id(source)
+    model_id = model_id_of(source)
     if model_id is None:
         raise ValueError(f"{source}: its file id does not hold a SHA-256 in hex")
     for other in installed():
@@ -211,18 +242,6 @@ def remove(name: str) -> Path:
 
 def _is_bundle(folder: Path) -> bool:
     return (folder / "config.json").is_file()
-
-
-def _model_id(folder: Path) -> bytes | None:
-    """The first bytes of the id of a bundle; None of what is none."""
-    try:
-        with open(folder / "id", "rb") as file:
-            digest = file.read(80).strip()
-    except OSError:
-        return None
-    if not _is_bundle(folder) or not _ID.fullmatch(digest):
-        return None
-    return bytes.fromhex(digest.decode())[:MODEL_ID_BYTES]
 
 
 def _temporary(folder: Path) -> Path:

@@ -4,6 +4,7 @@ import warnings
 
 import numpy as np
 
+from sic_jax.codec import library
 from sic_jax.codec.bundle import Bundle
 from sic_jax.codec.container import MAX_SEED, Container, Header, Unpacker
 from sic_jax.codec.grain import add_grain
@@ -189,11 +190,7 @@ class ProgressiveDecoder:
 
 def check_bundle(header: Header, bundle: Bundle) -> None:
     """Refuses files of another bundle: BitstreamError."""
-    if header.model_id != bundle.model_id:
-        raise BitstreamError(
-            f"the file was made with bundle {header.model_id.hex()}; "
-            f"this is bundle {bundle.model_id.hex()} ({bundle.name})"
-        )
+    library.check_made_by(bundle.model_id, header.model_id, bundle.name)
     if header.float_entropy == bundle.cfg.entropy.exact:
         kinds = ("integers", "floats") if header.float_entropy else ("floats", "integers")
         raise BitstreamError(

@@ -21,17 +21,19 @@ def init_params(cfg: ModelConfig, *, seed: int, model: type[SicModel] = SicModel
 
 def param_shapes(cfg: ModelConfig) -> Params:
     """The model's parameter tree as shapes and types, without making it."""
-    shapes: Params = jax.eval_shape(_initialiser(cfg, SicModel), jax.random.key(0))
+    # Nothing is computed, not even a key: each small program of its own would be compiled.
+    key = jax.eval_shape(jax.random.key, 0)
+    shapes: Params = jax.eval_shape(_initialiser(cfg, SicModel), key)
     return shapes
 
 
 def _initialiser(cfg: ModelConfig, kind: type[SicModel]) -> Callable[[jax.Array], Params]:
     model = kind(cfg)
     side = cfg.entropy.hyper_stride * cfg.stride
-    x = jnp.zeros((1, side, side, 3))
-    level = jnp.ones((1,), jnp.int32)
 
     def init(key: jax.Array) -> Params:
+        x = jnp.zeros((1, side, side, 3))
+        level = jnp.ones((1,), jnp.int32)
         return dict(model.init(key, x, level, method="initialise")["params"])
 
     return init
