@@ -52,7 +52,9 @@ def main() -> None:
         under_mesh = fields.pop("set_mesh", False)
         cfg = dataclasses.replace(base, **fields)
         runner = make_runner(cfg, {})
-        with jax.set_mesh(runner.mesh) if under_mesh else contextlib.nullcontext():
+        # The oldest JAX has no `set_mesh`.
+        mesh = jax.set_mesh(runner.mesh) if under_mesh else None  # type: ignore[attr-defined]
+        with mesh or contextlib.nullcontext():
             state, losses = runner.place(create_train_state(cfg, params)), []
             for k in range(STEPS):
                 state, metrics = runner.step(state, [batch[local_rows(BATCH)]])

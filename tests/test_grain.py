@@ -127,7 +127,7 @@ def test_measured_grain_is_the_noise(deviation: float) -> None:
 def test_what_has_no_grain() -> None:
     assert measure_grain(flat(64, 64, 0)) < 10
     assert measure_grain(np.full((64, 64, 3), 100, np.uint8)) == 0
-    noise = np.random.default_rng(0).integers(0, 9, (64, 64, 3)).astype(np.uint8)
+    noise: Any = np.random.default_rng(0).integers(0, 9, (64, 64, 3)).astype(np.uint8)
     assert measure_grain(noise) == 0  # black
     assert measure_grain(255 - noise) == 0  # white
     assert measure_grain(flat(15, 400, 3)) == 0  # no whole block

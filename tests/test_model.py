@@ -43,9 +43,9 @@ def y_hat(tiny: ModelConfig) -> NDArray[Any]:
 @pytest.fixture(scope="module")
 def hyper(tiny: ModelConfig) -> NDArray[Any]:
     rng = np.random.default_rng(3)
-    return np.round(
-        20 * rng.standard_normal((BATCH, N, N, checkerboard_entropy(tiny).hyper_width))
-    ).astype(np.float32)
+    width = checkerboard_entropy(tiny).hyper_width
+    out: NDArray[Any] = np.round(20 * rng.standard_normal((BATCH, N, N, width))).astype(np.float32)
+    return out
 
 
 @pytest.fixture(scope="module")
@@ -170,9 +170,7 @@ def test_more_levels_of_the_linear_codec_never_hurt(
         assert mse[2] < 0.7 * mse[0]
 
 
-def test_context_is_causal(
-    tiny: ModelConfig, params: Arrays, y_hat: NDArray[Any], hyper: NDArray[Any]
-) -> None:
+def test_context_is_causal(tiny: ModelConfig, params: Arrays, y_hat: Any, hyper: Any) -> None:
     c = tiny.num_channels
 
     def entropy_parameters(y: jax.Array) -> jax.Array:

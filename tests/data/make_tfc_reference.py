@@ -252,7 +252,7 @@ def lower_bound() -> Arrays:
 def main() -> None:
     """Write the archive beside this file."""
     rng = np.random.default_rng(2024)
-    data = normal(rng)
+    data: dict[str, Any] = {**normal(rng)}
     data |= deep_factorised_values("df_init", 1, (3, 3), 0.0)
     data |= deep_factorised_values("df_default", 2, (3, 3), 0.5)
     data |= deep_factorised_values("df_deep", 3, (3, 3, 3), 0.5)
