@@ -98,7 +98,7 @@ def params(untrained: dict[str, Any]) -> dict[str, Any]:
 
 
 def checkerboard_entropy(cfg: ModelConfig) -> CheckerboardEntropy:
-    """The entropy model of a config, where it is that of the tiny model."""
+    """The entropy model of a config that has the tiny model's kind of it."""
     assert isinstance(cfg.entropy, CheckerboardEntropy)
     return cfg.entropy
 

@@ -795,7 +795,7 @@ def test_a_machine_without_devices_is_not_called_a_wrong_platform(
     def no_devices() -> None:
         raise RuntimeError("the driver is too old\nmore")
 
-    platforms = jax.config.read("jax_platforms")
+    platforms = jax.config.jax_platforms  # type: ignore[attr-defined]
     monkeypatch.setattr(jax, "devices", no_devices)
     try:
         jax.config.update("jax_platforms", None)

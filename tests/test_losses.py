@@ -51,10 +51,10 @@ def test_loss_by_hand() -> None:
     loss, sums = svi_loss(terms, plan, cfg)
     low, full = low + 0.5 * (0.1 + 0.5 * 2 + 3 * 0.6), full + 4 * (0.3 + 0.5 * 5 + 3 * 0.7)
     assert float(loss) == pytest.approx((low + full) / 2)
-    terms_of_all = mean_terms(sums)
-    assert float(terms_of_all["lpips_full"]) == pytest.approx(0.3)
-    assert float(terms_of_all["adv_low"]) == pytest.approx(2.0)
-    assert float(terms_of_all["dists_full"]) == pytest.approx(0.7)
+    found = mean_terms(sums)
+    assert float(found["lpips_full"]) == pytest.approx(0.3)
+    assert float(found["adv_low"]) == pytest.approx(2.0)
+    assert float(found["dists_full"]) == pytest.approx(0.7)
 
 
 def test_expectations_are_means_over_samples() -> None:
