@@ -405,7 +405,7 @@ def test_weights_are_read_once_and_kept_as_values() -> None:
         return {"a": np.array([1, 2], np.float32)}
 
     def scaled(x: Any) -> Array:
-        value: Array = jnp.sum(x * on_device(load)["a"])
+        return jnp.sum(x * on_device(load)["a"])
 
     # First inside a program that is being traced, then outside.
     np.testing.assert_array_equal(
