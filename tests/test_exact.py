@@ -135,8 +135,8 @@ def test_quantising_is_a_projection(name: str, seed: int, size: float) -> None:
     bias = rng.standard_normal(spec.bias_shape).astype(np.float32)
     layer = quantise(jnp.asarray(kernel), jnp.asarray(bias), spec)
     check_layer(layer, spec)
-    floats, bias_of_floats = dequantise(layer, spec)
-    again = quantise(jnp.asarray(floats), jnp.asarray(bias_of_floats), spec)
+    floats = dequantise(layer, spec)
+    again = quantise(jnp.asarray(floats[0]), jnp.asarray(floats[1]), spec)
     for a, b in zip(layer, again, strict=True):
         np.testing.assert_array_equal(a, b)
     # Rounding moves a kernel entry by at most half a step of its feature, unless it is clipped.
