@@ -30,9 +30,11 @@ import jax
 import numpy as np
 import pytest
 from fake_codec import MODEL_ID, FakeCodec
+from numpy.typing import NDArray
 from PIL import Image
 
 from sic_jax.cli import jobs
+from sic_jax.model.entropy_models.checkerboard.checkerboard import CheckerboardEntropy
 from sic_jax.model.entropy_models.checkerboard.context import (
     all_parameters,
     complete,
@@ -84,7 +86,8 @@ def tiny(tiny_run: TrainConfig) -> ModelConfig:
 def untrained(tiny: ModelConfig) -> dict[str, Any]:
     """Parameters of the tiny model as they are initialised, NumPy arrays."""
     with quick_compilation():
-        return jax.tree.map(np.asarray, init_params(tiny, seed=0))
+        out: dict[str, Any] = jax.tree.map(np.asarray, init_params(tiny, seed=0))
+        return out
 
 
 @pytest.fixture(scope="session")
@@ -92,10 +95,18 @@ def params(untrained: dict[str, Any]) -> dict[str, Any]:
     """Parameters without zeros, so that no path through the tiny model is shut."""
     rng = np.random.default_rng(0)
 
-    def disturb(a: np.ndarray) -> np.ndarray:
-        return (a + 0.1 * rng.standard_normal(a.shape)).astype(np.float32)
+    def disturb(a: NDArray[Any]) -> NDArray[Any]:
+        out: NDArray[Any] = (a + 0.1 * rng.standard_normal(a.shape)).astype(np.float32)
+        return out
 
-    return jax.tree.map(disturb, untrained)
+    out: dict[str, Any] = jax.tree.map(disturb, untrained)
+    return out
+
+
+def checkerboard_entropy(cfg: ModelConfig) -> CheckerboardEntropy:
+    """The entropy model of a config that has the tiny model's kind of it."""
+    assert isinstance(cfg.entropy, CheckerboardEntropy)
+    return cfg.entropy
 
 
 class Functions(NamedTuple):
@@ -120,7 +131,7 @@ def functions(tiny: ModelConfig) -> Functions:
 
     def of_context(function: Callable[..., Any]) -> Callable[..., Any]:
         def run(variables: Any, *args: Any) -> Any:
-            layers = tiny.entropy.entropy_layers(tiny.levels, variables["params"])
+            layers = checkerboard_entropy(tiny).entropy_layers(tiny.levels, variables["params"])
             return function(layers["context"], *args)
 
         return jit(run)
@@ -128,10 +139,10 @@ def functions(tiny: ModelConfig) -> Functions:
     def with_cfg(function: Callable[..., Any], *cfg: Any) -> Callable[..., Any]:
         return lambda layers, *args: function(layers, *cfg, *args)
 
-    scales = tiny.entropy.scales
+    scales = checkerboard_entropy(tiny).scales
 
     def hyper(variables: Any, z_hat: Any) -> Any:
-        layers = tiny.entropy.entropy_layers(tiny.levels, variables["params"])
+        layers = checkerboard_entropy(tiny).entropy_layers(tiny.levels, variables["params"])
         side = z_hat.shape[1] * HYPER_STRIDE
         return hyper_synthesis(layers["h_s"], z_hat, (side, side))
 
@@ -157,7 +168,7 @@ def functions(tiny: ModelConfig) -> Functions:
 
 
 @pytest.fixture(scope="session")
-def pictures() -> np.ndarray:
+def pictures() -> NDArray[Any]:
     """Smooth pictures with edges and a little noise: float32 [3, 64, 64, 3] in [0, 1]."""
     rng = np.random.default_rng(1)
     i, j = np.mgrid[:SIDE, :SIDE] / SIDE
@@ -167,10 +178,11 @@ def pictures() -> np.ndarray:
         grey = 0.5 + 0.2 * np.sin(a * i + b * j) + 0.15 * ((i - 0.5) ** 2 + (j - c / 5) ** 2 < 0.1)
         colour = grey[..., None] * rng.uniform(0.7, 1.1, 3)
         out.append(colour + 0.02 * rng.standard_normal((SIDE, SIDE, 3)))
-    return np.clip(np.stack(out), 0, 1).astype(np.float32)
+    found: NDArray[Any] = np.clip(np.stack(out), 0, 1).astype(np.float32)
+    return found
 
 
-def flat(tree: Any) -> dict[str, np.ndarray]:
+def flat(tree: Any) -> dict[str, NDArray[Any]]:
     """The leaves of a tree by name."""
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
@@ -184,7 +196,7 @@ def assert_equal(a: Any, b: Any) -> None:
         np.testing.assert_array_equal(left[name], right[name], err_msg=name)
 
 
-def write_images(folder: Path, source: Sequence[np.ndarray]) -> None:
+def write_images(folder: Path, source: Sequence[NDArray[Any]]) -> None:
     """The images of a source as PNG files."""
     folder.mkdir(parents=True)
     for k, image in enumerate(source):
@@ -192,7 +204,7 @@ def write_images(folder: Path, source: Sequence[np.ndarray]) -> None:
 
 
 @pytest.fixture(scope="session")
-def source(pictures: np.ndarray) -> list[np.ndarray]:
+def source(pictures: NDArray[Any]) -> list[NDArray[Any]]:
     """Three training images of 128 x 64 pixels."""
     return [np.round(np.tile(p, (2, 1, 1)) * 255).astype(np.uint8) for p in pictures]
 

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from sic_jax.cli import main as cli
@@ -28,7 +29,7 @@ class FakeCodec:
 
     def compress(
         self,
-        image: np.ndarray,
+        image: NDArray[Any],
         options: EncodeOptions = EncodeOptions(),
         *,
         metadata: Metadata | None = None,
@@ -60,7 +61,7 @@ class FakeCodec:
         alpha = container.Segment(b"alpha", 0) if has_alpha else None
         return container.pack(header, segments, metadata, alpha=alpha)
 
-    def decompress(self, data: bytes, options: DecodeOptions = DecodeOptions()) -> np.ndarray:
+    def decompress(self, data: bytes, options: DecodeOptions = DecodeOptions()) -> NDArray[Any]:
         file = container.unpack(data, strict=options.strict, max_pixels=options.max_pixels)
         if file.truncated:
             warnings.warn(f"only {file.level} levels are there", stacklevel=2)
@@ -76,23 +77,23 @@ class FakeCodec:
 
     def decompress_samples(
         self, data: bytes, options: DecodeOptions, *, num_samples: int
-    ) -> np.ndarray:
+    ) -> NDArray[Any]:
         first = self.decompress(data, options)
         return np.stack([first + np.uint8(100 + i) for i in range(num_samples)])
 
 
-def pixels(height: int = 5, width: int = 4, seed: int = 0) -> np.ndarray:
+def pixels(height: int = 5, width: int = 4, seed: int = 0) -> NDArray[Any]:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-def put(name: str, array: np.ndarray | None = None) -> np.ndarray:
+def put(name: str, array: NDArray[Any] | None = None) -> NDArray[Any]:
     array = pixels() if array is None else array
     Path(name).parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(array).save(name)
     return array
 
 
-def get(name: str) -> np.ndarray:
+def get(name: str) -> NDArray[Any]:
     return image_io.read_image(name).pixels
 
 

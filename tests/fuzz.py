@@ -178,7 +178,8 @@ def forged_metadata(rng: random.Random) -> Metadata | None:
     if rng.random() < 0.7:
         return None
     field = rng.choice(("exif", "xmp"))
-    return Metadata(**{field: rng.randbytes(rng.choice((1, 40))) * rng.choice((1, 1000))})
+    content: dict[str, Any] = {field: rng.randbytes(rng.choice((1, 40))) * rng.choice((1, 1000))}
+    return Metadata(**content)
 
 
 def peak_memory() -> int:

@@ -34,7 +34,7 @@ def main() -> None:
     results = {}
     compilations: list[str] = []
 
-    def listen(event: str, _seconds: float, **_: object) -> None:
+    def listen(event: str, duration_secs: float, **_: str | int) -> None:
         if event.endswith("backend_compile_duration"):
             compilations.append(event)
 
@@ -52,7 +52,9 @@ def main() -> None:
         under_mesh = fields.pop("set_mesh", False)
         cfg = dataclasses.replace(base, **fields)
         runner = make_runner(cfg, {})
-        with jax.set_mesh(runner.mesh) if under_mesh else contextlib.nullcontext():
+        # The oldest JAX has no `set_mesh`.
+        mesh = jax.set_mesh(runner.mesh) if under_mesh else None  # type: ignore[attr-defined]
+        with mesh or contextlib.nullcontext():
             state, losses = runner.place(create_train_state(cfg, params)), []
             for k in range(STEPS):
                 state, metrics = runner.step(state, [batch[local_rows(BATCH)]])

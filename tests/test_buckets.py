@@ -14,6 +14,7 @@ import pytest
 from conftest import quick_compilation
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from sic_jax.codec.bundle import Bundle, export_bundle, load_bundle
 from sic_jax.codec.codec import Codec
@@ -72,12 +73,13 @@ def codec(bundle: Bundle) -> Codec:
     return Codec(bundle)
 
 
-def picture(height: int, width: int) -> np.ndarray:
+def picture(height: int, width: int) -> NDArray[Any]:
     """Random blocks with noise."""
     rng = np.random.default_rng(1000 * height + width)
     blocks = rng.integers(0, 256, (height // 9 + 1, width // 9 + 1, 3))
     x = np.kron(blocks, np.ones((9, 9, 1)))[:height, :width]
-    return np.clip(x + rng.normal(0, 9, x.shape), 0, 255).astype(np.uint8)
+    out: NDArray[Any] = np.clip(x + rng.normal(0, 9, x.shape), 0, 255).astype(np.uint8)
+    return out
 
 
 SIZES = [(1, 1), (2, 5), (4, 3), (7, 8)]
@@ -131,7 +133,7 @@ def test_coding_pass_has_the_integers_of_the_exact_size(
     expected = np.asarray(mean)[0].astype(int)
     seen = np.full(y.shape, np.inf)
 
-    def code(request: Request) -> np.ndarray:
+    def code(request: Request) -> NDArray[Any]:
         # Tables of refinements are numbered otherwise, and have no integer mean.
         seen[request.where] = request.means.reshape(seen[request.where].shape)
         return y[request.where].ravel()

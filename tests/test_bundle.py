@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from conftest import assert_equal
+from conftest import assert_equal, checkerboard_entropy
 from safetensors.numpy import load_file, save_file
 
 from sic_jax.codec.bundle import Bundle, _digest, describe, export_bundle, load_bundle
@@ -35,7 +35,7 @@ def test_bundle_round_trip(
     for network in ("g_a", "g_s", "h_a", "prior_z"):
         assert_equal(loaded.params[network], rounded[network])
     # The entropy networks are stored as integers, and their floats quantise to these again.
-    entropy = loaded.cfg.entropy
+    entropy = checkerboard_entropy(loaded.cfg)
     layers = entropy.entropy_layers(loaded.cfg.levels, params)
     assert_equal(loaded.integers, layers)
     assert_equal(entropy.entropy_layers(loaded.cfg.levels, loaded.params), layers)
@@ -82,8 +82,8 @@ def test_bundle_refuses_networks_that_diverged(
 def test_a_bundle_that_would_not_fit_memory(bundle: Path, tmp_path: Path) -> None:
     for file in bundle.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
-    with (tmp_path / "weights.safetensors").open("r+b") as file:
-        file.truncate(2**30 + 1)  # Sparse: it takes no room.
+    with (tmp_path / "weights.safetensors").open("r+b") as weights:
+        weights.truncate(2**30 + 1)  # Sparse: it takes no room.
     message = r"weights.safetensors cannot be read: it has 1073741825 bytes, more than 1073741824"
     with pytest.raises(ValueError, match=message):
         load_bundle(tmp_path)

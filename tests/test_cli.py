@@ -71,9 +71,9 @@ def test_bundles_of_files_are_each_loaded_once(
     assert run("decompress", "a.sic", "b.sic", "c.sic", "d.sic", "out/") == 1
     out, err = capsys.readouterr()
     assert [line.split(" -> ")[0] for line in out.splitlines()] == ["a.sic", "b.sic", "d.sic"]
-    data, package = place / "data" / "sic_jax" / "bundles", ROOT / "sic_jax" / "bundles"
+    home, package = place / "data" / "sic_jax" / "bundles", ROOT / "sic_jax" / "bundles"
     assert err == (
-        f"sic: error: c.sic: no bundle has the id 616273656e74 in {place}, {data}, {package}\n"
+        f"sic: error: c.sic: no bundle has the id 616273656e74 in {place}, {home}, {package}\n"
         "sic: 3 done, 1 failed\n"
     )
     assert loads == [(str(place / "fake"), None), (str(other), None)]
@@ -700,9 +700,9 @@ def test_a_level_that_the_bundle_lacks_is_one_error(
         assert run("compress", *argv) == 2
         expected = f"sic: error: level must be 1 to {highest}, got {level}\n"
         assert capsys.readouterr() == ("", expected)
-    for level in ("0", "65"):
-        assert run("decompress", "a.sic", "b.sic", "--level", level) == 2
-        expected = f"sic: error: level must be 1 to 64, got {level}\n"
+    for word in ("0", "65"):
+        assert run("decompress", "a.sic", "b.sic", "--level", word) == 2
+        expected = f"sic: error: level must be 1 to 64, got {word}\n"
         assert capsys.readouterr() == ("", expected)
     assert loads == []
     # What the config does not tell, the loader does.
@@ -864,8 +864,8 @@ def test_progress_only_on_a_terminal(
     shown = f"{clear}[1/2] a.png{clear}{clear}[2/2] b.png{clear}"
     assert capsys.readouterr().err == shown + "sic: 2 done\n"
     assert run("compress", "a.png", "c.sic", "--optimise", "2") == 0
-    shown = [f"{clear}a.png: optimising, {share} %" for share in (50, 100)]
-    assert capsys.readouterr().err == "".join(shown) + clear
+    shown = "".join(f"{clear}a.png: optimising, {share} %" for share in (50, 100))
+    assert capsys.readouterr().err == shown + clear
     assert run("compress", "a.png", "b.png", "--force", "--optimise", "1") == 0
     lines = [f"[1/2] a.png{clear}[1/2] a.png: optimising, 100 %", "[2/2] b.png"]
     assert capsys.readouterr().err.startswith(clear + f"{clear}{clear}".join(lines) + clear)

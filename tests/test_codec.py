@@ -13,13 +13,16 @@ import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import checkerboard_entropy
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from sic_jax import BitstreamError
@@ -46,6 +49,7 @@ from sic_jax.entropy.cdf_tables import CdfTables
 from sic_jax.entropy.distributions import NO_REACH, logistic_bits, normal_bits
 from sic_jax.entropy.range_coder import RangeDecoder, RangeEncoder, available_backends
 from sic_jax.metadata import Metadata
+from sic_jax.model.entropy_models.checkerboard.checkerboard import CheckerboardEntropy
 from sic_jax.model.entropy_models.checkerboard.group_coding import refinement_table_indices
 from sic_jax.model.entropy_models.coding_pass import Request, code_levels
 from sic_jax.model.entropy_models.raster.raster import RasterEntropy
@@ -53,7 +57,7 @@ from sic_jax.model.entropy_models.scales import table_indices
 from sic_jax.model.levels import LevelConfig, refinement_limit, refinement_sources
 from sic_jax.model.model_config import ModelConfig
 from sic_jax.model.params import init_params
-from sic_jax.model.transforms.pyramid import with_klt
+from sic_jax.model.transforms.pyramid import PyramidTransforms, with_klt
 from sic_jax.training.presets import preset
 
 CFG = preset("smoke").model
@@ -67,6 +71,7 @@ def tiny_bundle(folder: Path, seed: int, cfg: ModelConfig = CFG) -> Path:
     rng = np.random.default_rng(seed)
     patches = rng.normal(size=(1500, STRIDE, STRIDE, 3)).cumsum(1).cumsum(2)
     patches *= 0.2 / np.abs(patches).max((1, 2, 3), keepdims=True)
+    assert isinstance(cfg.transforms, PyramidTransforms)
     params = with_klt(
         init_params(cfg, seed=seed),
         cfg.transforms,
@@ -87,14 +92,15 @@ def codec(folder: Path) -> Codec:
     return Codec.load(folder)
 
 
-def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
+def picture(height: int, width: int, seed: int = 0) -> NDArray[Any]:
     """A smooth colour picture with some noise."""
     rng = np.random.default_rng(seed)
     i, j = np.mgrid[:height, :width]
     waves = [np.sin(i / 9 + k) + np.cos(j / 7 - k) for k in range(3)]
-    return np.clip(
+    out: NDArray[Any] = np.clip(
         128 + 45 * np.stack(waves, -1) + rng.normal(0, 4, (height, width, 3)), 0, 255
     ).astype(np.uint8)
+    return out
 
 
 @pytest.mark.parametrize("size", [(1, 90), (17, 33), (64, 48), (37, 200)])
@@ -141,7 +147,7 @@ def test_tables_are_validated_once_a_codec(
     codec: Codec, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     validated: list[CdfTables] = []
-    validate = range_coder.validate_tables
+    validate = range_coder.validate_tables  # type: ignore[attr-defined]
 
     def counted(tables: CdfTables) -> None:
         validated.append(tables)
@@ -200,7 +206,7 @@ def test_size_is_within_the_estimate(codec: Codec) -> None:
 def test_refinements_have_tables_of_their_own(codec: Codec) -> None:
     cfg = CFG
     refining = np.flatnonzero(refinement_sources(cfg.levels) >= 0)
-    first = cfg.entropy.scales.num_sigmas * 16
+    first = checkerboard_entropy(cfg).scales.num_sigmas * 16
     tables = cfg.entropy.num_coding_tables(cfg.levels)
     assert len(codec.bundle.tables_y.starts) == tables == first + 64 * 129
     x = picture(192, 256)
@@ -215,10 +221,10 @@ def test_refinements_have_tables_of_their_own(codec: Codec) -> None:
     # What no residual can be, a file can hold all the same: the escape.
     y = decoded.y_s.copy()
     y[0, 0, refining], y[5, 3, refining] = 2, -300
-    hyper = codec._pass.hyper(decoded.z_hat, y.shape[:2])
+    hyper = codec._pass.hyper(decoded.z_hat, (y.shape[0], y.shape[1]))
     coder = RangeEncoder(codec.bundle.tables_y, backend="native")
 
-    def encode(request: Request) -> np.ndarray:
+    def encode(request: Request) -> NDArray[Any]:
         values = y[request.where].ravel()
         of_refinement = np.isin(np.arange(cfg.num_channels)[request.where[-1]], refining)
         tables = request.indices.reshape(-1, of_refinement.size)
@@ -237,23 +243,25 @@ def test_refinements_have_tables_of_their_own(codec: Codec) -> None:
 @pytest.mark.parametrize("kind", ["checkerboard", "raster"])
 def test_tables_have_the_probabilities_that_training_has(kind: str) -> None:
     """-log2 of a table's mass is the bits that `EntropyNetworks.level_bits` counts."""
-    levels, entropy = CFG.levels, CFG.entropy
+    levels = CFG.levels
+    entropy: CheckerboardEntropy | RasterEntropy = checkerboard_entropy(CFG)
     if kind == "raster":
         levels, entropy = LevelConfig(channels=(2,) * 3, refinements=(0,) * 3), RasterEntropy()
     tables = entropy.coding_tables(levels)
     ends = np.append(tables.starts[1:], tables.lookup.size)
     rng = np.random.default_rng(0)
-    mean, scale = rng.integers(-40, 41, 400), rng.integers(10, 45, 400)
-    sigma = entropy.scales.sigmas[scale]
+    mean: Any = rng.integers(-40, 41, 400)
+    scale = rng.integers(10, 45, 400)
+    sigma: Any = entropy.scales.sigmas[scale]
 
-    def masses(indices: np.ndarray, values: np.ndarray) -> np.ndarray:
+    def masses(indices: NDArray[Any], values: NDArray[Any]) -> NDArray[Any]:
         symbols = values - tables.offsets[indices]
         rows = [tables.lookup[tables.starts[i] + 1 : ends[i]] for i in indices]
         return np.array([np.diff(r)[s] / 65536 for r, s in zip(rows, symbols, strict=True)])
 
     indices, whole = (np.asarray(a) for a in table_indices(jnp.asarray(mean), jnp.asarray(scale)))
-    y = np.round(mean / 16 + rng.uniform(-1, 1, 400) * sigma).astype(int)
-    bits = (
+    y: Any = np.round(mean / 16 + rng.uniform(-1, 1, 400) * sigma).astype(int)
+    bits: Any = (
         normal_bits(y, mean / 16, sigma)
         if kind == "raster"
         else logistic_bits(y, mean / 16, sigma, NO_REACH)
@@ -332,7 +340,7 @@ def test_flat_pictures_come_back_exactly(codec: Codec, size: tuple[int, int]) ->
         np.testing.assert_array_equal(codec.decompress(codec.compress(x[..., 0])), x[..., 0])
 
 
-def graphic(side: int) -> np.ndarray:
+def graphic(side: int) -> NDArray[Any]:
     """A disc and letters in front of a square: four colours, with smooth edges."""
     sheet = Image.new("RGB", (4 * side, 4 * side), (30, 60, 200))
     draw = ImageDraw.Draw(sheet)
@@ -369,7 +377,7 @@ def test_limits_of_size_cut_at_a_level(codec: Codec) -> None:
     assert len(coded) < len(exact)
 
 
-def decibels(x: np.ndarray, x_hat: np.ndarray) -> float:
+def decibels(x: NDArray[Any], x_hat: NDArray[Any]) -> float:
     return float(10 * np.log10(255**2 / np.square(x.astype(float) - x_hat).mean()))
 
 
@@ -382,7 +390,7 @@ def test_quality_as_a_psnr(codec: Codec) -> None:
     assert min(np.diff(values)) > 0.1
     assert decibels(x, codec.decompress(files[0])) < values[0] - 0.1
 
-    def made(**options: float) -> bytes:
+    def made(**options: Any) -> bytes:
         return codec.compress(x, grain=6, seed=5, metadata=metadata, **options)
 
     assert made(min_psnr=1) == files[0]
@@ -440,7 +448,7 @@ def test_graphics_are_stored_exactly_and_photographs_not(
 
 
 def test_which_pictures_are_exact() -> None:
-    flat = np.broadcast_to(np.uint8([200, 30, 40]), (400, 600, 3))
+    flat = np.broadcast_to(np.array([200, 30, 40], np.uint8), (400, 600, 3))
     segment = exact_segment(flat)
     assert segment is not None
     assert len(segment.payload) < 800
@@ -506,7 +514,7 @@ def test_metadata_are_kept(codec: Codec) -> None:
         (np.zeros((2, 8, 8, 3), np.uint8), ValueError, r"got shape \(2, 8, 8, 3\)"),
     ],
 )
-def test_bad_images(codec: Codec, image: np.ndarray, error: type[Exception], match: str) -> None:
+def test_bad_images(codec: Codec, image: NDArray[Any], error: type[Exception], match: str) -> None:
     with pytest.raises(error, match=match):
         codec.compress(image)
 
@@ -787,7 +795,7 @@ def test_a_machine_without_devices_is_not_called_a_wrong_platform(
     def no_devices() -> None:
         raise RuntimeError("the driver is too old\nmore")
 
-    platforms = jax.config.jax_platforms
+    platforms = jax.config.jax_platforms  # type: ignore[attr-defined]
     monkeypatch.setattr(jax, "devices", no_devices)
     try:
         jax.config.update("jax_platforms", None)
@@ -802,7 +810,7 @@ def test_a_machine_without_devices_is_not_called_a_wrong_platform(
         jax.config.update("jax_platforms", platforms)
 
 
-def test_programs_are_kept_only_where_they_are_the_same_when_loaded(tmp_path):
+def test_programs_are_kept_only_where_they_are_the_same_when_loaded(tmp_path: Path) -> None:
     """JAX 0.5.3 computes other values with a loaded program; 0.10.2 and 0.12 do not."""
     program = (
         "import jax\n"

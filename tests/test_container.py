@@ -223,7 +223,9 @@ def test_golden_alpha() -> None:
     data = golden("alpha")
     assert pack(SEE_THROUGH, SHORT, alpha=ALPHA) == data
     assert unpack(data, strict=True) == Container(SEE_THROUGH, SHORT, alpha=ALPHA)
-    assert alpha_plane(unpack(data)).tolist() == [[255], [64]]
+    plane = alpha_plane(unpack(data))
+    assert plane is not None
+    assert plane.tolist() == [[255], [64]]
     assert truncate(data, 1) == data
     with pytest.raises(
         ValueError, match="the header says alpha = True, and no alpha segment is given"

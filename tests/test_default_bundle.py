@@ -4,9 +4,11 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 
 from sic_jax.cli.demo import SAMPLE
@@ -23,11 +25,11 @@ def codec() -> Codec:
     return Codec.load("default")
 
 
-def psnr(x: np.ndarray, x_hat: np.ndarray) -> float:
+def psnr(x: NDArray[Any], x_hat: NDArray[Any]) -> float:
     return float(10 * np.log10(255**2 / np.square(x.astype(float) - x_hat).mean()))
 
 
-def check_size(codec: Codec, x: np.ndarray, sizes: dict[int, int]) -> None:
+def check_size(codec: Codec, x: NDArray[Any], sizes: dict[int, int]) -> None:
     """Real sizes are within 1 % and the container's overhead of the estimate."""
     estimate = codec.estimate_bits(x)
     for level, size in sizes.items():
@@ -37,7 +39,7 @@ def check_size(codec: Codec, x: np.ndarray, sizes: dict[int, int]) -> None:
 
 
 def test_size_and_cost_of_the_bundle() -> None:
-    facts = describe("default")
+    facts: dict[str, Any] = describe("default")
     assert facts["levels"] == 16
     assert facts["parameters"] == 10_037_724
     assert 17e6 < facts["bytes"] <= 20e6

@@ -1,7 +1,11 @@
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from sic_jax.entropy.counter_noise import detail_words, hash32, normal_noise, uniform_noise
 from sic_jax.model.entropy_models.checkerboard.detail import (
@@ -74,7 +78,9 @@ def test_noise_by_hand() -> None:
 @pytest.mark.parametrize(
     ("draw", "bound", "kurtosis"), [(normal_noise, 3.465, 2.7), (uniform_noise, 1.7327, 1.8)]
 )
-def test_moments_and_bounds(draw: type(normal_noise), bound: float, kurtosis: float) -> None:
+def test_moments_and_bounds(
+    draw: Callable[..., NDArray[Any]], bound: float, kurtosis: float
+) -> None:
     x = draw(3, (64, 64, 50)) / 1024
     n = x.size
     assert abs(x.mean()) < 4 / n**0.5
@@ -89,7 +95,7 @@ def test_moments_and_bounds(draw: type(normal_noise), bound: float, kurtosis: fl
 
 
 @pytest.mark.parametrize("draw", [normal_noise, uniform_noise])
-def test_same_seed_same_noise(draw: type(normal_noise)) -> None:
+def test_same_seed_same_noise(draw: Callable[..., NDArray[Any]]) -> None:
     a = draw(11, (4, 5, 6))
     assert a.dtype == np.int32
     assert a.shape == (4, 5, 6)

@@ -31,7 +31,8 @@ def network() -> Any:
 
 @jax.jit
 def logits(variables: Any, x: Any, y_hat: Any, level: Any) -> jax.Array:
-    return network().apply(variables, x, y_hat, level, update_stats=False)
+    out: jax.Array = network().apply(variables, x, y_hat, level, update_stats=False)
+    return out
 
 
 def arguments(n: int = 2) -> tuple[Any, Any]:

@@ -8,14 +8,16 @@ import shlex
 import subprocess
 import sys
 from collections import namedtuple
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import jax
 import numpy as np
 import PIL
 import pytest
 from conftest import quick_compilation
+from numpy.typing import NDArray
 from PIL import Image
 
 from sic_jax import metrics
@@ -29,8 +31,15 @@ from sic_jax.evaluation.baselines import BASELINES, missing_baseline, pillow_cod
 from sic_jax.evaluation.codecs import ImageCodec, sic_codec
 from sic_jax.evaluation.means import mean_rows
 from sic_jax.evaluation.measurer import Measurer
-from sic_jax.evaluation.records import append_records, from_json, key_of, load_records, to_json
-from sic_jax.evaluation.run import find_images, measure_images
+from sic_jax.evaluation.records import (
+    Record,
+    append_records,
+    from_json,
+    key_of,
+    load_records,
+    to_json,
+)
+from sic_jax.evaluation.run import Measured, find_images, measure_images
 from sic_jax.metrics.table import METRICS
 from sic_jax.model.params import init_params
 from sic_jax.progress import Progress
@@ -47,19 +56,20 @@ FIELDS = (
 
 
 @pytest.fixture(scope="module", autouse=True)
-def quickly():
+def quickly() -> Iterator[None]:
     """Programs compile quickly in this module."""
     with quick_compilation():
         yield
 
 
-def picture(seed: int, height: int = HEIGHT, width: int = WIDTH) -> np.ndarray:
+def picture(seed: int, height: int = HEIGHT, width: int = WIDTH) -> NDArray[Any]:
     """Smooth colours with some noise, uint8 [height, width, 3]."""
     rng = np.random.default_rng(seed)
     i, j = np.mgrid[:height, :width]
     waves = [np.sin(i / a + seed) + np.cos(j / b) for a, b in rng.uniform(4, 12, (3, 2))]
     noisy = 127 + 50 * np.stack(waves, axis=-1) + rng.normal(0, 8, (height, width, 3))
-    return np.clip(noisy, 0, 255).astype(np.uint8)
+    out: NDArray[Any] = np.clip(noisy, 0, 255).astype(np.uint8)
+    return out
 
 
 class Finished(NamedTuple):
@@ -83,7 +93,7 @@ def run(*arguments: str) -> tuple[int, str, str]:
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory):
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bundle") / "tiny"
     cfg = preset("smoke").model
     export_bundle(folder, cfg, init_params(cfg, seed=0))
@@ -91,7 +101,7 @@ def bundle(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, bundle):
+def finished(tmp_path_factory: pytest.TempPathFactory, bundle: Path) -> Finished:
     """A run over a folder of two pictures of one stem among all kinds of bad files."""
     folder = tmp_path_factory.mktemp("evaluation")
     images, out = folder / "images", folder / "out"
@@ -109,7 +119,7 @@ def finished(tmp_path_factory, bundle):
     arguments += ["--bundle", str(bundle), "--levels", "3", "1", "3", "--show"]
     load, loaded = Codec.load, []
 
-    def load_and_keep(*args, **options):
+    def load_and_keep(*args: Any, **options: Any) -> Codec:
         loaded.append(load(*args, **options))
         return loaded[-1]
 
@@ -121,13 +131,16 @@ def finished(tmp_path_factory, bundle):
 
 
 @pytest.fixture(scope="module")
-def results(finished):
-    return json.loads((finished.out / "results.json").read_text())
+def results(finished: Finished) -> dict[str, Any]:
+    out: dict[str, Any] = json.loads((finished.out / "results.json").read_text())
+    return out
 
 
-def test_every_image_codec_and_setting_has_one_complete_record(finished, results):
+def test_every_image_codec_and_setting_has_one_complete_record(
+    finished: Finished, results: dict[str, Any]
+) -> None:
     seen = [(Path(r["image"]).name, r["codec"], r["setting"]) for r in results["records"]]
-    ladder = [("sic", 1), ("sic", 3)]
+    ladder: list[tuple[str, float]] = [("sic", 1), ("sic", 3)]
     ladder += [(name, quality) for name in HERE for quality in pillow_codec(name).settings]
     assert seen == [(name, *step) for name in ("a.png", "a.tiff") for step in ladder]
     for record in results["records"]:
@@ -140,7 +153,7 @@ def test_every_image_codec_and_setting_has_one_complete_record(finished, results
         assert 0 < record["decode_s"] < 60
 
 
-def test_bpp_is_the_size_of_the_file_on_disk(finished, results):
+def test_bpp_is_the_size_of_the_file_on_disk(finished: Finished, results: dict[str, Any]) -> None:
     for record in results["records"]:
         size = (finished.out / record["file"]).stat().st_size
         assert record["num_bytes"] == size
@@ -149,7 +162,7 @@ def test_bpp_is_the_size_of_the_file_on_disk(finished, results):
     assert len({record["file"] for record in results["records"]}) == len(results["records"])
 
 
-def test_bits_per_pixel_are_counted_in_one_place():
+def test_bits_per_pixel_are_counted_in_one_place() -> None:
     counted = [
         path.relative_to(ROOT).as_posix()
         for path in (ROOT / "sic_jax").rglob("*.py")
@@ -158,7 +171,7 @@ def test_bits_per_pixel_are_counted_in_one_place():
     assert counted == ["sic_jax/metrics/rate.py"]
 
 
-def test_the_files_decode_to_what_was_measured(finished, results):
+def test_the_files_decode_to_what_was_measured(finished: Finished, results: dict[str, Any]) -> None:
     for record in results["records"]:
         file = finished.out / record["file"]
         if record["codec"] == "sic":
@@ -172,7 +185,9 @@ def test_the_files_decode_to_what_was_measured(finished, results):
         assert record["psnr"] == pytest.approx(10 * np.log10(255**2 / mse), abs=1e-4)
 
 
-def test_the_estimated_rate_is_that_of_the_codec(finished, results):
+def test_the_estimated_rate_is_that_of_the_codec(
+    finished: Finished, results: dict[str, Any]
+) -> None:
     bits = {seed: finished.codec.estimate_bits(picture(seed)) for seed in (0, 1)}
     for record in results["records"]:
         if record["codec"] != "sic":
@@ -185,14 +200,16 @@ def test_the_estimated_rate_is_that_of_the_codec(finished, results):
         assert -0.01 * expected < overhead < 0.03 * expected + 8 * 60 / (HEIGHT * WIDTH)
 
 
-def test_pictures_that_are_stored_exactly_have_no_estimated_rate(finished):
+def test_pictures_that_are_stored_exactly_have_no_estimated_rate(finished: Finished) -> None:
     estimate = sic_codec(finished.codec).estimate
     assert estimate is not None
     assert estimate(np.zeros((8, 8, 3), np.uint8)) is None
     assert estimate(picture(0)) is not None
 
 
-def test_bad_files_are_reported_each_and_the_others_measured(finished, results):
+def test_bad_files_are_reported_each_and_the_others_measured(
+    finished: Finished, results: dict[str, Any]
+) -> None:
     assert finished.code == 1
     lines = finished.stderr.splitlines()
     errors = [line for line in lines if line.startswith("eval.py: error: ")]
@@ -215,7 +232,7 @@ def test_bad_files_are_reported_each_and_the_others_measured(finished, results):
     assert f"{len(results['records'])} measurements (0 from before)" in lines[-1]
 
 
-def test_the_report_says_what_was_measured(finished, results):
+def test_the_report_says_what_was_measured(finished: Finished, results: dict[str, Any]) -> None:
     assert results["bundle"] == str(finished.bundle)
     assert results["model_id"] == finished.codec.bundle.model_id.hex()
     assert results["coder"] in ("native", "tfc")
@@ -229,13 +246,15 @@ def test_the_report_says_what_was_measured(finished, results):
     assert "sic encodes an image once, at the highest level: its files are cut from one." in page
 
 
-def measure(images: list[Path], codecs: list[ImageCodec], out: Path, wanted: tuple[str, ...]):
+def measure(
+    images: list[Path], codecs: list[ImageCodec], out: Path, wanted: tuple[str, ...]
+) -> Measured:
     chosen = [metric for metric in METRICS if metric.name in wanted]
     return measure_images(images, codecs, Measurer(chosen), out, Progress())
 
 
 @pytest.fixture
-def two(tmp_path):
+def two(tmp_path: Path) -> list[Path]:
     """Paths of two images."""
     paths = [tmp_path / "a.png", tmp_path / "b.png"]
     for seed, path in enumerate(paths):
@@ -247,14 +266,14 @@ def counting(codec: ImageCodec) -> tuple[ImageCodec, list[float]]:
     """The codec, and a list that receives the setting of every call of its encoder."""
     calls: list[float] = []
 
-    def encode(image, setting):
+    def encode(image: NDArray[Any], setting: float) -> bytes:
         calls.append(setting)
         return codec.encode(image, setting)
 
     return codec._replace(encode=encode), calls
 
 
-def test_a_rerun_makes_only_what_is_missing(two, tmp_path):
+def test_a_rerun_makes_only_what_is_missing(two: list[Path], tmp_path: Path) -> None:
     out = tmp_path / "out"
     codec, calls = counting(pillow_codec("jpeg", [10, 50]))
     first = measure(two, [codec], out, ("psnr",))
@@ -267,7 +286,9 @@ def test_a_rerun_makes_only_what_is_missing(two, tmp_path):
     assert len((out / "records.jsonl").read_text().splitlines()) == 6
 
 
-def test_settings_that_are_nearly_the_same_have_files_of_their_own(two, tmp_path):
+def test_settings_that_are_nearly_the_same_have_files_of_their_own(
+    two: list[Path], tmp_path: Path
+) -> None:
     jpeg = pillow_codec("jpeg")
     near = jpeg._replace(
         settings=(50.2000001, 50.2000002),
@@ -281,7 +302,7 @@ def test_settings_that_are_nearly_the_same_have_files_of_their_own(two, tmp_path
     assert measure(two[:1], [near], out, ("psnr",)).num_reused == 2
 
 
-def test_what_changed_is_made_again(two, tmp_path):
+def test_what_changed_is_made_again(two: list[Path], tmp_path: Path) -> None:
     out = tmp_path / "out"
     codec, calls = counting(pillow_codec("jpeg", [10, 50]))
     first = measure(two, [codec], out, ("psnr",))
@@ -302,14 +323,18 @@ def test_what_changed_is_made_again(two, tmp_path):
     assert len(calls) == 4 * 2 + 2 + 2
 
 
-def test_more_metrics_are_computed_from_the_files_alone(two, tmp_path, monkeypatch):
+def test_more_metrics_are_computed_from_the_files_alone(
+    two: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = tmp_path / "out"
     codec, calls = counting(pillow_codec("jpeg", [10, 50]))
     first = measure(two, [codec], out, ("psnr",)).records
-    asked = []
+    asked: list[Any] = []
     features = Measurer.features
 
-    def spy(self, image, names=None):
+    def spy(
+        self: Measurer, image: NDArray[Any], names: Sequence[str] | None = None
+    ) -> dict[str, Any]:
         asked.append(names)
         return features(self, image, names)
 
@@ -328,7 +353,9 @@ def test_more_metrics_are_computed_from_the_files_alone(two, tmp_path, monkeypat
     ]
 
 
-def test_times_are_those_of_the_coder_device_and_versions_of_the_run(two, tmp_path, monkeypatch):
+def test_times_are_those_of_the_coder_device_and_versions_of_the_run(
+    two: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = tmp_path / "out"
     codec = pillow_codec("jpeg", [10, 50])._replace(coder="native")
     first = measure(two, [codec], out, ("psnr",)).records
@@ -338,7 +365,7 @@ def test_times_are_those_of_the_coder_device_and_versions_of_the_run(two, tmp_pa
     }
     stored = (out / "records.jsonl").read_text()
 
-    def without_times(records):
+    def without_times(records: Sequence[Record]) -> list[Record]:
         return [record._replace(encode_s=None, decode_s=None) for record in records]
 
     # Of another coder, also where a metric is added, and with a setting that is new.
@@ -370,7 +397,9 @@ def test_times_are_those_of_the_coder_device_and_versions_of_the_run(two, tmp_pa
     assert again.records == [r._replace(timed_with=None) for r in without_times(first)]
 
 
-def test_a_run_says_of_how_many_measurements_it_has_no_times(two, tmp_path, monkeypatch):
+def test_a_run_says_of_how_many_measurements_it_has_no_times(
+    two: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     arguments = ["--images", *map(str, two), "--out", str(tmp_path / "out"), "--codecs", "jpeg"]
     arguments += ["--metrics", "psnr", "--qualities", "jpeg=10,50", "--show"]
     assert "no times" not in run(*arguments)[2]
@@ -390,7 +419,7 @@ def test_a_run_says_of_how_many_measurements_it_has_no_times(two, tmp_path, monk
     )
 
 
-def test_a_killed_run_goes_on_after_its_last_whole_line(two, tmp_path):
+def test_a_killed_run_goes_on_after_its_last_whole_line(two: list[Path], tmp_path: Path) -> None:
     out = tmp_path / "out"
     codec = pillow_codec("jpeg", [10, 50])
     records = measure(two, [codec], out, ("psnr",)).records
@@ -403,7 +432,7 @@ def test_a_killed_run_goes_on_after_its_last_whole_line(two, tmp_path):
     assert again.records[:3] == records[:3]
 
 
-def test_records_survive_json(two, tmp_path):
+def test_records_survive_json(two: list[Path], tmp_path: Path) -> None:
     (record, *_) = measure(two, [pillow_codec("jpeg", [10])], tmp_path / "o", ("psnr",)).records
     record = record._replace(spread={"psnr": 0.25, "lpips": None}, samples=2)
     assert from_json(json.loads(json.dumps(to_json(record)))) == record
@@ -414,10 +443,10 @@ def test_records_survive_json(two, tmp_path):
         from_json({"codec": "jpeg"})
 
 
-def test_an_image_that_fails_with_one_codec_is_in_no_mean(two, tmp_path):
+def test_an_image_that_fails_with_one_codec_is_in_no_mean(two: list[Path], tmp_path: Path) -> None:
     good = pillow_codec("jpeg", [10])
 
-    def fail_on_b(image, setting):
+    def fail_on_b(image: NDArray[Any], setting: float) -> bytes:
         if np.array_equal(image, picture(1)):
             raise OSError("the encoder crashed")
         return good.encode(image, setting)
@@ -431,7 +460,7 @@ def test_an_image_that_fails_with_one_codec_is_in_no_mean(two, tmp_path):
     assert failure.error == f"{two[1]}: bad at 10: the encoder crashed"
 
 
-def test_a_picture_of_another_size_is_an_error(two, tmp_path):
+def test_a_picture_of_another_size_is_an_error(two: list[Path], tmp_path: Path) -> None:
     wrong = pillow_codec("jpeg", [10])._replace(decode=lambda data, _: picture(0)[:-1])
     measured = measure(two[:1], [wrong], tmp_path / "out", ("psnr",))
     assert "jpeg at 10: decoded to (47, 64, 3), the image is (48, 64, 3)" in (
@@ -440,7 +469,9 @@ def test_a_picture_of_another_size_is_an_error(two, tmp_path):
 
 
 @pytest.mark.parametrize("grain", [True, False])
-def test_samples_are_members_of_the_synset(grain, finished, two, tmp_path):
+def test_samples_are_members_of_the_synset(
+    grain: bool, finished: Finished, two: list[Path], tmp_path: Path
+) -> None:
     decoding = DecodeOptions(seed=5, temperature=2.0, grain=grain)
     codec = sic_codec(finished.codec, [1, 3], decoding=decoding, samples=3)
     assert codec.options.endswith("temperature 2, seed 5, samples 3" + ", grain" * grain)
@@ -456,16 +487,22 @@ def test_samples_are_members_of_the_synset(grain, finished, two, tmp_path):
         assert record.metrics["psnr"] == pytest.approx(np.mean(values), abs=1e-4)
         assert record.spread["psnr"] == pytest.approx(np.std(values, ddof=1), abs=1e-4)
     low, high = measured.records
+    assert low.spread["psnr"] is not None
+    assert high.spread["psnr"] is not None
     assert low.spread["psnr"] > 0.001  # Level 1 leaves details to draw; level 3 holds all.
     assert (high.spread["psnr"] > 0) == grain  # Or all but the grain.
 
 
 @pytest.mark.parametrize("steps", [0, 5])
-def test_an_image_is_encoded_once_for_all_levels(steps, finished, two, tmp_path):
+def test_an_image_is_encoded_once_for_all_levels(
+    steps: int, finished: Finished, two: list[Path], tmp_path: Path
+) -> None:
     made = []
 
     class Optimising(Codec):
-        def compress(self, image, options, *, level):
+        def compress(  # type: ignore[override]
+            self, image: Any, options: EncodeOptions, *, level: int
+        ) -> bytes:
             made.append((level, options.optimise_steps))
             return super().compress(255 - image if options.optimise_steps else image, level=level)
 
@@ -480,13 +517,17 @@ def test_an_image_is_encoded_once_for_all_levels(steps, finished, two, tmp_path)
     assert [r.bpp_est is None for r in measured.records] == len(two) * 3 * [steps > 0]
     for path in two:
         times = [r.encode_s for r in measured.records if r.image == str(path)]
-        assert times[0] is None if steps else times[0] > 0
+        if steps:
+            assert times[0] is None
+        else:
+            assert times[0] is not None
+            assert times[0] > 0
         assert times == 3 * times[:1]
     assert len({r.decode_s for r in measured.records}) == len(two) * 3
     for record in measured.records:
         file = (tmp_path / "out" / record.file).read_bytes()
         image = np.asarray(Image.open(record.image).convert("RGB"))
-        coded = 255 - image if steps else image
+        coded: Any = 255 - image if steps else image
         assert file == finished.codec.compress(coded, level=int(record.setting))
     # What is missing is cut from an encoding at the same level.
     (tmp_path / "out" / measured.records[1].file).unlink()
@@ -495,15 +536,15 @@ def test_an_image_is_encoded_once_for_all_levels(steps, finished, two, tmp_path)
     assert [r.file_id for r in again.records] == [r.file_id for r in measured.records]
 
 
-def test_nothing_runs_beside_what_is_timed(two, tmp_path):
-    order = []
+def test_nothing_runs_beside_what_is_timed(two: list[Path], tmp_path: Path) -> None:
+    order: Any = []
 
     class Features:
-        def block_until_ready(self):
+        def block_until_ready(self) -> "Features":
             order.append("features")
             return self
 
-    measurer = Measurer(METRICS[:1])
+    measurer: Any = Measurer(METRICS[:1])
     found = measurer.features
     measurer.features = lambda image, names: (
         (order.append("start"), found(image, names))[1] | {"waited": Features()}
@@ -534,12 +575,14 @@ def test_nothing_runs_beside_what_is_timed(two, tmp_path):
         ({"temperature": -0.5}, 1, "temperature must be 0 to 16, got -0.5"),
     ],
 )
-def test_options_of_sic_are_checked(finished, options, samples, message):
+def test_options_of_sic_are_checked(
+    finished: Finished, options: dict[str, Any], samples: int, message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         sic_codec(finished.codec, [1], decoding=DecodeOptions(**options), samples=samples)
 
 
-def test_all_that_fixes_files_and_pictures_is_in_the_options(finished):
+def test_all_that_fixes_files_and_pictures_is_in_the_options(finished: Finished) -> None:
     encoding, decoding = EncodeOptions(seed=2, grain=1.5), DecodeOptions(level=1, max_pixels=9000)
     codec = sic_codec(finished.codec, [1], encoding, decoding)
     assert codec.options.endswith(
@@ -552,7 +595,7 @@ def test_all_that_fixes_files_and_pictures_is_in_the_options(finished):
         sic_codec(finished.codec, [1], EncodeOptions(optimise_steps=-1))
 
 
-def test_a_run_without_errors_exits_with_0_and_prints_the_means(tmp_path):
+def test_a_run_without_errors_exits_with_0_and_prints_the_means(tmp_path: Path) -> None:
     Image.fromarray(picture(2)).save(tmp_path / "a.png")
     (tmp_path / "other").mkdir()
     Image.fromarray(picture(3)[..., 0]).save(tmp_path / "other" / "a.png")
@@ -577,7 +620,7 @@ def test_a_run_without_errors_exits_with_0_and_prints_the_means(tmp_path):
     assert "notes.txt: not named like a picture" in again[2]
 
 
-def test_all_metrics_are_columns(tmp_path):
+def test_all_metrics_are_columns(tmp_path: Path) -> None:
     # So small that only PSNR and SSIM are defined; the others are there, without values.
     Image.fromarray(picture(2, 12, 13)).save(tmp_path / "a.png")
     options = ["--codecs", "jpeg", "--metrics", "all", "--qualities", "jpeg=50"]
@@ -621,7 +664,9 @@ def test_all_metrics_are_columns(tmp_path):
         (["--codecs", "jpeg", "--external", "jpeg=a;;b"], "the name 'jpeg' belongs to another"),
     ],
 )
-def test_a_run_that_cannot_begin_is_one_line_and_exit_code_1(arguments, message, bundle, tmp_path):
+def test_a_run_that_cannot_begin_is_one_line_and_exit_code_1(
+    arguments: list[str], message: str, bundle: Path, tmp_path: Path
+) -> None:
     arguments = [argument.format(tmp=tmp_path) for argument in arguments]
     common = ["--images", "x.png", "--bundle", str(bundle), "--out", str(tmp_path / "out")]
     code, stdout, stderr = run(*common, *arguments)
@@ -632,8 +677,10 @@ def test_a_run_that_cannot_begin_is_one_line_and_exit_code_1(arguments, message,
     assert not (tmp_path / "out").exists()
 
 
-def test_an_interrupted_run_says_so(two, tmp_path, monkeypatch):
-    def interrupt(*_: object, **__: object):
+def test_an_interrupted_run_says_so(
+    two: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object, **__: object) -> NoReturn:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("sic_jax.evaluation.run.read_image", interrupt)
@@ -642,7 +689,9 @@ def test_an_interrupted_run_says_so(two, tmp_path, monkeypatch):
     assert stderr == "eval.py: interrupted; the same command goes on from here\n"
 
 
-def test_each_bundle_and_setting_is_a_curve_of_its_own(finished, tmp_path, monkeypatch):
+def test_each_bundle_and_setting_is_a_curve_of_its_own(
+    finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folders = [finished.bundle, tmp_path / "y" / "tiny"]
     cfg = preset("smoke").model
     export_bundle(folders[1], cfg, init_params(cfg, seed=1))
@@ -673,7 +722,7 @@ def test_each_bundle_and_setting_is_a_curve_of_its_own(finished, tmp_path, monke
     assert {Path(r["file"]).suffix for r in records} == {".sic"}
     assert len({r["file"] for r in records}) == 6
     codec = finished.codec
-    own = 2 * [{}] + 2 * [{"temperature": 2.0, "grain": False}]
+    own: list[dict[str, Any]] = 2 * [{}] + 2 * [{"temperature": 2.0, "grain": False}]
     for record, options in zip(records[:4], own, strict=True):
         data = (out / record["file"]).read_bytes()
         assert data == codec.compress(picture(0), level=record["setting"])
@@ -716,7 +765,7 @@ def test_each_bundle_and_setting_is_a_curve_of_its_own(finished, tmp_path, monke
     )  # fmt: skip
 
 
-def test_flags_are_the_defaults_of_curves_and_names_tell_bundles_apart(finished):
+def test_flags_are_the_defaults_of_curves_and_names_tell_bundles_apart(finished: Finished) -> None:
     """`_make_curves` alone, without measuring."""
     path = str(finished.bundle)
     args = evaluate.parse(
@@ -746,7 +795,7 @@ def test_flags_are_the_defaults_of_curves_and_names_tell_bundles_apart(finished)
     assert evaluate._split_settings("a=1:b/c") == ("a=1:b/c", {})
 
 
-def test_the_script_knows_its_options_and_does_not_load_matplotlib():
+def test_the_script_knows_its_options_and_does_not_load_matplotlib() -> None:
     program = "import runpy, sys; sys.argv = ['eval.py', '--help']\ntry:\n    "
     program += "runpy.run_path('eval.py', run_name='__main__')\n"
     program += "except SystemExit:\n    assert 'matplotlib' not in sys.modules"
@@ -763,13 +812,13 @@ def test_the_script_knows_its_options_and_does_not_load_matplotlib():
         assert option in done.stdout
 
 
-def test_default_levels_end_at_the_highest_of_the_bundle(bundle):
+def test_default_levels_end_at_the_highest_of_the_bundle(bundle: Path) -> None:
     codec = Codec.load(bundle)
     assert sic_codec(codec).settings == (1, 3)
     assert sic_codec(codec, [2, 1, 2]).settings == (1, 2)
 
 
-def test_folders_are_not_searched_below_their_first_level(tmp_path):
+def test_folders_are_not_searched_below_their_first_level(tmp_path: Path) -> None:
     (tmp_path / "files").mkdir()
     for name in ("b.PNG", "a.webp", ".hidden.png", "files/c.png", "notes.txt"):
         (tmp_path / name).touch()
@@ -778,7 +827,7 @@ def test_folders_are_not_searched_below_their_first_level(tmp_path):
     assert found.skipped == [tmp_path / "notes.txt"]
 
 
-def test_metrics_leave_out_what_is_not_defined():
+def test_metrics_leave_out_what_is_not_defined() -> None:
     x = picture(5)
     measurer = Measurer(METRICS)
     same = measurer.distances(measurer.features(x), [x])
@@ -790,7 +839,7 @@ def test_metrics_leave_out_what_is_not_defined():
     assert small["psnr"] == [pytest.approx(10 * np.log10(255**2 / mse), abs=1e-4)]
 
 
-def test_batches_give_the_values_of_single_pictures():
+def test_batches_give_the_values_of_single_pictures() -> None:
     x, others = picture(5), [picture(seed) for seed in (6, 7, 8)] + [picture(5)[..., 0]]
     one, three = Measurer(METRICS), Measurer(METRICS, batch_size=3)
     single = one.distances(one.features(x), others)
@@ -801,9 +850,9 @@ def test_batches_give_the_values_of_single_pictures():
     assert batched["ms_ssim"] == [None] * 4
 
 
-def test_features_of_an_original_are_computed_once(two, tmp_path):
-    measurer = Measurer(METRICS[:1])
-    calls = []
+def test_features_of_an_original_are_computed_once(two: list[Path], tmp_path: Path) -> None:
+    measurer: Any = Measurer(METRICS[:1])
+    calls: Any = []
     features = measurer.features
     measurer.features = lambda image, names: calls.append(image.shape) or features(image, names)
     codecs = [pillow_codec("jpeg", [10, 50]), pillow_codec("jpeg", [20])._replace(name="other")]

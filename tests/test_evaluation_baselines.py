@@ -1,15 +1,18 @@
 """Codecs to compare with: Pillow's against measurements made elsewhere, and commands."""
 
+import importlib
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
 from conftest import quick_compilation
+from numpy.typing import NDArray
 from PIL import Image, features
 
-from sic_jax.evaluation import baselines
 from sic_jax.evaluation.baselines import BASELINES, external_codec, missing_baseline, pillow_codec
 from sic_jax.evaluation.codecs import setting_text
 from sic_jax.evaluation.measurer import Measurer
@@ -35,14 +38,15 @@ image.save(target, "PNG")
 """
 
 
-def smooth(height: int, width: int) -> np.ndarray:
+def smooth(height: int, width: int) -> NDArray[Any]:
     i, j = np.mgrid[:height, :width]
     waves = [127 + 60 * np.sin(i / 7 + k) + 60 * np.cos(j / (9 + k)) for k in range(3)]
-    return np.clip(np.stack(waves, axis=-1), 0, 255).astype(np.uint8)
+    out: NDArray[Any] = np.clip(np.stack(waves, axis=-1), 0, 255).astype(np.uint8)
+    return out
 
 
 @pytest.mark.parametrize("name", HERE)
-def test_baselines_give_smaller_and_worse_pictures_at_the_first_setting(name):
+def test_baselines_give_smaller_and_worse_pictures_at_the_first_setting(name: str) -> None:
     codec, x = pillow_codec(name), smooth(48, 64)
     low, high = (codec.encode(x, setting) for setting in (codec.settings[0], codec.settings[-1]))
     assert len(low) < len(high)
@@ -55,7 +59,7 @@ def test_baselines_give_smaller_and_worse_pictures_at_the_first_setting(name):
     assert any(digit in codec.options for digit in "0123456789")  # The encoder's version.
 
 
-def test_settings_go_from_low_to_high_rates():
+def test_settings_go_from_low_to_high_rates() -> None:
     assert pillow_codec("jpeg", [50, 5, 20, 5]).settings == (5, 20, 50)
     if "jpeg2000" in HERE:
         assert pillow_codec("jpeg2000", [30, 240]).settings == (240, 30)
@@ -63,7 +67,9 @@ def test_settings_go_from_low_to_high_rates():
 
 @pytest.mark.parametrize("name", [name for name in HERE if name != "jpeg2000"])
 @pytest.mark.parametrize("quality", [50.2, -1, 101, float("nan")])
-def test_qualities_that_the_codec_would_round_or_limit_are_refused(name, quality):
+def test_qualities_that_the_codec_would_round_or_limit_are_refused(
+    name: str, quality: float
+) -> None:
     message = f"{name}: qualities are integers of 0 to 100, got {quality}"
     with pytest.raises(ValueError, match=message):
         pillow_codec(name, [50, quality])
@@ -71,7 +77,7 @@ def test_qualities_that_the_codec_would_round_or_limit_are_refused(name, quality
 
 
 @pytest.mark.skipif("jpeg2000" not in HERE, reason="this Pillow has no JPEG 2000")
-def test_ratios_of_jpeg2000_are_positive_and_may_be_fractions():
+def test_ratios_of_jpeg2000_are_positive_and_may_be_fractions() -> None:
     assert pillow_codec("jpeg2000", [60.5]).settings == (60.5,)
     with pytest.raises(ValueError, match="jpeg2000: ratios are positive, got -2"):
         pillow_codec("jpeg2000", [-2])
@@ -81,41 +87,41 @@ def test_ratios_of_jpeg2000_are_positive_and_may_be_fractions():
     ("setting", "text"),
     [(50, "50"), (50.0, "50"), (0.1, "0.1"), (50.2000001, "50.2000001"), (1234567, "1234567")],
 )
-def test_settings_have_texts_that_tell_them_apart(setting, text):
+def test_settings_have_texts_that_tell_them_apart(setting: float, text: str) -> None:
     assert setting_text(setting) == text
 
 
 @pytest.mark.skipif("jpeg2000" not in HERE, reason="this Pillow has no JPEG 2000")
-def test_jpeg2000_has_the_ratio_that_is_asked_for():
+def test_jpeg2000_has_the_ratio_that_is_asked_for() -> None:
     rng = np.random.default_rng(0)
     x = rng.integers(0, 256, (96, 128, 3), dtype=np.uint8)
     data = pillow_codec("jpeg2000").encode(x, 20)
     assert len(data) == pytest.approx(x.size / 20, rel=0.1)
 
 
-def test_missing_codecs_are_named(monkeypatch):
+def test_missing_codecs_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(features, "check", lambda name: name == "jpg")
     assert pillow_codec("jpeg").name == "jpeg"
     with pytest.raises(ValueError, match="this Pillow was built without avif; leave avif out of"):
         pillow_codec("avif")
 
-    def absent(name):
+    def absent(name: str) -> NoReturn:
         raise ModuleNotFoundError(f"No module named {name!r}")
 
-    monkeypatch.setattr(baselines.importlib, "import_module", absent)
+    monkeypatch.setattr(importlib, "import_module", absent)
     with pytest.raises(ValueError, match="needs the package pillow-jxl-plugin, which is not inst"):
         pillow_codec("jxl")
 
 
 @pytest.fixture
-def program(tmp_path):
+def program(tmp_path: Path) -> str:
     """Words of a command that encodes or decodes."""
     file = tmp_path / "a codec.py"  # The template has to quote the space.
     file.write_text(PROGRAM)
     return f"{sys.executable} '{file}'"
 
 
-def test_an_external_codec_runs_its_commands(program):
+def test_an_external_codec_runs_its_commands(program: str) -> None:
     encoder = f"{program} encode {{input}} {{output}} {{quality}}"
     template = f"{encoder} ;; {program} decode {{input}} {{output}}"
     codec = external_codec("bits", template, [2, 8, 2])
@@ -140,12 +146,14 @@ def test_an_external_codec_runs_its_commands(program):
          "do not code a 64x64 image: .* ended with code 1: no such quality"),
     ],
 )  # fmt: skip
-def test_wrong_templates_are_refused_at_once(template, qualities, message, program):
+def test_wrong_templates_are_refused_at_once(
+    template: str, qualities: list[float], message: str, program: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         external_codec("x", template.replace("{program}", program), qualities)
 
 
-def test_names_of_external_codecs_are_file_suffixes():
+def test_names_of_external_codecs_are_file_suffixes() -> None:
     with pytest.raises(ValueError, match=r"has letters, digits, - and _, got '\.\./x'"):
         external_codec("../x", "", [1])
 
@@ -156,8 +164,8 @@ def test_names_of_external_codecs_are_file_suffixes():
     [("jpeg", "JPEG", 25), ("webp", "WEBP", 40), ("avif", "AVIF", 38), ("jxl", "JXL", 30)],
 )
 def test_baselines_on_a_kodak_image_agree_with_independent_measurements(
-    name, anchor, quality, kodak_1
-):
+    name: str, anchor: str, quality: float, kodak_1: tuple[NDArray[Any], Measurer, dict[str, Any]]
+) -> None:
     """Against PyTorch's metrics; other versions of the encoders write other bytes."""
     x, measurer, reference = kodak_1
     if name not in HERE:
@@ -175,7 +183,7 @@ def test_baselines_on_a_kodak_image_agree_with_independent_measurements(
 
 
 @pytest.fixture(scope="module")
-def kodak_1():
+def kodak_1() -> Iterator[tuple[NDArray[Any], Measurer, dict[str, Any]]]:
     """The first Kodak image, its metrics and its features."""
     with Image.open(KODAK_1) as image:
         x = np.asarray(image)

@@ -1,9 +1,13 @@
 """FID and KID of eval.py: over the files of a run, with features that are known."""
 
 import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 
 from sic_jax.cli.evaluate import main
@@ -20,7 +24,7 @@ SIDE = 16
 
 
 @pytest.fixture
-def paths(tmp_path):
+def paths(tmp_path: Path) -> list[Path]:
     found = [tmp_path / "a.png", tmp_path / "b.png"]
     for seed, path in enumerate(found):
         noise = np.random.default_rng(seed).integers(0, 256, (40, 33, 3))
@@ -28,15 +32,18 @@ def paths(tmp_path):
     return found
 
 
-def colours(found):
-    return found.mean((1, 2)).astype(np.float32) / 255
+def colours(found: NDArray[Any]) -> NDArray[Any]:
+    out: NDArray[Any] = found.mean((1, 2)).astype(np.float32) / 255
+    return out
 
 
-def corners(found):
+def corners(found: NDArray[Any]) -> NDArray[Any]:
     return found[:, 0, 0].astype(np.float32)
 
 
-def test_rows_compare_originals_with_what_the_files_decode_to(paths, tmp_path):
+def test_rows_compare_originals_with_what_the_files_decode_to(
+    paths: list[Path], tmp_path: Path
+) -> None:
     out = tmp_path / "out"
     codec = pillow_codec("jpeg", [10, 90])
     records = measure_images(paths, [codec], Measurer(METRICS[:1]), out, Progress()).records
@@ -45,7 +52,7 @@ def test_rows_compare_originals_with_what_the_files_decode_to(paths, tmp_path):
     # Of both grids of 40x33 pixels: 2 x 2 patches, and from 8 on 2 x 1.
     assert {(row.patch, row.num_patches) for row in rows} == {(SIDE, 2 * (2 * 2 + 2 * 1))}
 
-    def patches_of(files):
+    def patches_of(files: Sequence[Path]) -> NDArray[Any]:
         images = [np.asarray(Image.open(file).convert("RGB")) for file in files]
         return np.concatenate([patches(image, size=SIDE) for image in images])
 
@@ -55,17 +62,20 @@ def test_rows_compare_originals_with_what_the_files_decode_to(paths, tmp_path):
         assert row.fid == pytest.approx(fid(colours(real), colours(fake)), rel=1e-6)
         assert row.kid == pytest.approx(kid(colours(real), colours(fake)), rel=1e-6)
         assert row.vgg16_frechet == pytest.approx(fid(corners(real), corners(fake)), rel=1e-6)
-    assert 0 <= rows[1].fid < rows[0].fid
+    low, high = rows[1].fid, rows[0].fid
+    assert low is not None
+    assert high is not None
+    assert 0 <= low < high
     alone = fid_rows(records, [codec], out, vgg16=corners, side=SIDE)
     assert alone == [row._replace(fid=None, kid=None) for row in rows]
     with pytest.raises(ValueError, match="at least 2 patches of 256 pixels; the images have 0"):
         fid_rows(records, [codec], out, inception=colours)
 
 
-def test_networks_get_the_8_bit_samples_of_every_patch(paths, tmp_path):
+def test_networks_get_the_8_bit_samples_of_every_patch(paths: list[Path], tmp_path: Path) -> None:
     seen = []
 
-    def keep(found):
+    def keep(found: NDArray[Any]) -> NDArray[Any]:
         seen.append(found)
         return colours(found)
 
@@ -81,7 +91,9 @@ def test_networks_get_the_8_bit_samples_of_every_patch(paths, tmp_path):
             np.testing.assert_array_equal(found, patches(np.asarray(image), size=SIDE))
 
 
-def test_the_page_has_the_rows_and_a_run_without_them_leaves_none(tmp_path, monkeypatch, capsys):
+def test_the_page_has_the_rows_and_a_run_without_them_leaves_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     for seed, name in enumerate("ab"):
         noise = np.random.default_rng(seed).integers(0, 256, (260, 270, 3))
         Image.fromarray(noise.astype(np.uint8)).save(tmp_path / f"{name}.png")
@@ -90,7 +102,7 @@ def test_the_page_has_the_rows_and_a_run_without_them_leaves_none(tmp_path, monk
     out = tmp_path / "out"
     weights = ["--fid-weights", "w.npz"]
 
-    def evaluate(*arguments):
+    def evaluate(*arguments: str) -> tuple[int, Any, str]:
         options = ["--codecs", "jpeg", "--metrics", "psnr", "--qualities", "jpeg=10,90", "--show"]
         code = main([*options, "--out", str(out), "--images", *arguments])
         return code, capsys.readouterr(), (out / "report.html").read_text()
@@ -124,7 +136,9 @@ def test_the_page_has_the_rows_and_a_run_without_them_leaves_none(tmp_path, monk
     assert said.out.startswith("| codec | setting |")
 
 
-def test_the_stand_in_needs_no_weights_and_is_not_called_fid(tmp_path, capsys):
+def test_the_stand_in_needs_no_weights_and_is_not_called_fid(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     image = np.zeros((100, 160, 3))
     image += np.linspace(0, 255, 160)[:, None] * np.linspace(0.2, 1, 100)[:, None, None]
     image += np.random.default_rng(0).normal(0, 20, image.shape)
@@ -154,15 +168,15 @@ def test_the_stand_in_needs_no_weights_and_is_not_called_fid(tmp_path, capsys):
     assert low == pytest.approx(fid(*map(features, cut)), rel=1e-6)
 
 
-def files_of(out):
+def files_of(out: Path) -> list[str]:
     """Files of a run, in the order of its records."""
     return [record["file"] for record in json.loads((out / "results.json").read_text())["records"]]
 
 
 @pytest.mark.slow
-def test_batches_of_inception_give_the_features_of_single_patches(tmp_path):
+def test_batches_of_inception_give_the_features_of_single_patches(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    arrays = {}
+    arrays: dict[str, Any] = {}
     for name, shape in stored_shapes().items():
         array = rng.standard_normal(shape) * np.sqrt(2 / np.prod(shape[1:]))
         arrays[name] = array if name.endswith("conv.weight") else np.ones(shape)
@@ -179,7 +193,9 @@ def test_batches_of_inception_give_the_features_of_single_patches(tmp_path):
     assert features.std() > 1e-3
 
 
-def test_a_bad_weights_file_is_found_before_anything_is_coded(paths, tmp_path, capsys):
+def test_a_bad_weights_file_is_found_before_anything_is_coded(
+    paths: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "w.npz").write_bytes(b"")
     np.savez(tmp_path / "w.npz", other=np.zeros(3))
     out = tmp_path / "out"

@@ -5,11 +5,14 @@ import io
 import json
 import re
 import warnings
+from collections.abc import Mapping, Sequence
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 
 from sic_jax.cli.evaluate import main
@@ -19,6 +22,7 @@ from sic_jax.evaluation.bd import bd_rate
 from sic_jax.evaluation.codecs import ImageCodec
 from sic_jax.evaluation.means import (
     Curve,
+    Row,
     curves_of,
     interpolate,
     mean_rows,
@@ -40,14 +44,16 @@ from sic_jax.evaluation.summary import (
     to_compressai,
     to_markdown,
 )
-from sic_jax.metrics.table import METRICS
+from sic_jax.metrics.table import METRICS, Metric
 
 ANCHORS = Path(__file__).resolve().parents[2] / "shared" / "anchors"
 PSNR = METRICS[0]
 USUAL = tuple(metric for metric in METRICS if metric.default)
 
 
-def record(image: str, codec: str, setting: float, bpp: float, psnr: float | None, **other):
+def record(
+    image: str, codec: str, setting: float, bpp: float, psnr: float | None, **other: Any
+) -> Record:
     fixed = {"height": 8, "width": 8, "num_bytes": 8, "bpp_est": None, "samples": 1}
     metrics = {"psnr": psnr, "ms_ssim": 0.5, "lpips": other.pop("lpips", 0.25)}
     times = {"encode_s": 1.0, "decode_s": 2.0, "timed_with": "", "spread": {}}
@@ -68,7 +74,7 @@ EXAMPLE = [
 ]
 
 
-def test_interpolation_is_linear_in_log_bpp_and_never_extrapolates():
+def test_interpolation_is_linear_in_log_bpp_and_never_extrapolates() -> None:
     points = [(0.4, 32.0), (0.1, 26.0), (1.6, 35.0)]
     assert interpolate(points, 0.2) == pytest.approx(29.0)  # Half way from 0.1 to 0.4 in logs.
     assert interpolate(points, 0.8) == pytest.approx(33.5)
@@ -78,7 +84,7 @@ def test_interpolation_is_linear_in_log_bpp_and_never_extrapolates():
     assert interpolate([*points, (3.0, None)], 0.2) is None
 
 
-def test_comparison_reads_the_mean_curve_at_the_mean_rate():
+def test_comparison_reads_the_mean_curve_at_the_mean_rate() -> None:
     rows = rows_at_equal_rate(mean_rows(EXAMPLE))
     assert [(row.codec, row.level) for row in rows] == [
         ("sic", 1), ("jpeg", 1), ("sic", 2), ("jpeg", 2)
@@ -102,14 +108,14 @@ def test_comparison_reads_the_mean_curve_at_the_mean_rate():
     assert table[5] == "| jpeg | - | 2 | 2 | 0.8000 | - | - | - | - | - | - |"
 
 
-def test_a_mean_needs_every_image():
+def test_a_mean_needs_every_image() -> None:
     rows = mean_rows([record("a", "jpeg", 1, 0.1, 20.0), record("b", "jpeg", 1, 0.3, None)])
     assert rows[0].metrics["psnr"] is None
     assert rows[0].metrics["lpips"] == 0.25
     assert rows[0].bpp == pytest.approx(0.2)
 
 
-def test_spread_is_a_column_where_there_are_samples():
+def test_spread_is_a_column_where_there_are_samples() -> None:
     with_spread = record("a", "sic", 1, 0.1, 20.0, spread={"psnr": 0.5, "lpips": None})
     other = with_spread._replace(image="b", spread={"psnr": 0.1, "lpips": 0.2})
     (row,) = mean_rows([with_spread, other])
@@ -119,7 +125,7 @@ def test_spread_is_a_column_where_there_are_samples():
     assert cells["lpips_spread"] is None
 
 
-def test_deltas_are_of_every_pair_and_against_published_curves():
+def test_deltas_are_of_every_pair_and_against_published_curves() -> None:
     measured = curves_of(mean_rows(EXAMPLE))
     published = [Curve("old", (0.2, 0.8), {"psnr": (24.0, 33.0)}, "paper")]
     rows = bd_rows(measured, published, USUAL)
@@ -132,7 +138,7 @@ def test_deltas_are_of_every_pair_and_against_published_curves():
     assert (row.rate.low, row.rate.high) == (26.0, 31.0)
 
 
-def test_ms_ssim_is_compared_in_decibels():
+def test_ms_ssim_is_compared_in_decibels() -> None:
     (ms_ssim,) = (metric for metric in METRICS if metric.name == "ms_ssim")
     assert ms_ssim.scale(0.99) == pytest.approx(20)
     assert ms_ssim.scale(0.5) == pytest.approx(10 * np.log10(2))
@@ -142,7 +148,7 @@ def test_ms_ssim_is_compared_in_decibels():
     assert row.delta.value == pytest.approx(5)  # From 0 to 10 dB on a line.
 
 
-def test_a_similarity_of_1_is_in_no_delta_and_no_plot():
+def test_a_similarity_of_1_is_in_no_delta_and_no_plot() -> None:
     (ms_ssim,) = (metric for metric in METRICS if metric.name == "ms_ssim")
     a = Curve("a", (0.1, 0.2, 4.0), {"ms_ssim": (0.9, 0.99, 1.0)})
     b = Curve("b", (0.1, 0.2, 5.0), {"ms_ssim": (0.9, 0.999, 1.0)})
@@ -154,6 +160,8 @@ def test_a_similarity_of_1_is_in_no_delta_and_no_plot():
         plot, wanted = (
             draw_plot(ms_ssim, curves, [], log_rate=True, title="") for curves in ([a, b], cut)
         )
+    assert plot is not None
+    assert wanted is not None
     assert plot.png == wanted.png
     same = Curve("same", (4.0, 5.0), {"ms_ssim": (1.0, 1.0)})
     assert draw_plot(ms_ssim, [same], [a], log_rate=True, title="") is None
@@ -161,7 +169,7 @@ def test_a_similarity_of_1_is_in_no_delta_and_no_plot():
     assert (row.rate.value, row.rate.reason) == (None, "fewer than 2 points")
 
 
-def test_published_curves_are_whole_and_have_sources():
+def test_published_curves_are_whole_and_have_sources() -> None:
     published = load_published()
     assert (published.dataset, published.num_images) == ("Kodak", 24)
     names = {curve.name for curve in published.curves}
@@ -171,19 +179,21 @@ def test_published_curves_are_whole_and_have_sources():
         assert re.search(r"\w+/\w+ .* at [0-9a-f]{12}; .", curve.source)
         assert list(curve.bpp) == sorted(set(curve.bpp))
         assert set(curve.metrics) <= {"psnr", "ms_ssim", "lpips", "dists"}
+        assert curve.protocol is not None
         assert curve.protocol.size == WHOLE
         assert all((curve.protocol.rate, curve.protocol.rounding))
         assert set(curve.protocol.networks) == {"lpips"} & set(curve.metrics)
         for values in curve.metrics.values():
             assert len(values) == len(curve.bpp)
-        if "psnr" in curve.metrics:
-            assert all(19 < value < 50 for value in curve.metrics["psnr"])
-        if "lpips" in curve.metrics:
-            assert list(curve.metrics["lpips"]) == sorted(curve.metrics["lpips"], reverse=True)
+        metrics: Mapping[str, Any] = curve.metrics
+        if "psnr" in metrics:
+            assert all(19 < value < 50 for value in metrics["psnr"])
+        if "lpips" in metrics:
+            assert list(metrics["lpips"]) == sorted(metrics["lpips"], reverse=True)
 
 
 @pytest.fixture
-def with_others(tmp_path, monkeypatch):
+def with_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The published curves and two more: LPIPS of VGG16, and values of crops."""
     stored = json.loads(published_module.PUBLISHED_FILE.read_text())
     ms_illm = next(curve for curve in stored["curves"] if curve["name"] == "MS-ILLM")
@@ -212,15 +222,22 @@ def with_others(tmp_path, monkeypatch):
     ],
 )
 def test_curves_of_crops_are_in_no_plot_of_whole_pictures(
-    with_others, height, width, name, wanted, in_plots, tmp_path, monkeypatch
-):
+    with_others: Path,
+    height: int,
+    width: int,
+    name: str,
+    wanted: bool | None,
+    in_plots: set[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     drawn = {}
 
-    def keep(metric, measured, published, **options):
+    def keep(metric: Metric, measured: Any, published: Sequence[Curve], **options: Any) -> None:
         drawn[metric.name] = {curve.name for curve in published if curve.points(metric.name)}
 
     monkeypatch.setattr("sic_jax.evaluation.plots.draw_plot", keep)
-    sizes = {"height": height, "width": width}
+    sizes: dict[str, Any] = {"height": height, "width": width}
     records = [r._replace(image=f"{name}{r.image}.png", **sizes) for r in EXAMPLE]
     records = [r._replace(metrics={**r.metrics, "lpips_vgg": 0.3}) for r in records]
     metrics = [m for m in METRICS if m.name in ("lpips", "lpips_vgg")]
@@ -232,7 +249,7 @@ def test_curves_of_crops_are_in_no_plot_of_whole_pictures(
     assert drawn["lpips_vgg"] == ({"of VGG16"} if "MS-ILLM" in in_plots else set())
 
 
-def test_a_curve_of_another_network_is_refused(with_others):
+def test_a_curve_of_another_network_is_refused(with_others: Path) -> None:
     assert {c.name for c in load_published(CROPS).curves} == {"of crops"}
     assert "of crops" not in {c.name for c in load_published().curves}
     text = with_others.read_text()
@@ -246,7 +263,7 @@ def test_a_curve_of_another_network_is_refused(with_others):
             load_published()
 
 
-def test_protocols_are_cells_of_a_table():
+def test_protocols_are_cells_of_a_table() -> None:
     published = load_published()
     cells = {row[0]: row[1:] for row in protocol_cells(published.curves)}
     assert list(cells) == [curve.name for curve in published.curves]
@@ -255,7 +272,7 @@ def test_protocols_are_cells_of_a_table():
 
 
 @pytest.mark.skipif(not ANCHORS.exists(), reason="needs the shared files")
-def test_published_curves_are_those_of_the_collected_sources():
+def test_published_curves_are_those_of_the_collected_sources() -> None:
     curves = {curve.name: curve for curve in load_published().curves}
     codecs = json.loads((ANCHORS / "compressai_kodak.json").read_text())["codecs"]
     for name, key in (("VTM", "vtm"), ("Hyperprior (MSE)", "bmshj2018-hyperprior-mse")):
@@ -272,11 +289,12 @@ def test_published_curves_are_those_of_the_collected_sources():
             assert curves[name].metrics[metric] == pytest.approx(wanted, abs=5e-6)
 
 
-def bright(x: np.ndarray, level: int) -> np.ndarray:
-    return np.clip(x.astype(int) + level, 0, 255).astype(np.uint8)
+def bright(x: NDArray[Any], level: int) -> NDArray[Any]:
+    out: NDArray[Any] = np.clip(x.astype(int) + level, 0, 255).astype(np.uint8)
+    return out
 
 
-def test_the_crop_is_where_the_detail_is():
+def test_the_crop_is_where_the_detail_is() -> None:
     image = np.full((700, 900, 3), 128, np.uint8)
     image[352:688, 448:896] = np.random.default_rng(0).integers(0, 256, (336, 448, 3))
     assert choose_crop(image) == (352, 448, 336, 448)
@@ -287,10 +305,12 @@ def test_the_crop_is_where_the_detail_is():
     assert len(data) > 40
 
 
-def test_pictures_are_matched_by_rate():
+def test_pictures_are_matched_by_rate() -> None:
     records = [record("a", "jpeg", q, bpp, 20.0) for q, bpp in ((1, 0.1), (2, 0.2), (3, 0.4))]
-    assert nearest_rate(records, 0.25).setting == 2
-    assert nearest_rate(records, 0.3).setting == 3  # Nearer in logs.
+    second, third = nearest_rate(records, 0.25), nearest_rate(records, 0.3)
+    assert second is not None
+    assert third is not None
+    assert (second.setting, third.setting) == (2, 3)  # Nearer in logs.
     assert nearest_rate(records, 0.61) is None  # 0.4 is less than 0.61 / 1.5.
     assert nearest_rate([], 0.1) is None
     images = [f"x/{n}.png" for n in "abcdef"]
@@ -302,10 +322,11 @@ def test_pictures_are_matched_by_rate():
 
 
 @pytest.mark.parametrize("log_rate", [True, False])
-def test_plots_are_readable_files_with_nothing_overlapping(log_rate):
+def test_plots_are_readable_files_with_nothing_overlapping(log_rate: bool) -> None:
     curves = curves_of(mean_rows(EXAMPLE))
     published = load_published().curves
     plot = draw_plot(PSNR, curves, published, log_rate=log_rate, title="Means over 2 images")
+    assert plot is not None
     with Image.open(io.BytesIO(plot.png)) as image:
         assert image.size == (1260, 750)
     assert plot.svg.startswith("<?xml")
@@ -323,7 +344,8 @@ def test_plots_are_readable_files_with_nothing_overlapping(log_rate):
     # Text is text, and where the page is 390 pixels wide, 344 of them the plot's, 11 or more high.
     for svg in (plot.svg, plot.inline_svg):
         assert len(re.findall(r"<text[^>]*>[^<]+</text>", svg)) > 8
-    _, _, width, _ = re.search(r'viewBox="([^"]+)"', head)[1].split()
+    (box,) = re.findall(r'viewBox="([^"]+)"', head)
+    _, _, width, _ = box.split()
     sizes = [float(size) for size in re.findall(r"font(?:-size)?: ([\d.]+)px", plot.inline_svg)]
     assert min(sizes) * 344 / float(width) >= 11
     # The page has the legend; its samples have the colours of the lines.
@@ -348,21 +370,21 @@ class Page(HTMLParser):
         self.tags: list[str] = []
         self.feed(text)
 
-    def handle_starttag(self, tag, attrs):
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
         if tag not in ("meta", "img", "input", "br", "link"):
             self.open.append(tag)
         self.sources += [v for k, v in attrs if k in ("src", "href", "xlink:href") and v]
 
-    def handle_startendtag(self, tag, attrs):
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
 
-    def handle_endtag(self, tag):
+    def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
 
 
 @pytest.fixture(scope="module")
-def report(tmp_path_factory):
+def report(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Row]]:
     """A report of two codecs on two pictures and a failure, and the folder that it is in."""
     out = tmp_path_factory.mktemp("report")
     rng = np.random.default_rng(0)
@@ -385,24 +407,25 @@ def report(tmp_path_factory):
     return out, rows
 
 
-def test_curves_of_ours_are_thick_and_no_two_look_alike():
+def test_curves_of_ours_are_thick_and_no_two_look_alike() -> None:
     names = [f"c{k}" for k in range(9)]
     curves = [Curve(name, (0.1, 0.2), {"psnr": (20.0 + k, 30.0)}) for k, name in enumerate(names)]
     plot = draw_plot(PSNR, curves, [], log_rate=True, title="", ours=("c3", "c8"))
+    assert plot is not None
     found = set(re.findall(r'<path d="M [^>]*style="(fill: none; [^"]*)"', plot.svg))
     curves_only = {style for style in found if "stroke-width: 1.7" in style or "2.6" in style}
     assert len(curves_only) == 9
     thick = {style for style in curves_only if "stroke-width: 2.6" in style}
-    assert {re.search("#[0-9a-f]{6}", style)[0] for style in thick} == {"#d55e00", "#0072b2"}
+    assert {re.findall("#[0-9a-f]{6}", style)[0] for style in thick} == {"#d55e00", "#0072b2"}
     assert sum("stroke-dasharray" in style for style in curves_only) == 2
     # So do the samples of the page's legend: the two colours that come again have dashes and dots.
     dashed = {name for name, sample in plot.legend.items() if "stroke-dasharray" in sample}
-    again = {re.search("#[0-9a-f]{6}", plot.legend[name])[0] for name in dashed}
+    again = {re.findall("#[0-9a-f]{6}", plot.legend[name])[0] for name in dashed}
     assert (len(dashed), len(again)) == (2, 2)
     assert len(set(plot.legend.values())) == 9
 
 
-def test_results_hold_records_and_errors(report):
+def test_results_hold_records_and_errors(report: tuple[Path, list[Row]]) -> None:
     out, rows = report
     results = json.loads((out / "results.json").read_text())
     assert list(results) == ["seconds", "bundle", "errors", "records"]
@@ -412,7 +435,7 @@ def test_results_hold_records_and_errors(report):
     assert [row.codec for row in rows] == ["sic", "jpeg", "sic", "jpeg"]
 
 
-def test_csv_files_hold_means_comparison_and_deltas(report):
+def test_csv_files_hold_means_comparison_and_deltas(report: tuple[Path, list[Row]]) -> None:
     out, _ = report
     with open(out / "summary.csv", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -434,7 +457,7 @@ def test_csv_files_hold_means_comparison_and_deltas(report):
     assert "fewer than 2 points" in same["remark"]
 
 
-def test_compressai_files_have_its_names(report):
+def test_compressai_files_have_its_names(report: tuple[Path, list[Row]]) -> None:
     out, _ = report
     content = json.loads((out / "compressai" / "sic.json").read_text())
     assert list(content) == ["name", "description", "results"]
@@ -452,7 +475,7 @@ def test_compressai_files_have_its_names(report):
     assert (untimed["decoding_time"], "encoding_time" in untimed) == ([2.0, 2.0], False)
 
 
-def test_the_page_is_one_file_with_everything(report):
+def test_the_page_is_one_file_with_everything(report: tuple[Path, list[Row]]) -> None:
     out, _ = report
     text = (out / "report.html").read_text()
     page = Page(text)
@@ -489,8 +512,8 @@ def test_the_page_is_one_file_with_everything(report):
     assert "fewer than 2 points" in text
     assert "encode_s, decode_s" in text  # The schema.
     assert plots.count("How the published curves were measured") == 1
-    cells = ("MS-ILLM", "bytes of the pickled strings", "8 bits; LPIPS of floats", WHOLE)
-    cells += ("AlexNet, v0.1",)
+    cells = ["MS-ILLM", "bytes of the pickled strings", "8 bits; LPIPS of floats", WHOLE]
+    cells += ["AlexNet, v0.1"]
     row = "".join(f'<td class="text">{cell}</td>' for cell in cells)
     assert f'{row}<td class="text">facebookresearch/NeuralCompression ' in plots
     for metric in USUAL:
@@ -498,7 +521,7 @@ def test_the_page_is_one_file_with_everything(report):
         assert (out / "plots" / f"{metric.name}.png").stat().st_size > 5000
 
 
-def test_results_of_earlier_runs_are_removed_and_nothing_else(tmp_path):
+def test_results_of_earlier_runs_are_removed_and_nothing_else(tmp_path: Path) -> None:
     x = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
     Image.fromarray(x).save(tmp_path / "x.png")
     out = tmp_path / "out"
@@ -510,10 +533,10 @@ def test_results_of_earlier_runs_are_removed_and_nothing_else(tmp_path):
     others = ["--codecs", "jpeg", "webp", "--metrics", "psnr", "ssim"]
     assert main([*arguments, *others, "--qualities", "jpeg=10,60", "webp=10,60"]) == 0
     (out / "fid.csv").write_text("of an earlier run")
-    with open(out / "records.jsonl", "a") as file:
+    with open(out / "records.jsonl", "a") as records:
         line = json.loads((out / "records.jsonl").read_text().splitlines()[0])
-        file.write(json.dumps({**line, "codec": "../plots/mine"}) + "\n")
-        file.write(json.dumps({**line, "codec": "../mine"}) + "\n")
+        records.write(json.dumps({**line, "codec": "../plots/mine"}) + "\n")
+        records.write(json.dumps({**line, "codec": "../mine"}) + "\n")
     keep.append(out / "mine.json")
     keep[-1].write_text("a user's file")
     files = {file for file in (out / "files").rglob("*") if file.is_file()}
@@ -528,7 +551,9 @@ def test_results_of_earlier_runs_are_removed_and_nothing_else(tmp_path):
     assert {file.read_text() for file in keep} == {"a user's file"}
 
 
-def test_without_matplotlib_the_rest_is_written(tmp_path, monkeypatch, capsys):
+def test_without_matplotlib_the_rest_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     x = np.arange(40 * 40 * 3).reshape(40, 40, 3).astype(np.uint8)
     Image.fromarray(x).save(tmp_path / "x.png")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)

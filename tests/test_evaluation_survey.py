@@ -10,6 +10,7 @@ import shutil
 import subprocess
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from sic_jax.cli.evaluate import main
 from sic_jax.evaluation import survey
 from sic_jax.evaluation.codecs import ImageCodec
 from sic_jax.evaluation.records import Record, key_of
-from sic_jax.evaluation.survey import MAX_RATIO, choose_pairs, write_survey
+from sic_jax.evaluation.survey import MAX_RATIO, Pair, choose_pairs, write_survey
 
 NODE = shutil.which("node")
 SCORES = Path(survey.__file__).parent / "survey_scores.js"
@@ -38,7 +39,7 @@ MANY = [
 ]
 
 
-def test_pairs_are_of_two_codecs_at_equal_rate_and_spread_over_codecs_and_images():
+def test_pairs_are_of_two_codecs_at_equal_rate_and_spread_over_codecs_and_images() -> None:
     pairs = choose_pairs(MANY, 24, seed=0)
     assert len({(pair.first.image, *map(key_of, pair)) for pair in pairs}) == 24
     for first, second in pairs:
@@ -56,7 +57,7 @@ def test_pairs_are_of_two_codecs_at_equal_rate_and_spread_over_codecs_and_images
     assert len(choose_pairs(MANY, 1, seed=0)) == 1
 
 
-def test_without_a_pair_a_clear_message():
+def test_without_a_pair_a_clear_message() -> None:
     far = [record("a", "x", 1, 0.1), record("a", "y", 1, 0.1101), record("b", "y", 1, 0.1)]
     with pytest.raises(ValueError, match="no image has files of two codecs whose sizes are within"):
         choose_pairs(far, 5, seed=0)
@@ -64,10 +65,10 @@ def test_without_a_pair_a_clear_message():
     assert choose_pairs(near, 5, seed=0) == [tuple(near)]
 
 
-def test_pairs_that_do_not_differ_are_left_out_and_others_take_their_place():
+def test_pairs_that_do_not_differ_are_left_out_and_others_take_their_place() -> None:
     same = {("y", image, 3) for image in "abcd"} | {("z", "a", setting) for setting in range(6)}
 
-    def differ(pair):
+    def differ(pair: Pair) -> bool:
         return (pair.second.codec, pair.second.image, pair.second.setting) not in same
 
     pairs = choose_pairs(MANY, 12, 0, differ)
@@ -78,7 +79,7 @@ def test_pairs_that_do_not_differ_are_left_out_and_others_take_their_place():
         choose_pairs(MANY, 12, 0, lambda pair: False)
 
 
-def test_a_page_has_no_pair_of_equal_pixels(tmp_path):
+def test_a_page_has_no_pair_of_equal_pixels(tmp_path: Path) -> None:
     x = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
     Image.fromarray(x).save(tmp_path / "x.png")
     (tmp_path / "f").write_bytes(b"")
@@ -99,7 +100,7 @@ def test_a_page_has_no_pair_of_equal_pixels(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory):
+def page(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     """The folder of a run with a blind test, and the command that made it."""
     folder = tmp_path_factory.mktemp("survey")
     rng = np.random.default_rng(0)
@@ -114,12 +115,13 @@ def page(tmp_path_factory):
     return folder / "out", command
 
 
-def content_of(text: str) -> dict:
+def content_of(text: str) -> dict[str, Any]:
     (data,) = re.findall('<script type="application/json" id="survey">(.*?)</script>', text)
-    return json.loads(data)
+    out: dict[str, Any] = json.loads(data)
+    return out
 
 
-def test_the_page_holds_pairs_and_hides_names(page):
+def test_the_page_holds_pairs_and_hides_names(page: tuple[Path, list[str]]) -> None:
     out, _ = page
     text = (out / "survey.html").read_text()
     content = content_of(text)
@@ -161,7 +163,9 @@ def test_the_page_holds_pairs_and_hides_names(page):
     assert [file.name for file in out.glob("*survey*")] == ["survey.html"]
 
 
-def test_the_page_is_fixed_by_its_seed_and_goes_with_the_option(page, capsys):
+def test_the_page_is_fixed_by_its_seed_and_goes_with_the_option(
+    page: tuple[Path, list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
     out, command = page
     before = (out / "survey.html").read_bytes()
     assert main([*command, "--survey", "6"]) == 0
@@ -175,7 +179,9 @@ def test_the_page_is_fixed_by_its_seed_and_goes_with_the_option(page, capsys):
     (out / "survey.html").write_bytes(before)  # For the other tests.
 
 
-def test_errors_are_one_line_and_the_report_is_there(page, tmp_path, capsys):
+def test_errors_are_one_line_and_the_report_is_there(
+    page: tuple[Path, list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     _, command = page
     image = command[1]
     base = ["--images", image, "--metrics", "psnr", "--show", "--out", str(tmp_path / "out")]
@@ -193,8 +199,9 @@ def test_errors_are_one_line_and_the_report_is_there(page, tmp_path, capsys):
         assert message in capsys.readouterr().err
 
 
-def in_node(expression: str):
+def in_node(expression: str) -> Any:
     """The value of an expression that uses the page's functions."""
+    assert NODE is not None
     script = f"{SCORES.read_text()}\nconsole.log(JSON.stringify({expression}))"
     done = subprocess.run([NODE, "-"], input=script, capture_output=True, text=True, check=True)
     return json.loads(done.stdout)
@@ -213,7 +220,7 @@ needs_node = pytest.mark.skipif(NODE is None, reason="needs node, to run the pag
 
 
 @needs_node
-def test_scores_of_two_codecs_are_the_log_odds():
+def test_scores_of_two_codecs_are_the_log_odds() -> None:
     # 9 wins, 2 losses and 2 ties are 10 of 13.
     found = in_node(
         f"eloScores(2, {votes((0, 1, 1, 4), (1, 0, 0, 5), (0, 1, 0, 2), (1, 0, 0.5, 2))})"
@@ -230,7 +237,7 @@ def test_scores_of_two_codecs_are_the_log_odds():
 
 
 @needs_node
-def test_scores_of_counts_that_follow_the_model_are_its_strengths():
+def test_scores_of_counts_that_follow_the_model_are_its_strengths() -> None:
     # Strengths 4, 2, 1: 2 to 1, 2 to 1 and 4 to 1.
     counts = votes(
         (0, 1, 1, 10), (0, 1, 0, 5), (1, 2, 1, 10), (1, 2, 0, 5), (0, 2, 1, 12), (2, 0, 1, 3)
@@ -252,7 +259,7 @@ def test_scores_of_counts_that_follow_the_model_are_its_strengths():
 
 
 @needs_node
-def test_scores_are_finite_or_there_is_a_reason():
+def test_scores_are_finite_or_there_is_a_reason() -> None:
     found = in_node(f"eloScores(2, {votes((0, 1, 1, 3))})")
     assert found["imagined"] is True  # 3 wins and a tie: 3.5 to 0.5.
     first, second = found["scores"]
@@ -274,7 +281,7 @@ def test_scores_are_finite_or_there_is_a_reason():
 
 
 @needs_node
-def test_orders_are_permutations_and_sides_are_even():
+def test_orders_are_permutations_and_sides_are_even() -> None:
     orders = in_node("[0, 1, 2, 4294967295].map((seed) => drawOrder(20, seed))")
     for order in orders:
         assert sorted(step["pair"] for step in order) == list(range(20))

@@ -136,7 +136,7 @@ def test_quantising_is_a_projection(name: str, seed: int, size: float) -> None:
     layer = quantise(jnp.asarray(kernel), jnp.asarray(bias), spec)
     check_layer(layer, spec)
     floats = dequantise(layer, spec)
-    again = quantise(*map(jnp.asarray, floats), spec)
+    again = quantise(jnp.asarray(floats[0]), jnp.asarray(floats[1]), spec)
     for a, b in zip(layer, again, strict=True):
         np.testing.assert_array_equal(a, b)
     # Rounding moves a kernel entry by at most half a step of its feature, unless it is clipped.

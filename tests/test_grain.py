@@ -1,11 +1,13 @@
 """Grain: its integers as FORMAT.md has them, and the noise that pictures end up with."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from sic_jax.codec import grain
 from sic_jax.codec.grain import add_grain, grain_units, measure_grain
@@ -13,15 +15,16 @@ from sic_jax.entropy.counter_noise import normal_noise
 from sic_jax.training import batch_grain as training_grain
 
 
-def flat(height: int, width: int, deviation: float, *, seed: int = 0) -> np.ndarray:
+def flat(height: int, width: int, deviation: float, *, seed: int = 0) -> NDArray[Any]:
     """A gradient with white noise, the same in all colours."""
     i, j = np.mgrid[:height, :width]
     noise = np.random.default_rng(seed).normal(0, deviation, (height, width))
     x = 90 + i / 7 + j / 11 + noise
-    return np.clip(np.repeat(np.round(x)[..., None], 3, -1), 0, 255).astype(np.uint8)
+    out: NDArray[Any] = np.clip(np.repeat(np.round(x)[..., None], 3, -1), 0, 255).astype(np.uint8)
+    return out
 
 
-def by_hand(picture: np.ndarray, sigma: int, seed: int) -> np.ndarray:
+def by_hand(picture: NDArray[Any], sigma: int, seed: int) -> NDArray[Any]:
     """The section Grain of FORMAT.md in plain integers."""
     height, width = picture.shape[:2]
     luma = [[(77 * r + 150 * g + 29 * b + 32) // 64 for r, g, b in row] for row in picture.tolist()]
@@ -78,7 +81,7 @@ def test_extremes_do_not_overflow() -> None:
 
 
 def test_variance_is_topped_up_to_the_grain() -> None:
-    def luma_deviation(x: np.ndarray) -> float:
+    def luma_deviation(x: NDArray[Any]) -> float:
         y = x @ np.array([0.299, 0.587, 0.114])
         return float((y[1:, 1:] - y[:-1, 1:] - y[1:, :-1] + y[:-1, :-1]).std() / 2)
 
@@ -124,7 +127,7 @@ def test_measured_grain_is_the_noise(deviation: float) -> None:
 def test_what_has_no_grain() -> None:
     assert measure_grain(flat(64, 64, 0)) < 10
     assert measure_grain(np.full((64, 64, 3), 100, np.uint8)) == 0
-    noise = np.random.default_rng(0).integers(0, 9, (64, 64, 3)).astype(np.uint8)
+    noise: Any = np.random.default_rng(0).integers(0, 9, (64, 64, 3)).astype(np.uint8)
     assert measure_grain(noise) == 0  # black
     assert measure_grain(255 - noise) == 0  # white
     assert measure_grain(flat(15, 400, 3)) == 0  # no whole block

@@ -55,7 +55,7 @@ def test_the_program_runs(tmp_path: Path) -> None:
         timeout=900,
     )
     assert run.returncode == 0, run.stderr[-3000:]
-    rows = {}
+    rows: dict[str, dict[str, str]] = {}
     for file in (tmp_path / "out" / "table").glob("*.csv"):
         with open(file, newline="") as lines:
             rows |= {Path(row["picture"]).name: row for row in csv.DictReader(lines)}
@@ -70,7 +70,7 @@ def test_the_program_runs(tmp_path: Path) -> None:
         row = rows[source.name]
         assert row["error"] == ""
         assert float(row["bpp"]) == pytest.approx(8 * len(data) / (64 * 48))
-        x, x_hat = (np.float32(p[None]) / 255 for p in (pixels, codec.decompress(data)))
+        x, x_hat = (p[None].astype(np.float32) / 255 for p in (pixels, codec.decompress(data)))
         for name, metric in (("psnr", metrics.psnr), ("lpips", metrics.lpips)):
             assert float(row[name]) == pytest.approx(float(metric(x, x_hat)[0]), rel=1e-4), name
     assert float(rows["gray.png"]["bpp"]) > 0

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
 from sic_jax.images import io as image_io
@@ -21,12 +22,12 @@ EXIF_IFD = 0x8769
 ORIENTATION = 0x0112
 
 
-def random_pixels(*shape: int, seed: int = 0) -> np.ndarray:
+def random_pixels(*shape: int, seed: int = 0) -> NDArray[Any]:
     return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
 
 
 def png_bytes(
-    samples: np.ndarray, colour_type: int, extra: tuple[bytes, bytes] | None = None
+    samples: NDArray[Any], colour_type: int, extra: tuple[bytes, bytes] | None = None
 ) -> bytes:
     """A 16-bit PNG, which Pillow cannot write in every colour type."""
 
@@ -256,7 +257,7 @@ def test_lab_tiff(tmp_path: Path) -> None:
     assert np.abs(read_image(path).pixels - expected).max() <= 1
 
 
-UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
+UPRIGHT: dict[int, Callable[[NDArray[Any]], NDArray[Any]]] = {
     1: lambda s: s,
     2: lambda s: s[:, ::-1],
     3: lambda s: s[::-1, ::-1],

@@ -1,6 +1,8 @@
 """Latent optimisation: one step in closed form, what it gains, what it must not touch."""
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 from conftest import quick_compilation
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from PIL import Image
 from test_codec import CFG, LEVELS, picture, tiny_bundle
 
@@ -26,11 +29,12 @@ from sic_jax.codec.options import LatentLossConfig
 from sic_jax.metrics.dists_metric import dists, load_dists_weights
 from sic_jax.metrics.lpips_metric import load_alexnet_weights, lpips
 from sic_jax.model.levels import channel_levels, refinement_sources
+from sic_jax.model.model_config import ModelConfig
 from sic_jax.training.presets import default_model
 
 
 @pytest.fixture(scope="module", autouse=True)
-def quickly():
+def quickly() -> Iterator[None]:
     """Programs compile quickly in this module."""
     with quick_compilation():
         yield
@@ -71,7 +75,16 @@ def test_a_bundle_keeps_the_weights(tmp_path: Path, codec: Codec) -> None:
     assert loaded.model_id != codec.bundle.model_id
 
 
-def step(v, g, keep=None, *, number=1, eta=0.02, reach=0.3, cfg=CFG) -> OptimiserState:
+def step(
+    v: Any,
+    g: Any,
+    keep: Any = None,
+    *,
+    number: Any = 1,
+    eta: Any = 0.02,
+    reach: float = 0.3,
+    cfg: ModelConfig = CFG,
+) -> OptimiserState:
     v, g = (jnp.asarray(a, jnp.float32)[None] for a in (v, g))
     keep = np.ones((*v.shape[:3], 1), bool) if keep is None else keep
     state = OptimiserState(v, jnp.zeros_like(v), jnp.zeros(v.shape[-1]))
@@ -95,7 +108,9 @@ def test_the_first_step_is_the_gradient_in_units_of_its_channel() -> None:
     np.testing.assert_allclose(state.mean[0], 0.1 * g, rtol=1e-5)
     np.testing.assert_allclose(state.square, 0.03 * (g**2).mean((0, 1)), rtol=1e-4)
     # The second step has running means that weigh both as if nothing had been before.
-    again = descend(state, jnp.zeros_like(state.v), 2, 0.02, np.ones((1, 3, 5, 1), bool),
+    numbers: Any = 2, 0.02, np.ones((1, 3, 5, 1), bool)
+    number, eta, keep = numbers
+    again = descend(state, jnp.zeros_like(state.v), number, eta, keep,
                     jnp.full(shape[-1], 1e9), CFG.levels)  # fmt: skip
     m, s = 0.09 * g / 0.19, np.sqrt(0.97 * 0.03 * (g**2).mean((0, 1)) / (1 - 0.97**2))
     s[5] = 1
@@ -133,7 +148,7 @@ def test_positions_that_are_not_kept_do_not_move_and_do_not_count() -> None:
     np.testing.assert_array_equal(new[0, 1], np.float32(0.2))
 
 
-def losses(codec: Codec, x: np.ndarray, data: bytes) -> np.ndarray:
+def losses(codec: Codec, x: NDArray[Any], data: bytes) -> NDArray[Any]:
     """The loss of the optimisation at each level, by the bytes of files and decoded pictures."""
     loss, out = LatentLossConfig(), []
     lmbda_dist, lmbda_perc = (np.geomspace(*w, LEVELS) for w in (loss.lmbda_dist, loss.lmbda_perc))
@@ -199,7 +214,15 @@ def test_windows_cover_the_picture(codec: Codec, monkeypatch: pytest.MonkeyPatch
     x = picture(64, 200)
     seen = []
 
-    def stub(x, y, keep, hyper, level, steps, report):
+    def stub(
+        x: NDArray[Any],
+        y: NDArray[Any],
+        keep: NDArray[Any],
+        hyper: Any,
+        level: int,
+        steps: int,
+        report: Callable[[], None],
+    ) -> NDArray[Any]:
         assert x.shape == (16 * y.shape[0], 16 * y.shape[1], 3)
         assert max(y.shape[:2]) <= 6
         assert hyper.shape[1:3] == y.shape[:2] == keep.shape[1:3]

@@ -1,4 +1,5 @@
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -53,8 +54,8 @@ def test_refinements_of_the_default_model() -> None:
 
 @given(arrays(np.float32, (2, 1, 1, C), elements=st.floats(-100, 100, width=32)), st.data())
 @QUICK
-def test_split_and_merge_are_inverse(y: np.ndarray, data: st.DataObject) -> None:
-    level = np.array(data.draw(st.tuples(*[st.integers(1, 3)] * 2)), np.int32)
+def test_split_and_merge_are_inverse(y: Any, data: st.DataObject) -> None:
+    level: Any = np.array(data.draw(st.tuples(*[st.integers(1, 3)] * 2)), np.int32)
     y_s, y_eps = split_latents(y, level, CFG)
     np.testing.assert_array_equal(merge_latents(y_s, y_eps, level, CFG), y)
     np.testing.assert_array_equal(np.asarray(y_s) + np.asarray(y_eps), y)
@@ -67,7 +68,7 @@ def test_split_and_merge_are_inverse(y: np.ndarray, data: st.DataObject) -> None
 
 @pytest.mark.parametrize("level", [1, 2, 3])
 def test_split_at_one_level_for_all(level: int) -> None:
-    y = np.arange(1, C + 1, dtype=np.float32)
+    y: Any = np.arange(1, C + 1, dtype=np.float32)
     y_s, y_eps = split_latents(y, level, CFG)
     coded = [3, 5, 9][level - 1]
     assert np.asarray(y_s).tolist() == [*range(1, coded + 1), *[0] * (C - coded)]
@@ -76,7 +77,7 @@ def test_split_at_one_level_for_all(level: int) -> None:
 
 def test_masks() -> None:
     assert np.asarray(level_mask(2, CFG)).tolist() == [True] * 5 + [False] * 4
-    mask = jax.jit(lambda level: level_mask(level, CFG))
+    mask: Any = jax.jit(lambda level: level_mask(level, CFG))
     for level, coded in ((1, 3), (2, 5), (3, 9)):
         got = np.asarray(mask(jnp.int32(level)))
         assert got.shape == (C,)
@@ -89,7 +90,7 @@ def test_masks() -> None:
 
 @given(arrays(np.float32, (4, CFG.num_base_channels), elements=st.floats(-50, 50, width=32)))
 @QUICK
-def test_refinements_refine(y_base: np.ndarray) -> None:
+def test_refinements_refine(y_base: Any) -> None:
     y = np.asarray(add_refinements(y_base, CFG))
     sources = refinement_sources(CFG)
     np.testing.assert_array_equal(y[:, sources < 0], y_base)

@@ -5,6 +5,7 @@ import os
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -153,7 +154,7 @@ def test_two_bundles_in_one_run(
         shutil.copyfile(GOLDEN / f"{source}.sic", tmp_path / "in" / f"{name}.sic")
     load, loaded = Codec.load, []
 
-    def counted(bundle: str, **options: object) -> Codec:
+    def counted(bundle: str, **options: Any) -> Codec:
         loaded.append(Path(bundle).name)
         return load(bundle, **options)
 

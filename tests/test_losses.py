@@ -51,10 +51,10 @@ def test_loss_by_hand() -> None:
     loss, sums = svi_loss(terms, plan, cfg)
     low, full = low + 0.5 * (0.1 + 0.5 * 2 + 3 * 0.6), full + 4 * (0.3 + 0.5 * 5 + 3 * 0.7)
     assert float(loss) == pytest.approx((low + full) / 2)
-    means = mean_terms(sums)
-    assert float(means["lpips_full"]) == pytest.approx(0.3)
-    assert float(means["adv_low"]) == pytest.approx(2.0)
-    assert float(means["dists_full"]) == pytest.approx(0.7)
+    found = mean_terms(sums)
+    assert float(found["lpips_full"]) == pytest.approx(0.3)
+    assert float(found["adv_low"]) == pytest.approx(2.0)
+    assert float(found["dists_full"]) == pytest.approx(0.7)
 
 
 def test_expectations_are_means_over_samples() -> None:
@@ -140,8 +140,8 @@ def test_consistency_by_hand() -> None:
     y_hat = jnp.zeros((2, 1, 2, 1, 3))
     again = jnp.broadcast_to(jnp.array([1.0, 2.0, 4.0]), y_hat.shape)
     synonymous, details = consistency_terms(again, y_hat, jnp.array([[2], [1]]), cfg)
-    np.testing.assert_allclose(synonymous, [[(1 + 4 + 16) / 3], [1]], rtol=1e-6)
-    np.testing.assert_allclose(details, [[0], [(4 + 16) / 2]], rtol=1e-6)
+    np.testing.assert_allclose(synonymous, [[(1 + 4 + 16) / 3], [1.0]], rtol=1e-6)
+    np.testing.assert_allclose(details, [[0.0], [(4 + 16) / 2]], rtol=1e-6)
 
 
 def test_adversarial_losses_by_hand() -> None:

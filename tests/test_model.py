@@ -5,7 +5,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import BATCH, SIDE, Functions
+from conftest import BATCH, SIDE, Functions, checkerboard_entropy
+from numpy.typing import NDArray
 
 from sic_jax.entropy.distributions import NO_REACH, logistic_bits
 from sic_jax.model.complexity import codec_macs_per_pixel
@@ -20,38 +21,42 @@ from sic_jax.model.levels import channel_levels, level_starts, refinement_source
 from sic_jax.model.macs import count_macs
 from sic_jax.model.maps import depth_to_space, log_compress, space_to_depth
 from sic_jax.model.model_config import ModelConfig
-from sic_jax.model.transforms.pyramid import karhunen_loeve, with_klt
+from sic_jax.model.transforms.pyramid import PyramidTransforms, karhunen_loeve, with_klt
 
 STRIDE = 16
 N = SIDE // STRIDE
 ANCHOR = checkerboard(N, N)
 QUICK = {"xla_backend_optimization_level": 0}
-LEVELS = np.array([1, 2, 3], np.int32)
+LEVELS: Any = np.array([1, 2, 3], np.int32)
 Arrays = dict[str, Any]
 
 
 @pytest.fixture(scope="module")
-def y_hat(tiny: ModelConfig) -> np.ndarray:
+def y_hat(tiny: ModelConfig) -> NDArray[Any]:
     rng = np.random.default_rng(2)
-    return np.round(3 * rng.standard_normal((BATCH, N, N, tiny.num_channels))).astype(np.float32)
-
-
-@pytest.fixture(scope="module")
-def hyper(tiny: ModelConfig) -> np.ndarray:
-    rng = np.random.default_rng(3)
-    return np.round(20 * rng.standard_normal((BATCH, N, N, tiny.entropy.hyper_width))).astype(
+    out: NDArray[Any] = np.round(3 * rng.standard_normal((BATCH, N, N, tiny.num_channels))).astype(
         np.float32
     )
+    return out
 
 
 @pytest.fixture(scope="module")
-def noise(tiny: ModelConfig) -> np.ndarray:
+def hyper(tiny: ModelConfig) -> NDArray[Any]:
+    rng = np.random.default_rng(3)
+    width = checkerboard_entropy(tiny).hyper_width
+    out: NDArray[Any] = np.round(20 * rng.standard_normal((BATCH, N, N, width))).astype(np.float32)
+    return out
+
+
+@pytest.fixture(scope="module")
+def noise(tiny: ModelConfig) -> NDArray[Any]:
     rng = np.random.default_rng(4)
     values = 1024 * rng.standard_normal((BATCH, N, N, tiny.num_channels))
-    return np.round(values).astype(np.int32)
+    out: NDArray[Any] = np.round(values).astype(np.int32)
+    return out
 
 
-def cut_moments(mean: np.ndarray, scale: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def cut_moments(mean: NDArray[Any], scale: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
     """Mean in sixteenths and sigma in 1/4096 of logistic densities that are cut to -1, 0 and 1."""
     m = np.clip(mean, -64, 64) / 16
     sigma = np.geomspace(0.11, 64, 64)[scale.astype(int)]
@@ -64,8 +69,8 @@ def cut_moments(mean: np.ndarray, scale: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 def walk(
-    functions: Functions, params: Arrays, cfg: ModelConfig, y: np.ndarray, hyper: Any, level: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    functions: Functions, params: Arrays, cfg: ModelConfig, y: NDArray[Any], hyper: Any, level: int
+) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
     """Group by group as the codec walks: (mean, scale index, y with the means above `level`)."""
     variables = {"params": params}
     starts, size = level_starts(cfg.levels), max(cfg.levels.channels)
@@ -115,12 +120,13 @@ def test_log_compress() -> None:
     np.testing.assert_allclose(slope, 1 / (1 + np.abs(y)), rtol=1e-6)
 
 
-def klt_params(untrained: Arrays, cfg: ModelConfig, pictures: np.ndarray) -> Arrays:
+def klt_params(untrained: Arrays, cfg: ModelConfig, pictures: NDArray[Any]) -> Arrays:
     patches = np.asarray(space_to_depth(jnp.asarray(pictures) - 0.5, STRIDE)).reshape(-1, 768)
+    assert isinstance(cfg.transforms, PyramidTransforms)
     return with_klt(untrained, cfg.transforms, patches, cfg.levels)
 
 
-def test_karhunen_loeve(pictures: np.ndarray) -> None:
+def test_karhunen_loeve(pictures: NDArray[Any]) -> None:
     patches = np.asarray(space_to_depth(jnp.asarray(pictures) - 0.5, STRIDE)).reshape(-1, 768)
     basis = karhunen_loeve(patches, 6)
     np.testing.assert_allclose(basis.T @ basis, np.eye(6), atol=1e-5)
@@ -132,7 +138,7 @@ def test_karhunen_loeve(pictures: np.ndarray) -> None:
 
 
 def test_untrained_model_reconstructs_the_span_of_its_basis(
-    functions: Functions, untrained: Arrays, tiny: ModelConfig, pictures: np.ndarray
+    functions: Functions, untrained: Arrays, tiny: ModelConfig, pictures: NDArray[Any]
 ) -> None:
     params = klt_params(untrained, tiny, pictures)
     basis = params["g_a"]["linear"] / np.linalg.norm(params["g_a"]["linear"], axis=0)
@@ -151,7 +157,7 @@ def test_untrained_model_reconstructs_the_span_of_its_basis(
 
 
 def test_more_levels_of_the_linear_codec_never_hurt(
-    functions: Functions, untrained: Arrays, tiny: ModelConfig, pictures: np.ndarray
+    functions: Functions, untrained: Arrays, tiny: ModelConfig, pictures: NDArray[Any]
 ) -> None:
     params = klt_params(untrained, tiny, pictures)
     for picture in pictures:
@@ -164,15 +170,13 @@ def test_more_levels_of_the_linear_codec_never_hurt(
         assert mse[2] < 0.7 * mse[0]
 
 
-def test_context_is_causal(
-    tiny: ModelConfig, params: Arrays, y_hat: np.ndarray, hyper: np.ndarray
-) -> None:
+def test_context_is_causal(tiny: ModelConfig, params: Arrays, y_hat: Any, hyper: Any) -> None:
     c = tiny.num_channels
 
     def entropy_parameters(y: jax.Array) -> jax.Array:
-        layers = tiny.entropy.entropy_layers(tiny.levels, params)
+        layers = checkerboard_entropy(tiny).entropy_layers(tiny.levels, params)
         out = all_parameters(
-            layers["context"], tiny.levels, tiny.entropy.scales, y[None], hyper[:1]
+            layers["context"], tiny.levels, checkerboard_entropy(tiny).scales, y[None], hyper[:1]
         )
         return jnp.stack([out[0][0], out[1][0]])
 
@@ -201,7 +205,11 @@ def test_context_is_causal(
 
 
 def test_walk_equals_parallel_evaluation(
-    functions: Functions, params: Arrays, tiny: ModelConfig, y_hat: np.ndarray, hyper: np.ndarray
+    functions: Functions,
+    params: Arrays,
+    tiny: ModelConfig,
+    y_hat: NDArray[Any],
+    hyper: NDArray[Any],
 ) -> None:
     mean, scale, _ = walk(functions, params, tiny, y_hat, hyper, tiny.num_levels)
     parallel = functions.context({"params": params}, y_hat, hyper)
@@ -209,11 +217,15 @@ def test_walk_equals_parallel_evaluation(
     np.testing.assert_array_equal(scale, parallel[1])
     assert np.abs(mean).mean() > 1
     assert scale.std() > 0.5
-    assert 0 <= scale.min() <= scale.max() < tiny.entropy.scales.num_sigmas
+    assert 0 <= scale.min() <= scale.max() < checkerboard_entropy(tiny).scales.num_sigmas
 
 
 def test_lower_levels_rates_do_not_depend_on_higher_channels(
-    functions: Functions, params: Arrays, tiny: ModelConfig, y_hat: np.ndarray, hyper: np.ndarray
+    functions: Functions,
+    params: Arrays,
+    tiny: ModelConfig,
+    y_hat: NDArray[Any],
+    hyper: NDArray[Any],
 ) -> None:
     before = functions.context({"params": params}, y_hat, hyper)
     for level in (1, 2):
@@ -246,7 +258,7 @@ def test_drawn_details(
     y_s = np.asarray(split_latents(jnp.asarray(y_hat), LEVELS, tiny.levels)[0])
     ones = np.full(BATCH, 256, np.int32)
 
-    def draw(levels: Any, y_s: Any, noise: Any, temperature: Any) -> np.ndarray:
+    def draw(levels: Any, y_s: Any, noise: Any, temperature: Any) -> NDArray[Any]:
         return np.asarray(
             functions.complete({"params": params}, y_s, hyper, levels, noise, temperature)
         )
@@ -267,7 +279,7 @@ def test_drawn_details(
     # The first open group's anchors by hand, at the temperature of each picture.
     half = np.array([128, 512, 256], np.int32)
     mean, scale, _ = walk(functions, params, tiny, y_s, hyper, 1)
-    spread = (prior_sigmas(tiny.entropy.scales)[scale.astype(int)] * 128) >> 12
+    spread = (prior_sigmas(checkerboard_entropy(tiny).scales)[scale.astype(int)] * 128) >> 12
     expected = (16 * mean + ((spread * noise) >> 10))[0, ..., 2:4] / 256
     got = draw(LEVELS, y_s, noise, half)[0, ..., 2:4]
     np.testing.assert_array_equal(got[ANCHOR[..., 0]], expected[ANCHOR[..., 0]])
@@ -286,11 +298,13 @@ def test_details_of_refinements_have_the_moments_of_the_cut_density(
     refining = np.arange(tiny.num_channels) // 2 == 2
     cut_mean, cut_sigma = cut_moments(mean, scale)
     mean = np.where(refining, cut_mean, mean)
-    sigma = np.where(refining, cut_sigma, prior_sigmas(tiny.entropy.scales)[scale.astype(int)])
+    sigma = np.where(
+        refining, cut_sigma, prior_sigmas(checkerboard_entropy(tiny).scales)[scale.astype(int)]
+    )
     expected = 16 * mean + ((((sigma * 128) >> 12) * noise) >> 10)
     np.testing.assert_array_equal(drawn[:, anchors, 4:] * 256, expected[:, anchors, 4:])
     assert np.abs(expected[:, anchors, 4:6]).mean() > 5
-    means, deviations = limited_moments(tiny.entropy.scales, tiny.levels)
+    means, deviations = limited_moments(checkerboard_entropy(tiny).scales, tiny.levels)
     assert np.abs(means).max() <= 16
     assert 0 <= deviations.min() < deviations.max() < 4096
 
@@ -299,9 +313,9 @@ def test_details_carry_no_gradient(
     tiny: ModelConfig, params: Arrays, y_hat: Any, hyper: Any, noise: Any
 ) -> None:
     def total(params: Arrays, y_s: jax.Array, hyper: jax.Array) -> jax.Array:
-        layers = tiny.entropy.entropy_layers(tiny.levels, params)
+        layers = checkerboard_entropy(tiny).entropy_layers(tiny.levels, params)
         ones = jnp.full(BATCH, 256)
-        cfg = tiny.levels, tiny.entropy.scales
+        cfg = tiny.levels, checkerboard_entropy(tiny).scales
         out = complete(layers["context"], *cfg, y_s, hyper, jnp.asarray(LEVELS), noise, ones)
         return (out * (1 + jnp.arange(tiny.num_channels))).sum()
 
@@ -316,7 +330,7 @@ def test_details_carry_no_gradient(
 
 
 def test_forward_pass(
-    functions: Functions, params: Arrays, tiny: ModelConfig, pictures: np.ndarray
+    functions: Functions, params: Arrays, tiny: ModelConfig, pictures: NDArray[Any]
 ) -> None:
     zero = np.zeros(BATCH, np.float32)
     key = jax.random.key(0)
@@ -330,7 +344,7 @@ def test_forward_pass(
     _, z = functions.analyse(variables, pictures)
     hyper = functions.hyper(variables, np.round(z))
     mean, scale = functions.context(variables, y_hat, hyper)
-    sigma = tiny.entropy.scales.sigmas[np.asarray(scale, int)]
+    sigma = checkerboard_entropy(tiny).scales.sigmas[np.asarray(scale, int)]
     reach = jnp.where(refinement_sources(tiny.levels) < 0, NO_REACH, 1.5)
     bits = np.asarray(logistic_bits(y_hat, mean / 16, jnp.asarray(sigma, jnp.float32), reach))
     # What an outlier costs in a file: an escape, and 2 bits for each doubling of its distance.

@@ -5,9 +5,11 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from sic_jax.codec.bundle import load_bundle
 from sic_jax.codec.codec import Codec
@@ -20,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, source: list[np.ndarray]) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory, source: list[NDArray[Any]]) -> Path:
     """The files of the page, and what running them left."""
     from conftest import write_images
 
@@ -55,7 +57,7 @@ def test_it_trains_and_codes(folder: Path) -> None:
 
 
 def test_its_bundle_and_files(
-    folder: Path, source: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+    folder: Path, source: list[NDArray[Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bundle = folder / "out" / "bundle"
     # The package alone knows neither kind.
@@ -93,7 +95,7 @@ def test_its_bundle_and_files(
     low = [codec.decompress(data, level=1, seed=s, temperature=1.0) for s in (1, 2)]
     high = [codec.decompress(data, level=3, seed=s, temperature=1.0, grain=False) for s in (1, 2)]
     assert np.any(low[0] != low[1])
-    np.testing.assert_array_equal(*high)
+    np.testing.assert_array_equal(high[0], high[1])
 
 
 def test_large_pictures_go_in_windows(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import subprocess
 import sys
+from collections.abc import Callable
 
 import pytest
 
@@ -32,25 +33,25 @@ from sic_jax.model.entropy_models.coding_pass import TEMPERATURE_MAX
         (lambda: with_changes(DecodeOptions(), {"seed": -3}), "seed must be 0 to"),
     ],
 )
-def test_ranges(make, message):
+def test_ranges(make: Callable[[], object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
 
 
-def test_ends_of_the_ranges():
+def test_ends_of_the_ranges() -> None:
     EncodeOptions(seed=MAX_SEED, grain=15.9375)
     DecodeOptions(seed=MAX_SEED, temperature=16)
     assert options_module.MAX_TEMPERATURE == TEMPERATURE_MAX
 
 
-def test_options_are_frozen_and_have_keywords_only():
+def test_options_are_frozen_and_have_keywords_only() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
-        EncodeOptions().level = 3
+        EncodeOptions().level = 3  # type: ignore[misc]
     with pytest.raises(TypeError, match="positional"):
-        DecodeOptions(3)
+        DecodeOptions(3)  # type: ignore[call-arg]
 
 
-def test_with_changes_names_the_fields():
+def test_with_changes_names_the_fields() -> None:
     assert with_changes(EncodeOptions(level=2), {"seed": 3}) == EncodeOptions(level=2, seed=3)
     with pytest.raises(TypeError) as caught:
         with_changes(EncodeOptions(), {"sed": 3})
@@ -61,13 +62,13 @@ def test_with_changes_names_the_fields():
 
 
 @pytest.mark.parametrize("kind", [EncodeOptions, DecodeOptions])
-def test_every_field_has_one_short_docstring(kind):
+def test_every_field_has_one_short_docstring(kind: type) -> None:
     docs = field_docs(kind)
     assert list(docs) == [field.name for field in dataclasses.fields(kind)]
     assert all(10 < len(phrase(text)) < 120 for text in docs.values())
 
 
-def test_flags_are_the_fields():
+def test_flags_are_the_fields() -> None:
     parser = argparse.ArgumentParser()
     add_flags(parser, EncodeOptions, without=("seed", "grain"))
     add_flags(parser, DecodeOptions, without=("level",))
@@ -97,7 +98,7 @@ class More(EncodeOptions):
     """
 
 
-def test_a_new_option_needs_no_line_of_a_command():
+def test_a_new_option_needs_no_line_of_a_command() -> None:
     parser = argparse.ArgumentParser()
     add_flags(parser, More)
     assert options_of(parser.parse_args(["--big-number", "3"]), More) == More(big_number=3.0)
@@ -106,7 +107,7 @@ def test_a_new_option_needs_no_line_of_a_command():
     assert "More about it" not in text
 
 
-def test_options_import_nothing_heavy():
+def test_options_import_nothing_heavy() -> None:
     code = (
         "import sys\n"
         "import sic_jax.cli.main, sic_jax.codec.options, sic_jax.cli.option_flags\n"

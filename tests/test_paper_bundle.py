@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from paper_forward import reference_forward
 
 from sic_jax.cli.main import main
@@ -24,7 +25,7 @@ FULL = Path(__file__).resolve().parents[2] / "shared" / "parity" / "sic_official
 
 
 @pytest.fixture(scope="module")
-def state_dict() -> dict[str, np.ndarray]:
+def state_dict() -> dict[str, NDArray[Any]]:
     """The authors' names and shapes, in the size of the parity fixture; random values."""
     rng = np.random.default_rng(0)
     with np.load(SMALL) as data:
@@ -33,10 +34,11 @@ def state_dict() -> dict[str, np.ndarray]:
 
 
 def test_import(
-    state_dict: dict[str, np.ndarray], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    state_dict: dict[str, NDArray[Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     checkpoint, out = tmp_path / "x.npz", tmp_path / "bundle"
-    np.savez(checkpoint, **{f"module.{k}": a for k, a in state_dict.items()})
+    stored: dict[str, Any] = {f"module.{k}": a for k, a in state_dict.items()}
+    np.savez(checkpoint, **stored)
     assert main(["import-official", str(checkpoint), "--out", str(out)]) == 0
     bundle = load_bundle(out)
     assert capsys.readouterr().out == (
@@ -56,7 +58,7 @@ def test_import(
 
 
 def test_other_checkpoints(
-    state_dict: dict[str, np.ndarray], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    state_dict: dict[str, NDArray[Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def error(name: str) -> str:
         out = tmp_path / "bundle"
@@ -67,13 +69,13 @@ def test_other_checkpoints(
         assert message.count("\n") == 1
         return message.removeprefix(f"sic: error: {tmp_path / name}").rstrip("\n")
 
-    missing = {k: a for k, a in state_dict.items() if k != "hs.2.bias"}
+    missing: dict[str, Any] = {k: a for k, a in state_dict.items() if k != "hs.2.bias"}
     np.savez(tmp_path / "missing.npz", **missing)
     prefix = " is not a checkpoint of the authors' network: "
     assert error("missing.npz") == f"{prefix}parameter hs.2.bias is missing"
     np.savez(tmp_path / "other.npz", weight=np.ones((2, 2)))
     assert error("other.npz").startswith(prefix)
-    nan = {**state_dict, "hs.2.bias": np.full_like(state_dict["hs.2.bias"], np.nan)}
+    nan: dict[str, Any] = {**state_dict, "hs.2.bias": np.full_like(state_dict["hs.2.bias"], np.nan)}
     np.savez(tmp_path / "nan.npz", **nan)
     assert error("nan.npz") == f"{prefix}parameter hs.2.bias is not finite"
     (tmp_path / "text.pt").write_text("hello")
@@ -114,7 +116,7 @@ def test_pictures_are_those_of_the_authors_forward_pass(
     image = np.moveaxis(image, 0, -1)
     data = codec.compress(image, seed=3)
     latents = codec.decode_latents(container.unpack(data))
-    u = (uniform_noise(3, latents.y_s.shape) / (1024 * 3**0.5) + 1) / 2
+    u: NDArray[Any] = (uniform_noise(3, latents.y_s.shape) / (1024 * 3**0.5) + 1) / 2
     u = np.moveaxis(u[None, ..., 20:], -1, 1).astype(np.float32)
     x = np.moveaxis(image, -1, 0)[None].astype(np.float32) / 255
     expected = reference_forward(cfg, codec.bundle.params, x, level=5, u=u)

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 from conftest import quick_compilation
+from numpy.typing import NDArray
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
@@ -52,11 +53,12 @@ SIZES = ((1, 90), (40, 100), (130, 50))
 def params() -> dict[str, Any]:
     """Random; y spreads over some integers, medians are no integers, scales vary."""
     with quick_compilation():
-        params = jax.tree.map(np.asarray, init_params(CFG, seed=0))
+        params: dict[str, Any] = jax.tree.map(np.asarray, init_params(CFG, seed=0))
     rng = np.random.default_rng(0)
 
-    def disturb(a: np.ndarray) -> np.ndarray:
-        return (a + 0.1 * rng.standard_normal(a.shape)).astype(np.float32)
+    def disturb(a: NDArray[Any]) -> NDArray[Any]:
+        out: NDArray[Any] = (a + 0.1 * rng.standard_normal(a.shape)).astype(np.float32)
+        return out
 
     params = jax.tree.map(disturb, params)
     params["g_a"]["norm"]["scale"] = params["g_a"]["norm"]["scale"] * 3
@@ -77,11 +79,14 @@ def codec(folder: Path) -> Codec:
     return Codec.load(folder)
 
 
-def picture(height: int, width: int) -> np.ndarray:
+def picture(height: int, width: int) -> NDArray[Any]:
     rng = np.random.default_rng(height)
     i, j = np.mgrid[:height, :width]
     grey = 128 + 60 * np.sin(i / 9) + 50 * np.cos(j / 7)
-    return np.clip(grey[..., None] + rng.normal(0, 20, (height, width, 3)), 0, 255).astype(np.uint8)
+    out: NDArray[Any] = np.clip(
+        grey[..., None] + rng.normal(0, 20, (height, width, 3)), 0, 255
+    ).astype(np.uint8)
+    return out
 
 
 @pytest.mark.slow
@@ -137,8 +142,9 @@ def test_round_trip_of_all_levels(codec: Codec) -> None:
             low = codec.decode_latents(container.unpack(files[-1]), level=1)
             np.testing.assert_array_equal(low.y_s[..., :4], y[..., :4])
         # One program a size serves encoder and decoder, all levels and all steps.
+        coding: Any = codec._pass
         for height, width in SIZES:
-            assert codec._pass._step(-(-height // 16), -(-width // 16))._cache_size() == 1
+            assert coding._step(-(-height // 16), -(-width // 16))._cache_size() == 1
 
 
 @pytest.mark.parametrize("size", [(400, 20), (30, 390)])
@@ -175,14 +181,18 @@ def test_command_line(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
 
 
 def test_any_floats_give_valid_tables() -> None:
-    values = np.float32([np.nan, np.inf, -np.inf, 3e38, -3e38, 0, 0.03125, -0.03125, 2.5])
+    values: Any = np.array(
+        [np.nan, np.inf, -np.inf, 3e38, -3e38, 0, 0.03125, -0.03125, 2.5], np.float32
+    )
     mean, scale = quantise_parameters(values, np.abs(values), ScaleGrid())
     assert np.asarray(mean).tolist() == [0, 32768, -32768, 32768, -32768, 0, 1, 0, 40]
-    grid = ScaleGrid().sigmas
+    grid: Any = ScaleGrid().sigmas
     assert np.asarray(scale)[:6].tolist() == [0, 63, 63, 63, 63, 0]
     between = np.sqrt(grid[1:] * grid[:-1])
     for factor, step in ((1.001, 1), (0.999, 0)):
-        _, index = quantise_parameters(grid[:-1], np.float32(factor * between), ScaleGrid())
+        _, index = quantise_parameters(
+            grid[:-1], (factor * between).astype(np.float32), ScaleGrid()
+        )
         np.testing.assert_array_equal(index, np.arange(63) + step)
 
 
@@ -333,7 +343,7 @@ def test_two_processes(folder: Path, codec: Codec, tmp_path: Path) -> None:
         "Path(out).write_bytes(Codec.load(bundle).compress(np.load(image)))\n"
     )
     out = tmp_path / "x.sic"
-    command = [sys.executable, "-c", program, folder, tmp_path / "x.npy", out]
+    command = [sys.executable, "-c", program, str(folder), str(tmp_path / "x.npy"), str(out)]
     subprocess.run(command, check=True)
     y, z, _ = codec.encode_latents(image)
     latents = codec.decode_latents(container.unpack(out.read_bytes()))

@@ -14,8 +14,10 @@ from sic_jax.importers import convert_state_dict, infer_config
 from sic_jax.importers.paper_names import parameter_sources
 from sic_jax.model.entropy_models.prior import quantise_hyper
 from sic_jax.model.entropy_models.raster import networks as raster
+from sic_jax.model.entropy_models.raster.raster import RasterEntropy
 from sic_jax.model.model_config import ModelConfig
 from sic_jax.model.params import param_shapes
+from sic_jax.model.transforms.swin import SwinTransforms
 from sic_jax.model.tree import flatten_params, num_params
 from sic_jax.training.presets import paper_model
 
@@ -46,6 +48,8 @@ def test_architecture_is_read_from_the_shapes(small: Arrays, state_dict: Arrays)
     cfg, params = convert_state_dict(state_dict)
     told = json.loads(str(small["meta"]))["config"]
     assert cfg.levels.channels == (told["dim"] // told["levels"],) * told["levels"]
+    assert isinstance(cfg.transforms, SwinTransforms)
+    assert isinstance(cfg.entropy, RasterEntropy)
     assert [*cfg.transforms.analysis_widths, cfg.num_channels] == told["embed_dims_ga"]
     assert [cfg.num_channels, *cfg.transforms.synthesis_widths] == told["embed_dims_gs"]
     assert [*cfg.transforms.analysis_depths] == told["depths_ga"]
@@ -88,7 +92,7 @@ def test_layouts_by_hand(state_dict: Arrays) -> None:
 
 def test_prior_and_entropy_parameters_equal_the_authors(small: Arrays, state_dict: Arrays) -> None:
     cfg, params = convert_state_dict(state_dict)
-    case = {
+    case: Arrays = {
         k.removeprefix("case1/"): np.moveaxis(a, 1, -1)
         for k, a in small.items()
         if k.startswith("case1/")
@@ -128,7 +132,7 @@ def test_every_tensor_equals_the_authors(case: str, quick: None) -> None:
     assert got.keys() == expected.keys() - {"x", "u"}
     for name, a in got.items():
         b = expected[name]
-        assert (a.shape, a.dtype) == (b.shape, np.float32)
+        assert (a.shape, a.dtype) == (b.shape, np.dtype(np.float32))
         assert np.abs(a - b).max() < 1e-4 * np.abs(b).max(), name
     # Likelihoods also where they are small.
     for name in ("z_likelihoods", "y_likelihoods"):

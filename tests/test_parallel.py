@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import write_images
+from numpy.typing import NDArray
 
 from sic_jax.cli.train import main
 from sic_jax.codec.bundle import load_bundle
@@ -30,7 +31,7 @@ from sic_jax.training.parallel import (
 from sic_jax.training.train_config import TrainConfig
 
 ROOT = Path(__file__).resolve().parent.parent
-Images = list[np.ndarray]
+Images = list[NDArray[Any]]
 
 
 def environment(devices: int) -> dict[str, str]:
@@ -111,7 +112,9 @@ def losses(workdir: Path) -> list[float]:
     return [r["loss"] for r in records]
 
 
-def two_processes(devices: int, *argv: str, data: Path, workdir: Path) -> list[subprocess.Popen]:
+def two_processes(
+    devices: int, *argv: str, data: Path, workdir: Path
+) -> list[subprocess.Popen[bytes]]:
     with socket.socket() as s:
         s.bind(("localhost", 0))
         port = s.getsockname()[1]

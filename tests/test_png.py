@@ -3,11 +3,13 @@
 import struct
 import warnings
 import zlib
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from sic_jax.data.source import decode_rgb
 from sic_jax.images.io import read_image
@@ -48,7 +50,7 @@ def u32(*values: int) -> bytes:
     return struct.pack(f">{len(values)}I", *values)
 
 
-def to_srgb(linear: np.ndarray) -> np.ndarray:
+def to_srgb(linear: NDArray[Any]) -> NDArray[Any]:
     low, high = 12.92 * linear, 1.055 * np.maximum(linear, 0.0031308) ** (1 / 2.4) - 0.055
     return np.round(255 * np.where(linear <= 0.0031308, low, high))
 

@@ -17,6 +17,7 @@ import pytest
 from conftest import quick_compilation
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from PIL import Image
 
 from sic_jax.cli.main import main, parse
@@ -76,15 +77,16 @@ def either(request: pytest.FixtureRequest) -> Codec:
     return codec
 
 
-def photo(height: int = 48, width: int = 70, seed: int = 0) -> np.ndarray:
+def photo(height: int = 48, width: int = 70, seed: int = 0) -> NDArray[Any]:
     rng = np.random.default_rng(seed)
     i, j = np.mgrid[:height, :width]
     waves = [np.sin(i / 9 + k) + np.cos(j / 7 - k) for k in range(3)]
     x = 128 + 45 * np.stack(waves, -1) + rng.normal(0, 4, (height, width, 3))
-    return np.clip(x, 0, 255).astype(np.uint8)
+    out: NDArray[Any] = np.clip(x, 0, 255).astype(np.uint8)
+    return out
 
 
-def pictures(codec: Codec, data: bytes, **options: Any) -> list[np.ndarray]:
+def pictures(codec: Codec, data: bytes, **options: Any) -> list[NDArray[Any]]:
     """What `decompress` gives of each level."""
     return [codec.decompress(data, level=k, **options) for k in range(1, LEVELS + 1)]
 
@@ -134,7 +136,7 @@ class Known(NamedTuple):
     data: bytes
     ends: list[int]
     """Bytes up to the end of each level."""
-    pictures: list[np.ndarray]
+    pictures: list[NDArray[Any]]
 
 
 @pytest.fixture(scope="module")
@@ -348,7 +350,7 @@ class Arriving:
     def __init__(self, pieces: list[bytes], out: Path) -> None:
         self.buffer = self
         self.pieces, self.out = [*pieces, b""], out
-        self.seen: list[np.ndarray | None] = []
+        self.seen: list[NDArray[Any] | None] = []
 
     def read1(self, size: int) -> bytes:
         self.seen.append(np.asarray(Image.open(self.out)) if self.out.exists() else None)
@@ -377,6 +379,7 @@ def test_command(
     # Both levels of the third piece are one picture, and the metadata are none.
     assert stdin.seen[:3] == [None, None, None]
     for found, level in zip(stdin.seen[3:], (2, 3, 3), strict=True):
+        assert found is not None
         np.testing.assert_array_equal(found, expected[level - 1])
     with Image.open(out) as image:
         np.testing.assert_array_equal(np.asarray(image), expected[2])
@@ -397,8 +400,7 @@ def test_command(
             assert told.err == "sic: warning: -: the file is truncated: 2 of 3 levels are whole\n"
     stdin = Arriving([data[: ends[0]], data[ends[0] :]], out)
     assert decompress(monkeypatch, stdin, str(out), "--verbose") == 0
-    told = capsys.readouterr().out
-    assert told.startswith(
+    assert capsys.readouterr().out.startswith(
         f"- -> {out}: 70 x 48 pixels; level 3, 2 pictures, bundle {SMALL.name}, "
     )
     # Damaged.

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from sic_jax.cli import export
 from sic_jax.codec.bundle import Bundle, export_bundle, load_bundle
@@ -37,7 +38,7 @@ def bundle() -> Bundle:
     return load_bundle("pyramid-1")
 
 
-def error(a: Any, b: np.ndarray) -> float:
+def error(a: Any, b: NDArray[Any]) -> float:
     """Largest difference, relative to the largest magnitude."""
     return float(np.abs(np.asarray(a) - b).max() / np.abs(b).max())
 
@@ -51,7 +52,7 @@ def test_the_default_bundle_computes_what_was_trained(bundle: Bundle, expected: 
         return y, z, model.apply(variables, y, z, method="rate")
 
     @jax.jit
-    def decode(variables: Any, y_hat: jax.Array, hyper: jax.Array, level: jax.Array) -> Any:
+    def decode(variables: Any, y_hat: Any, hyper: jax.Array, level: jax.Array) -> Any:
         zero = jnp.zeros(1)
         y_hat = model.apply(variables, y_hat, hyper, level, temperature=zero, method="complete")
         return y_hat, model.apply(variables, y_hat, level, method="synthesise")
@@ -124,7 +125,7 @@ def test_the_level_is_read_by_every_block_of_the_synthesis() -> None:
 def test_recomputed_activations_and_half_precision(tiny: Any, params: Arrays) -> None:
     x = np.random.default_rng(3).random((1, 32, 32, 3)).astype(np.float32)
     variables = {"params": params["g_a"]}
-    out = [
+    out: list[Any] = [
         PyramidAnalysis(tiny.transforms, 6, dtype, remat).apply(variables, x)
         for dtype, remat in ((None, False), (None, True), (jnp.bfloat16, False))
     ]

@@ -1,10 +1,11 @@
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from sic_jax.entropy import native_coder, range_coder
 from sic_jax.entropy.cdf_tables import CdfTables, gaussian_tables, tables_from_pmfs
@@ -73,14 +74,14 @@ def encode(
 
 def decode(
     tables: CdfTables, data: bytes, indices: ArrayLike, *, backend: str = "native"
-) -> np.ndarray:
+) -> NDArray[Any]:
     decoder = RangeDecoder(tables, data, backend=backend)
     values = decoder.decode(indices)
     decoder.finish()
     return values
 
 
-def random_case(rng: np.random.Generator) -> tuple[CdfTables, np.ndarray, np.ndarray]:
+def random_case(rng: np.random.Generator) -> tuple[CdfTables, NDArray[Any], NDArray[Any]]:
     """Tables from flat to peaked, and values from all in the table to mostly escaped."""
     count = int(rng.integers(1, 6))
     tables = tables_from_pmfs(
@@ -95,7 +96,7 @@ def random_case(rng: np.random.Generator) -> tuple[CdfTables, np.ndarray, np.nda
     return tables, values, indices
 
 
-def random_cases(count: int) -> Iterator[tuple[CdfTables, np.ndarray, np.ndarray]]:
+def random_cases(count: int) -> Iterator[tuple[CdfTables, NDArray[Any], NDArray[Any]]]:
     return (random_case(np.random.default_rng(seed)) for seed in range(count))
 
 
@@ -188,7 +189,7 @@ def test_finish_detects_a_wrong_end(backend: str) -> None:
             decode(tables, data, indices[: indices.size // 2], backend=backend)
 
 
-def accepted(tables: CdfTables, data: bytes, indices: np.ndarray) -> bool:
+def accepted(tables: CdfTables, data: bytes, indices: NDArray[Any]) -> bool:
     """Decodes any bytes; what is accepted must be exactly the encoder's stream."""
     try:
         values = decode(tables, data, indices)

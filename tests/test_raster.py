@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import quick_compilation
+from numpy.typing import NDArray
 
 from sic_jax.entropy.distributions import (
     FactorisedParams,
@@ -17,10 +18,10 @@ from sic_jax.model.entropy_models.checkerboard.checkerboard import CheckerboardE
 from sic_jax.model.entropy_models.entropy_model import EntropyModel
 from sic_jax.model.entropy_models.prior import quantise_hyper
 from sic_jax.model.entropy_models.raster import networks as raster
+from sic_jax.model.entropy_models.raster.networks import REACH
 from sic_jax.model.entropy_models.raster.raster import RasterEntropy
 from sic_jax.model.entropy_models.raster.wavefront import (
     MARGIN,
-    REACH,
     by_diagonal,
     empty_board,
     schedule,
@@ -85,7 +86,7 @@ def params() -> Arrays:
     """Random h_s, context model and entropy parameters; scales well above their bound."""
     rng = np.random.default_rng(0)
 
-    def draw(shape: tuple[int, ...], deviation: float) -> np.ndarray:
+    def draw(shape: tuple[int, ...], deviation: float) -> NDArray[Any]:
         return (deviation * rng.standard_normal(shape)).astype(np.float32)
 
     out: Arrays = {}
@@ -105,7 +106,7 @@ def test_transposed_convolutions_by_definition(params: Arrays) -> None:
     rng = np.random.default_rng(1)
     z_hat = rng.standard_normal((1, 2, 3, 3)).astype(np.float32)
 
-    def transposed(x: np.ndarray, layer: Arrays, stride: int, padding: int) -> np.ndarray:
+    def transposed(x: NDArray[Any], layer: Arrays, stride: int, padding: int) -> NDArray[Any]:
         """Every input adds the kernel, scaled, to the output; PyTorch's sizes."""
         kernel = layer["kernel"]
         side = len(kernel)
@@ -114,7 +115,8 @@ def test_transposed_convolutions_by_definition(params: Arrays) -> None:
             window = full[stride * i : stride * i + side, stride * j : stride * j + side]
             window += np.einsum("c,yxco->yxo", x[i, j], kernel)
         h, w = stride * x.shape[0], stride * x.shape[1]
-        return full[padding : padding + h, padding : padding + w] + layer["bias"]
+        out: NDArray[Any] = full[padding : padding + h, padding : padding + w] + layer["bias"]
+        return out
 
     layers = params["h_s"]
     h = np.maximum(transposed(z_hat[0], layers["up_1"], 2, 2), 0)
@@ -135,10 +137,11 @@ def test_group_features_by_hand() -> None:
     ]
 
 
-def steps(h: int, w: int) -> np.ndarray:
+def steps(h: int, w: int) -> NDArray[Any]:
     """When each symbol is decoded: int [h, w, C]."""
     row, column, channel = np.ogrid[:h, :w, : CFG.num_channels]
-    return column + 3 * row + 9 * (channel // 4)
+    out: NDArray[Any] = column + 3 * row + 9 * (channel // 4)
+    return out
 
 
 def test_no_parameter_depends_on_a_later_symbol(params: Arrays) -> None:
@@ -186,9 +189,9 @@ def test_walk_equals_parallel_evaluation(params: Arrays, shape: tuple[int, int])
     features = by_diagonal(by_group, order.rows, order.columns)
     layers = step_layers(params, LEVELS)
 
-    def walk_on(board: Any, symbols: Any, *numbers: Any) -> Any:
-        board = write_symbols(board, symbols, numbers[0] - 1)
-        return board, *step_parameters(layers, LEVELS, SIGMA_MIN, board, features, *numbers, w)
+    def walk_on(board: Any, symbols: Any, step: Any, level: Any) -> Any:
+        board = write_symbols(board, symbols, step - 1)
+        return board, *step_parameters(layers, LEVELS, SIGMA_MIN, board, features, step, level, w)
 
     step = jax.jit(walk_on, compiler_options=QUICK)
     # What is not decoded yet holds nonsense.
@@ -281,20 +284,21 @@ def paper_like() -> Arrays:
     # Few blocks: each parameter's generator is compiled.
     swin = dataclasses.replace(SWIN, analysis_depths=(0, 0, 0, 1), synthesis_depths=(0, 0, 0, 0))
     with quick_compilation():
-        return jax.tree.map(
+        out: Arrays = jax.tree.map(
             np.asarray, init_params(dataclasses.replace(CFG, transforms=swin), seed=0)
         )
+        return out
 
 
 def test_initial_values(paper_like: Arrays) -> None:
-    def uniform(a: np.ndarray, fan_in: int) -> None:
+    def uniform(a: NDArray[Any], fan_in: int) -> None:
         edge = fan_in**-0.5
         assert np.abs(a).max() <= edge
         if a.size > 50:
             assert np.abs(a).max() > 0.9 * edge
             assert a.std() == pytest.approx(edge / 3**0.5, rel=0.15)
 
-    def normal(a: np.ndarray, deviation: float) -> None:
+    def normal(a: NDArray[Any], deviation: float) -> None:
         assert a.std() == pytest.approx(deviation, rel=0.15)
         assert np.abs(a).max() > 2 * deviation
 
@@ -363,7 +367,7 @@ def test_rate_and_details_of_the_paper_model(paper_like: Arrays) -> None:
     assert (np.asarray(rated.bits_z) > 3).all()
     assert np.abs(np.asarray(noisy.bits_z) / rated.bits_z - 1).max() < 0.1
 
-    def complete(y_hat: Any, hyper: Any, level: Any, temperature: float, key: Any) -> np.ndarray:
+    def complete(y_hat: Any, hyper: Any, level: Any, temperature: float, key: Any) -> NDArray[Any]:
         t = jnp.full(len(y_hat), temperature)
         out: Any = model.apply(
             variables, y_hat, hyper, level, temperature=t, key=key, method="complete"

@@ -33,8 +33,8 @@ def test_python_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     exif[0x010F] = "maker"
     xmp = PngImagePlugin.PngInfo()
     xmp.add_itxt("XML:com.adobe.xmp", '<x:xmpmeta tiff:Orientation="6"/>')
-    with Image.open(demo.SAMPLE) as image:
-        image = image.crop((320, 160, 368, 200))
+    with Image.open(demo.SAMPLE) as sample:
+        image = sample.crop((320, 160, 368, 200))
     image.putalpha(255)
     image.save(tmp_path / "photo.png", exif=exif, pnginfo=xmp, dpi=(300, 150))
     monkeypatch.chdir(tmp_path)

@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,18 +16,20 @@ from sic_jax.evaluation.records import Record, to_json
 
 SCRIPT = Path(__file__).resolve().parents[1] / "docs" / "results" / "update.py"
 _spec = importlib.util.spec_from_file_location("update", SCRIPT)
+assert _spec is not None
+assert _spec.loader is not None
 update = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(update)
 
 
 @pytest.mark.parametrize("path", update.texts(), ids=lambda p: f"{p.parent.name}/{p.name}")
-def test_tables_are_those_of_their_files(path):
+def test_tables_are_those_of_their_files(path: Path) -> None:
     text = path.read_text()
     assert text.count("<!-- end of table -->") >= 1
     assert update.renewed(text) == text, "run: python docs/results/update.py"
 
 
-def test_readme_and_cards_have_the_standard_columns_and_the_pages_are_there():
+def test_readme_and_cards_have_the_standard_columns_and_the_pages_are_there() -> None:
     columns = "setting bpp psnr ms_ssim lpips lpips_vgg dists wd avif.psnr/lpips"
     readme, *others = update.texts()
     *cards, results, guide = others
@@ -41,14 +44,16 @@ def test_readme_and_cards_have_the_standard_columns_and_the_pages_are_there():
 
 
 @pytest.mark.parametrize("file", update.PLOTS)
-def test_plots_are_drawn_of_their_files(file):
+def test_plots_are_drawn_of_their_files(file: str) -> None:
     name, _ = update.PLOTS[file]
     assert (update.ROOT / file).read_text().endswith(update.stamp(name)), (
         "run: python docs/results/update.py"
     )
 
 
-def test_one_digit_of_a_file_changes_tables_and_plot(tmp_path, monkeypatch):
+def test_one_digit_of_a_file_changes_tables_and_plot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     readme = (update.ROOT / "README.md").read_text()
     path = update.csv_path("kodak-default")
     name, _ = update.PLOTS["docs/kodak_lpips.svg"]
@@ -66,7 +71,9 @@ def test_one_digit_of_a_file_changes_tables_and_plot(tmp_path, monkeypatch):
     assert update.stamp(name) != before
 
 
-def test_a_change_of_published_curves_changes_the_stamp_of_a_plot(tmp_path, monkeypatch):
+def test_a_change_of_published_curves_changes_the_stamp_of_a_plot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = update.stamp("kodak-default")
     changed = tmp_path / "published.json"
     changed.write_bytes(update.PUBLISHED_FILE.read_bytes())
@@ -76,7 +83,7 @@ def test_a_change_of_published_curves_changes_the_stamp_of_a_plot(tmp_path, monk
     assert update.stamp("kodak-default") != before
 
 
-def test_every_file_is_read_and_written_the_same():
+def test_every_file_is_read_and_written_the_same() -> None:
     files = sorted(SCRIPT.parent.glob("*.csv"))
     assert files
     for path in files:
@@ -88,15 +95,20 @@ def test_every_file_is_read_and_written_the_same():
 
 
 def record(image: str, codec: str, setting: float, bpp: float, **metrics: float) -> Record:
-    fixed = {"height": 8, "width": 8, "num_bytes": 8, "samples": 1, "spread": {}}
-    times = {"encode_s": 1.0, "decode_s": 2.0, "timed_with": "", "file": "f", "file_id": ""}
+    fixed: dict[str, Any] = {"height": 8, "width": 8, "num_bytes": 8, "samples": 1, "spread": {}}
+    fixed |= {"encode_s": 1.0, "decode_s": 2.0, "timed_with": "", "file": "f", "file_id": ""}
     return Record(image=f"/here/{image}.png", image_id=image, codec=codec, setting=setting,
                   options=f"how {codec} works", bpp=bpp, bpp_est=0.9 * bpp, metrics=metrics,
-                  **fixed, **times)  # fmt: skip
+                  **fixed)  # fmt: skip
 
 
 def folder(path: Path, records: list[Record], **about: object) -> Path:
-    known = {"bundle": None, "device": "cpu", "versions": {"jax": "1"}, "errors": []}
+    known: dict[str, Any] = {
+        "bundle": None,
+        "device": "cpu",
+        "versions": {"jax": "1"},
+        "errors": [],
+    }
     known |= {"command": "python eval.py --images /here/kodak", "revision": "abc"}
     path.mkdir()
     content = {**known, **about, "records": [to_json(r) for r in records]}
@@ -119,7 +131,7 @@ AVIF = [
 
 
 @pytest.fixture
-def here(tmp_path, monkeypatch):
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A checkout with a text and a plot, where the script writes."""
     home = tmp_path / "checkout"
     (home / "docs" / "results").mkdir(parents=True)
@@ -134,7 +146,9 @@ def here(tmp_path, monkeypatch):
     return home
 
 
-def test_what_runs_left_becomes_data_table_and_plot(here, tmp_path, capsys):
+def test_what_runs_left_becomes_data_table_and_plot(
+    here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folders = [
         folder(tmp_path / "one", SIC, bundle="/here/pyramid-9"),
         folder(tmp_path / "two", AVIF, command=None, revision=None),
@@ -181,7 +195,14 @@ def test_what_runs_left_becomes_data_table_and_plot(here, tmp_path, capsys):
         ({}, [r._replace(codec="webp") for r in AVIF], "table x: x.csv: no codec 'avif', but sic"),
     ],
 )
-def test_what_cannot_be_done_is_one_line(about, records, message, here, tmp_path, capsys):
+def test_what_cannot_be_done_is_one_line(
+    about: dict[str, Any],
+    records: list[Record],
+    message: str,
+    here: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     folders = [folder(tmp_path / "one", SIC), folder(tmp_path / "two", records, **about)]
     text = (here / "README.md").read_text()
     assert update.main(["x", *map(str, folders)]) == 1
@@ -191,12 +212,14 @@ def test_what_cannot_be_done_is_one_line(about, records, message, here, tmp_path
     assert (here / "README.md").read_text() == text
 
 
-def test_tables_of_all_codecs_and_of_bd_rates(here, tmp_path):
+def test_tables_of_all_codecs_and_of_bd_rates(here: Path, tmp_path: Path) -> None:
     (here / "README.md").write_text(
         "<!-- table x: codec setting bpp psnr wd -->\n<!-- end of table -->\n\n"
         "<!-- bd x: psnr lpips -->\n<!-- end of table -->\n"
     )
-    webp = [r._replace(codec="webp", metrics={"psnr": r.metrics["psnr"] - 9.9}) for r in AVIF]
+    values: list[Any] = [r.metrics["psnr"] for r in AVIF]
+    webp = [r._replace(codec="webp", metrics={"psnr": value - 9.9})
+            for r, value in zip(AVIF, values, strict=True)]  # fmt: skip
     folders = [folder(tmp_path / name, records)
                for name, records in (("one", SIC), ("two", AVIF), ("three", webp))]  # fmt: skip
     assert update.main(["x", *map(str, folders)]) == 0
@@ -217,7 +240,9 @@ def test_tables_of_all_codecs_and_of_bd_rates(here, tmp_path):
         update.renewed((here / "README.md").read_text().replace("psnr lpips", "vmaf"))
 
 
-def test_published_curves_are_those_of_pictures_of_the_same_size(here, tmp_path, monkeypatch):
+def test_published_curves_are_those_of_pictures_of_the_same_size(
+    here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     stored = json.loads(published.PUBLISHED_FILE.read_text())
     (ours,) = (curve for curve in stored["curves"] if curve["name"] == "MS-ILLM")
     stored["curves"] += [{**ours, "name": "of crops", "size": "512x512"}]
@@ -245,7 +270,7 @@ def test_published_curves_are_those_of_pictures_of_the_same_size(here, tmp_path,
         update.draw("x", "lpips")
 
 
-def test_a_table_without_data_or_end_is_an_error(here):
+def test_a_table_without_data_or_end_is_an_error(here: Path) -> None:
     shutil.copy(SCRIPT.parent / "kodak-pyramid-1.csv", here / "docs" / "results" / "x.csv")
     text = (here / "README.md").read_text()
     assert "| 16 | 0.6856 | 0.0338 | 34.35 / - |" in update.renewed(text)

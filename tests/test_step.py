@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import assert_equal, flat, quick_compilation
+from numpy.typing import NDArray
 
 from sic_jax.model.sic import SicModel
 from sic_jax.training.discriminator import DiscriminatorConfig
@@ -43,13 +44,14 @@ def adversarial(tiny_run: TrainConfig) -> TrainConfig:
 
 
 @pytest.fixture(scope="module")
-def crops(pictures: np.ndarray) -> np.ndarray:
+def crops(pictures: NDArray[Any]) -> NDArray[Any]:
     images = np.concatenate([pictures, pictures[:1, ::-1]])
-    return np.round(images * 255).astype(np.uint8)
+    out: NDArray[Any] = np.round(images * 255).astype(np.uint8)
+    return out
 
 
 def run(
-    cfg: TrainConfig, params: Arrays, batch: np.ndarray, steps: int
+    cfg: TrainConfig, params: Arrays, batch: NDArray[Any], steps: int
 ) -> tuple[TrainState, list[dict[str, float]]]:
     step = jax.jit(make_train_step(cfg))
     state, records = create_train_state(cfg, params), []
@@ -60,7 +62,7 @@ def run(
 
 
 def test_accumulated_steps_are_the_same(
-    adversarial: TrainConfig, params: Arrays, crops: np.ndarray
+    adversarial: TrainConfig, params: Arrays, crops: NDArray[Any]
 ) -> None:
     state, records = run(adversarial, params, crops, 3)
     expected = {"loss", "bpp_full", "bpp_low", "bpp_z", "mse_full", "mse_low", "balance"}
@@ -88,7 +90,7 @@ def test_metrics_of_steps_with_other_terms_add_up() -> None:
 
 
 def test_adversarial_step(
-    adversarial: TrainConfig, params: Arrays, crops: np.ndarray, monkeypatch: pytest.MonkeyPatch
+    adversarial: TrainConfig, params: Arrays, crops: NDArray[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from sic_jax.training import gradients
 
@@ -100,7 +102,7 @@ def test_adversarial_step(
     loss = dataclasses.replace(adversarial.loss, lmbda_perc=(1.0,) * 3, adversarial_weight=1.0)
     cfg = dataclasses.replace(adversarial, loss=loss)
     state = create_train_state(cfg, params)
-    step = jax.jit(make_train_step(cfg))
+    step: Any = jax.jit(make_train_step(cfg))
     before = state.discriminator
     assert before is not None
     losses = []
@@ -123,7 +125,7 @@ def test_adversarial_step(
 
 
 def test_rematerialised_transforms_are_the_same(
-    tiny_run: TrainConfig, params: Arrays, pictures: np.ndarray
+    tiny_run: TrainConfig, params: Arrays, pictures: NDArray[Any]
 ) -> None:
     def gradient(remat: bool) -> Any:
         model: Any = SicModel(tiny_run.model, remat=remat)
@@ -150,7 +152,8 @@ def test_a_step_gives_a_state_of_the_types_that_it_takes(adversarial: TrainConfi
     images = jax.ShapeDtypeStruct((cfg.batch_size, side, side, 3), jnp.uint8)
     rows = jax.ShapeDtypeStruct((cfg.batch_size,), jnp.int32)
     after, _ = jax.eval_shape(make_train_step(cfg), state, images, rows, {})
-    assert jax.tree.structure(after) == jax.tree.structure(state)
+    structure: Any = jax.tree.structure(state)
+    assert structure == jax.tree.structure(after)
     for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(after), strict=True):
         assert (a.shape, a.dtype, a.weak_type) == (b.shape, b.dtype, b.weak_type)
 
@@ -177,7 +180,7 @@ def test_a_bad_step_changes_nothing(tiny_run: TrainConfig, params: Arrays) -> No
 
 
 def test_images_keep_their_noise(
-    adversarial: TrainConfig, params: Arrays, crops: np.ndarray
+    adversarial: TrainConfig, params: Arrays, crops: NDArray[Any]
 ) -> None:
     # An image alone, at its place in the batch, has the loss that it has among the others.
     step = jax.jit(make_train_step(adversarial))
@@ -208,7 +211,9 @@ def test_linear_branches_learn_ten_times_slower(tiny_run: TrainConfig) -> None:
         full = rate * cfg.learning_rate
         expected = {"g_a": full / 10, "g_s": full / 10, "context": full}
         for module, value in expected.items():
-            np.testing.assert_allclose(updates[module]["linear"], value, rtol=1e-4, err_msg=step)
+            np.testing.assert_allclose(
+                updates[module]["linear"], value, rtol=1e-4, err_msg=str(step)
+            )
         np.testing.assert_allclose(updates["g_a"]["Conv_0"]["kernel"], full, rtol=1e-4)
 
 
@@ -227,7 +232,7 @@ def test_quantiles_have_an_optimiser_of_their_own() -> None:
 
 
 def test_only_what_train_only_names_learns(
-    tiny_run: TrainConfig, params: Arrays, crops: np.ndarray
+    tiny_run: TrainConfig, params: Arrays, crops: NDArray[Any]
 ) -> None:
     cfg = dataclasses.replace(
         tiny_run, batch_size=B, warmup_steps=0, weight_decay=0.1,
@@ -236,7 +241,7 @@ def test_only_what_train_only_names_learns(
     everything = dataclasses.replace(cfg, train_only=())
     state = create_train_state(cfg, params)
 
-    def gradient(cfg: TrainConfig) -> dict[str, np.ndarray]:
+    def gradient(cfg: TrainConfig) -> dict[str, NDArray[Any]]:
         return flat(jax.jit(make_gradients(cfg))(state, crops, jnp.arange(B), {}).params)
 
     some, all_of_them = gradient(cfg), gradient(everything)

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from sic_jax.cli import evaluate
 from sic_jax.training.gradients import make_loss
@@ -21,6 +22,8 @@ from sic_jax.training.train_config import TrainConfig
 
 SCRIPT = Path(__file__).resolve().parents[1] / "docs" / "paper_figures" / "study_of_m.py"
 _spec = importlib.util.spec_from_file_location("study_of_m", SCRIPT)
+assert _spec is not None
+assert _spec.loader is not None
 study_of_m = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(study_of_m)
 
@@ -49,7 +52,7 @@ def test_only_m_differs() -> None:
 
 
 def test_expectation_is_the_mean_over_draws(
-    small: TrainConfig, params: dict[str, Any], pictures: np.ndarray
+    small: TrainConfig, params: dict[str, Any], pictures: NDArray[Any]
 ) -> None:
     cfg = study_of_m.with_draws(small, 2)
     state = create_train_state(cfg, params)._replace(step=jnp.int32(1))  # Level 3 - 1 mod 3.
@@ -72,7 +75,7 @@ def test_expectation_is_the_mean_over_draws(
 
 
 def test_runs_of_a_seed_start_alike_and_see_the_same(
-    small: TrainConfig, source: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+    small: TrainConfig, source: list[NDArray[Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def initial(cfg: TrainConfig, _: Any) -> Any:
         return {"start": jnp.float32(1 + cfg.seed), "pixels": jnp.zeros(()), "place": jnp.zeros(())}

@@ -1,9 +1,11 @@
 import itertools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from sic_jax.entropy.cdf_tables import (
     CdfTables,
@@ -23,7 +25,7 @@ def normal_cdf(x: float) -> float:
     return 0.5 * math.erfc(-x / math.sqrt(2.0))
 
 
-def row_of(tables: CdfTables, index: int) -> np.ndarray:
+def row_of(tables: CdfTables, index: int) -> NDArray[Any]:
     """Cumulative distribution of one table, without its precision entry."""
     ends = np.append(tables.starts[1:], tables.lookup.size)
     return tables.lookup[tables.starts[index] + 1 : ends[index]]

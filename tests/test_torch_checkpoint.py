@@ -25,7 +25,7 @@ EXPECTED = {
     "transposed": BASE.reshape(4, 6).T,
     "part": BASE[5:11],
     "shared": np.arange(6, dtype=np.float32).reshape(2, 3),
-    "shared_row": np.float32([3, 4, 5]),
+    "shared_row": np.array([3, 4, 5], np.float32),
     "half": BASE[:4] - 1,
     "bfloat16": BASE[:4] - 1,
     "double": BASE[:3].astype(np.float64) * 1e-3,
@@ -53,7 +53,9 @@ def test_every_kind_of_tensor(name: str) -> None:
 def test_state_dict_of_a_training_run(name: str) -> None:
     """{"state_dict": {"module.weight": ...}, "optimizer": ...}: wrapper and prefix go."""
     weight = np.arange(18, dtype=np.float32).reshape(2, 1, 3, 3)
-    assert_arrays(read_state_dict(DATA / name), {"weight": weight, "bias": np.float32([1, -1])})
+    assert_arrays(
+        read_state_dict(DATA / name), {"weight": weight, "bias": np.array([1, -1], np.float32)}
+    )
 
 
 def test_whole_modules_are_refused() -> None:
@@ -71,7 +73,7 @@ def entry(dtype: str, shape: list[int], begin: int, end: int) -> dict[str, Any]:
 
 
 def test_safetensors(tmp_path: Path) -> None:
-    values = np.float32([1, -2.5, 3, 0.125])
+    values = np.array([1, -2.5, 3, 0.125], np.float32)
     header = {
         "__metadata__": {"format": "pt"},
         "model.a": entry("F32", [2, 2], 0, 16),
@@ -102,7 +104,10 @@ def test_safetensors(tmp_path: Path) -> None:
         (entry("F32", [2], 0, 8) | {"shape": [2.0]}, "invalid JSON|InvalidHeader"),
         (entry("F32", [0] * 40, 0, 0), "file not fully covered|MetadataIncompleteBuffer"),
         (entry("F32", [1], 0, 4), "file not fully covered|MetadataIncompleteBuffer"),
-        (entry("F32", [[2], 1], 0, 8), "invalid JSON|InvalidHeader"),
+        (
+            entry("F32", [[2], 1], 0, 8),  # type: ignore[list-item]
+            "invalid JSON|InvalidHeader",
+        ),
         (entry("Q4", [2], 0, 8), "invalid JSON|InvalidHeader"),
         ({"dtype": "F32", "shape": 2}, "invalid JSON|InvalidHeader"),
         (7, "invalid JSON|InvalidHeader"),
@@ -146,7 +151,8 @@ def test_safetensors_that_share_bytes(tmp_path: Path) -> None:
 
 
 def test_npz(tmp_path: Path) -> None:
-    np.savez(tmp_path / "x.npz", **{"module.a": BASE, "module.b": BASE[:3].astype(np.float16)})
+    stored: dict[str, Any] = {"module.a": BASE, "module.b": BASE[:3].astype(np.float16)}
+    np.savez(tmp_path / "x.npz", **stored)
     assert_arrays(read_state_dict(tmp_path / "x.npz"), {"a": BASE, "b": BASE[:3]})
     np.savez(tmp_path / "y.npz", a=np.array([print], object))
     with pytest.raises(ValueError, match="Object arrays"):
@@ -255,7 +261,7 @@ class Call:
         self.name, self.arguments = name, arguments
 
 
-class Persistent(tuple):
+class Persistent(tuple[Any, ...]):
     """Pickles as a persistent id."""
 
 
@@ -271,6 +277,8 @@ def torch_pickle(value: Any) -> bytes:
     out = io.BytesIO()
 
     class Pickler(pickle._Pickler):  # type: ignore[name-defined]
+        write: Callable[[bytes], object]
+
         def persistent_id(self, obj: Any) -> Any:
             return tuple(obj) if type(obj) is Persistent else None
 
@@ -282,7 +290,7 @@ def torch_pickle(value: Any) -> bytes:
                 self.save(obj.arguments)
                 self.write(b"R")
             else:
-                super().save(obj, save_persistent_id)
+                super().save(obj, save_persistent_id)  # type: ignore[misc]
 
     Pickler(out, 2).dump(value)
     return out.getvalue()
@@ -361,7 +369,7 @@ def test_storage_described_in_two_ways(tmp_path: Path) -> None:
         ({"data_0": bytes(16), "byteorder": b"big"}, "little-endian"),
     ],
 )
-def test_damaged_archives(tmp_path: Path, members: dict[str, bytes], message: str) -> None:
+def test_damaged_archives(tmp_path: Path, members: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         read_state_dict(torch_zip(tmp_path / "x", torch_pickle({"a": tensor()}), **members))
 
@@ -448,7 +456,7 @@ def test_wrappers_without_end(tmp_path: Path) -> None:
     for _ in range(8):
         value = {"module": value}
     path = torch_zip(tmp_path / "y", torch_pickle(value), data_0=bytes(16))
-    assert_arrays(read_state_dict(path), {"a": np.float32([0])})
+    assert_arrays(read_state_dict(path), {"a": np.array([0], np.float32)})
 
 
 @pytest.mark.parametrize("name", ["plain.pt", "legacy.pt"])

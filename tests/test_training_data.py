@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import write_images
+from numpy.typing import NDArray
 from PIL import Image
 
 from sic_jax.data import memory, pack
@@ -27,7 +29,7 @@ from sic_jax.data.samples import sample_patches, validation_crops
 from sic_jax.data.source import Source, UnreadableImageError
 from sic_jax.images.io import read_image
 
-Images = list[np.ndarray]
+Images = list[NDArray[Any]]
 SIZE = 16
 
 
@@ -64,7 +66,7 @@ def stream(
     )
 
 
-def take(source: Source, count: int, **kwargs: Any) -> np.ndarray:
+def take(source: Source, count: int, **kwargs: Any) -> NDArray[Any]:
     """The first `count` batches: uint8 [count, rows, P, P, 3]."""
     with closing(stream(source, **kwargs)) as it:  # type: ignore[type-var]
         return np.stack([np.asarray(next(it)) for _ in range(count)])
@@ -358,7 +360,7 @@ def test_memory_scales_nearly_as_pillow_does(monkeypatch: pytest.MonkeyPatch) ->
     error = np.abs(on_device - take(images, 10, scale_jitter=0.6))
     assert error.max() <= 1
     assert (error > 0).mean() < 0.01
-    weights = np.asarray(memory._bicubic(np.int32(16), 16, 40))
+    weights = np.asarray(memory._bicubic(jnp.int32(16), 16, 40))
     np.testing.assert_array_equal(weights, np.eye(16, 40))
 
 
@@ -375,7 +377,7 @@ def test_without_grain(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def test_patches_lie_as_the_transform_reads_them(caplog: pytest.LogCaptureFixture) -> None:
     image = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
     patches = sample_patches([image, image[:8]], 16, 2, seed=0)
-    assert (patches.shape, patches.dtype) == ((2, 768), np.float32)
+    assert (patches.shape, patches.dtype) == ((2, 768), np.dtype(np.float32))
     np.testing.assert_allclose(patches[1], image.ravel() / 255 - 0.5, atol=1e-6)
     assert caplog.messages == ["skipped an image: image 1: 16x8 pixels, smaller than 16 px"]
 
@@ -399,7 +401,7 @@ def test_patches_of_a_large_source() -> None:
 def test_validation_crops(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_images(tmp_path / "a", ramps((40, 56), (33, 32), (32, 40), (34, 60)))
     crops = validation_crops(str(tmp_path), 32, 2)
-    assert (crops.shape, crops.dtype) == ((2, 32, 32, 3), np.uint8)
+    assert (crops.shape, crops.dtype) == ((2, 32, 32, 3), np.dtype(np.uint8))
     assert crops[:, 0, 0].tolist() == [[4, 12, 0], [0, 4, 2]]
     np.testing.assert_array_equal(validation_crops(f"memory:{tmp_path}", 32, 9)[::2], crops)
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)

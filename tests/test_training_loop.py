@@ -15,9 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import assert_equal, quick_compilation, write_images
+from conftest import assert_equal, checkerboard_entropy, quick_compilation, write_images
 from jax.experimental import multihost_utils
 from jax.flatten_util import ravel_pytree
+from numpy.typing import NDArray
 from PIL import Image
 
 from sic_jax.cli.train import main
@@ -33,7 +34,7 @@ from sic_jax.training.state import TrainState, create_train_state
 from sic_jax.training.train_config import TrainConfig
 
 Arrays = dict[str, Any]
-Images = list[np.ndarray]
+Images = list[NDArray[Any]]
 _MEASURED = {"images_per_s", "memory_gb"}
 
 
@@ -92,7 +93,7 @@ def finished(
 
 def act_before(patch: pytest.MonkeyPatch, step: int, act: Callable[[], None]) -> None:
     """Do something before the batch of `step` (from 0) is given out, once."""
-    batches = loop.batches
+    batches = loop.batches  # type: ignore[attr-defined]
 
     def stream(*args: Any, first_step: int, **kwargs: Any) -> Iterator[Any]:
         for k, batch in enumerate(batches(*args, first_step=first_step, **kwargs), first_step):
@@ -403,7 +404,7 @@ class StandIn:
         self.seen.append(np.asarray(params["g_a"]["linear"]))
         return {"loss": self.losses[len(self.seen) - 1], "psnr/1": 30.0}
 
-    def pictures(self, params: Arrays) -> dict[str, np.ndarray]:
+    def pictures(self, params: Arrays) -> dict[str, NDArray[Any]]:
         return {"image_0/original": np.zeros((8, 8, 3), np.uint8)}
 
 
@@ -460,7 +461,7 @@ def test_init_from_and_export(
     starts = []
     train = loop.train
 
-    def spy(*args: Any, params: Any, **kwargs: Any) -> TrainState:
+    def spy(*args: Any, params: Any, **kwargs: Any) -> tuple[TrainState, bool]:
         starts.append(params)
         return train(*args, params=params, **kwargs)
 
@@ -482,7 +483,9 @@ def test_init_from_and_export(
         expected = jax.tree.map(lambda a: np.asarray(a).astype(np.float16), state_ema[network])
         assert_equal(bundle.params[network], expected)
     model = tiny_run.model
-    assert_equal(bundle.integers, model.entropy.entropy_layers(model.levels, state_ema))
+    assert_equal(
+        bundle.integers, checkerboard_entropy(model).entropy_layers(model.levels, state_ema)
+    )
     assert bundle.cfg == tiny_run.model
     assert steps(run) == [5, 10, 15, 20]
     with pytest.raises(SystemExit, match=r"init-from .*: its model config differs"):

@@ -11,6 +11,7 @@ import pytest
 from sic_jax.cli.config_flags import flag_groups
 from sic_jax.cli.train import main, parse
 from sic_jax.fields import to_dict
+from sic_jax.model.transforms.pyramid import PyramidTransforms
 from sic_jax.model.transforms.swin import SwinTransforms
 from sic_jax.training.presets import PRESETS, preset
 from sic_jax.training.train_config import Stage, TrainConfig, used_kinds
@@ -49,6 +50,7 @@ def test_flags_override_the_preset(tiny_run: TrainConfig) -> None:
     cfg, _ = parse(["smoke", *RUN, *words.split(), "--compute-dtype", "bfloat16"])
     assert (cfg.steps, cfg.learning_rate, cfg.compute_dtype) == (7, 0.01, "bfloat16")
     assert cfg.loss.lmbda_perc == (0.0, 1.0, 2.5)
+    assert isinstance(tiny_run.model.transforms, PyramidTransforms)
     assert cfg.model.transforms == dataclasses.replace(
         tiny_run.model.transforms, widths=(2, 3, 4, 5)
     )

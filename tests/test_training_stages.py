@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import assert_equal, quick_compilation
+from numpy.typing import NDArray
 
 from sic_jax.data.batches import batches
 from sic_jax.training import loop, stages
@@ -21,7 +22,7 @@ from sic_jax.training.stages import Budget, Programs
 from sic_jax.training.state import create_train_state, learning_rate, state_shapes
 from sic_jax.training.train_config import Stage, TrainConfig
 
-Images = list[np.ndarray]
+Images = list[NDArray[Any]]
 
 
 class FakeTime:
@@ -253,7 +254,7 @@ def test_programs_are_compiled_ahead(
     monkeypatch.setattr(stages, "make_runner", make)
     stage = Stage(loss=dataclasses.replace(tiny_run.loss, temperature=0.5), share=0.25)
     cfg = dataclasses.replace(tiny_run, stages=(stage,) * 2, steps_per_dispatch=5)
-    programs = Programs(cfg)
+    programs: Any = Programs(cfg)
     assert [r.cfg for r in runners] == list(cfg.stage_configs())
     runners[0].may.set()
     programs.begin(0)

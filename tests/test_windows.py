@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from sic_jax.codec.bundle import export_bundle, load_bundle
 from sic_jax.codec.codec import Codec
@@ -60,11 +61,13 @@ def test_spans_cover_all_and_keep_the_margin(length: int, margin: int, core: int
 def test_in_windows_is_exact_for_a_function_of_that_reach() -> None:
     x = np.random.default_rng(0).integers(0, 100, (46, 30, 2))
 
-    def blurred(a: np.ndarray) -> np.ndarray:
+    def blurred(a: NDArray[Any]) -> NDArray[Any]:
         """Sums of 5x5 samples, each of 2x2: reach 1 position of 2 samples."""
         p = np.pad(a, ((2, 2), (2, 2), (0, 0)))
-        out = sum(p[i : i + a.shape[0], j : j + a.shape[1]] for i in range(5) for j in range(5))
-        return out.reshape(a.shape[0] // 2, 2, a.shape[1] // 2, 2, 2).sum((1, 3))
+        h, w = a.shape[:2]
+        out: Any = sum(p[i : i + h, j : j + w] for i in range(5) for j in range(5))
+        found: NDArray[Any] = out.reshape(h // 2, 2, w // 2, 2, 2).sum((1, 3))
+        return found
 
     out = np.zeros((23, 15, 2), int)
     in_windows(blurred, x, out, unit_in=2, unit_out=1, limit=6, margin=1)
@@ -90,7 +93,7 @@ def test_reach_by_hand() -> None:
     assert (swin.analysis_reach, swin.synthesis_reach) == (None, None)
 
 
-def check_windows(codec: Codec, small: Codec, x: np.ndarray, level: int) -> None:
+def check_windows(codec: Codec, small: Codec, x: NDArray[Any], level: int) -> None:
     """Both codecs find the same integers, but for ties of rounding, and the same picture."""
     whole, cut = codec.encode_latents(x), small.encode_latents(x)
     assert np.mean(whole.y_s != cut.y_s) < 1e-4
@@ -131,9 +134,10 @@ def test_codec_in_windows(params: Any, tiny_run: TrainConfig, tmp_path: Path) ->
     np.testing.assert_allclose(bits.y, out.bits_y[0], rtol=1e-4)
     latents, sides = small._networks._latents, []
 
-    def seen(variables: Any, window: np.ndarray, size: np.ndarray) -> jax.Array:
+    def seen(variables: Any, window: NDArray[Any], size: NDArray[Any]) -> jax.Array:
         sides.append(size)
-        return latents(16, 16)(variables, window, size)
+        out: jax.Array = latents(16, 16)(variables, window, size)
+        return out
 
     small._networks._latents = lambda *_: seen
     assert small.estimate_bits(x).z == bits.z

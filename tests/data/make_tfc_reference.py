@@ -40,7 +40,8 @@ CHANNELS = 4
 
 def sixty_fourths(values: Array) -> Array:
     """Round to multiples of 1/64, as float32."""
-    return (np.round(np.asarray(values, np.float64) * 64) / 64).astype(np.float32)
+    out: Array = (np.round(np.asarray(values, np.float64) * 64) / 64).astype(np.float32)
+    return out
 
 
 def points(rng: np.random.Generator) -> Array:
@@ -223,7 +224,11 @@ def quantized_cdfs(rng: np.random.Generator) -> Arrays:
     for i, (pmf, precision) in enumerate(cases):
         pmf = np.asarray(pmf, np.float32)
         cdf = tfc.pmf_to_quantized_cdf(pmf, precision=precision).numpy()
-        out |= {f"pmf{i}_pmf": pmf, f"pmf{i}_precision": np.int32(precision), f"pmf{i}_cdf": cdf}
+        out |= {
+            f"pmf{i}_pmf": pmf,
+            f"pmf{i}_precision": np.array(precision, np.int32),
+            f"pmf{i}_cdf": cdf,
+        }
     return out
 
 
@@ -247,7 +252,7 @@ def lower_bound() -> Arrays:
 def main() -> None:
     """Write the archive beside this file."""
     rng = np.random.default_rng(2024)
-    data = normal(rng)
+    data: dict[str, Any] = {**normal(rng)}
     data |= deep_factorised_values("df_init", 1, (3, 3), 0.0)
     data |= deep_factorised_values("df_default", 2, (3, 3), 0.5)
     data |= deep_factorised_values("df_deep", 3, (3, 3, 3), 0.5)

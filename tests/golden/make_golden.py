@@ -12,8 +12,10 @@ import argparse
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from sic_jax.cli.demo import SAMPLE
@@ -30,7 +32,7 @@ from sic_jax.training.presets import preset
 TEMPERATURE = 0.75
 
 
-def digest(*arrays: np.ndarray) -> str:
+def digest(*arrays: NDArray[Any]) -> str:
     """SHA-256 of integer arrays as little-endian int32, one after the other."""
     sha = hashlib.sha256()
     for a in arrays:
@@ -43,7 +45,7 @@ def decode(codec: Codec, data: bytes) -> dict[str, object]:
     """What golden.json says of a file, with details at `TEMPERATURE` above level 1."""
     container = unpack(data)
     y, z, level = codec.decode_latents(container)
-    hyper = codec._pass.hyper(z, y.shape[:2])
+    hyper = codec._pass.hyper(z, (y.shape[0], y.shape[1]))
     steps = codec._pass.run(hyper, level)
     indices, means = [], []
     request = next(steps)
@@ -81,7 +83,7 @@ def decode(codec: Codec, data: bytes) -> dict[str, object]:
     return record
 
 
-def pictures() -> dict[str, np.ndarray]:
+def pictures() -> dict[str, NDArray[Any]]:
     """A photograph, its gray corner, and edges with noise, of odd sizes."""
     with Image.open(SAMPLE) as im:
         photo = np.asarray(im.convert("RGB"))
@@ -97,7 +99,7 @@ def pictures() -> dict[str, np.ndarray]:
     }
 
 
-def pictures_with_alpha() -> dict[str, np.ndarray]:
+def pictures_with_alpha() -> dict[str, NDArray[Any]]:
     """A disc of a photograph with a soft edge, and gray under a ramp: predictors 1 and 3."""
     source = pictures()
     i, j = np.mgrid[:160, :225]
