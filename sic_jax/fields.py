@@ -42,7 +42,11 @@ def kinds_of(*classes: type[Family]) -> Kinds:
 
 
 def require(ok: bool, owner: object, name: str, value: object, allowed: str) -> None:
-    """Raise a ValueError that names the field, its value and what is allowed, unless `ok`."""
+    """Check a field.
+
+    Raises:
+        ValueError: Unless `ok`; the message names the field, its value and what is allowed.
+    """
     if not ok:
         raise ValueError(f"{type(owner).__name__}.{name} is {value!r}; it must be {allowed}")
 

@@ -18,6 +18,10 @@ class Metadata:
         xmp: XMP packet, 1 byte to 16 MiB.
         dpi: Resolution, horizontal and vertical, in pixels per inch, 0.01 to 42949672.95; files
             keep it in steps of 0.01.
+
+    Raises:
+        TypeError: If a field has another type.
+        ValueError: If a field is out of these bounds.
     """
 
     icc_profile: bytes | None = None
@@ -26,7 +30,7 @@ class Metadata:
     dpi: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
-        """Raises TypeError or ValueError for a field of wrong type, length or range."""
+        """Check the fields."""
         for name in ("icc_profile", "exif", "xmp"):
             value = getattr(self, name)
             if value is None:

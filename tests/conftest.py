@@ -12,7 +12,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from numpy.typing import NDArray
+# Workers share the cores, and so do the processes that tests start: two that each use all of them
+# wait for one another (an eigendecomposition of NumPy's for 6 s instead of 0.1).
+if (_worker := os.environ.get("PYTEST_XDIST_WORKER")) and hasattr(os, "sched_setaffinity"):
+    _cores = sorted(os.sched_getaffinity(0))
+    _mine = _cores[int(_worker.removeprefix("gw")) :: int(os.environ["PYTEST_XDIST_WORKER_COUNT"])]
+    os.sched_setaffinity(0, _mine or _cores)
 
 # Before JAX is imported, and for the processes that tests start: programs compiled once serve
 # every test, and the next run. JAX before 0.10 reads some of its own cache wrongly.
@@ -25,6 +30,7 @@ import jax
 import numpy as np
 import pytest
 from fake_codec import MODEL_ID, FakeCodec
+from numpy.typing import NDArray
 from PIL import Image
 
 from sic_jax.cli import jobs

@@ -259,9 +259,11 @@ def test_only_what_train_only_names_learns(
             np.testing.assert_array_equal(flat(after.ema)[name], before, err_msg=name)
     norm = np.sqrt(sum(np.square(some[name]).sum() for name in learning))
     assert records[0]["grad_norm"] == pytest.approx(norm, rel=1e-5)
-    # Two moments of what learns, and nothing else.
+    # Two moments of what learns, and nothing else: vectors, of multiples of 1024.
     moments = [a for a in jax.tree.leaves(after.opt_state) if a.ndim]
-    assert sum(a.size for a in moments) == 2 * sum(some[name].size for name in learning)
+    count = sum(some[name].size for name in learning)
+    assert [a.size for a in moments] == [-(-count // 1024) * 1024] * 2
+    assert np.count_nonzero(moments[0]) <= count
 
 
 def test_train_only_must_name_parameters(tiny_run: TrainConfig, params: Arrays) -> None:

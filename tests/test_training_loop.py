@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from conftest import assert_equal, checkerboard_entropy, quick_compilation, write_images
 from jax.experimental import multihost_utils
+from jax.flatten_util import ravel_pytree
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -136,7 +137,10 @@ def test_thirty_steps_on_one_batch_lower_the_loss(
         losses.append(float(metrics.terms["loss"][0]) / 2)
         if k == 0:
             # Adam's first moment is a tenth of the clipped gradient: every part learns.
-            moments = state.opt_state.inner_states["networks"].inner_state[1].mu
+            vector = state.opt_state.inner_states["networks"].inner_state[0][1].mu
+            flat, unravel = ravel_pytree(params)
+            assert not vector[flat.size :].any()
+            moments = unravel(vector[: flat.size])
             assert set(moments) == {"g_a", "g_s", "h_a", "h_s", "prior_z", "context"}
             for name, part in moments.items():
                 largest = max(float(jnp.abs(a).max()) for a in jax.tree.leaves(part))

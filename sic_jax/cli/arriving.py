@@ -39,8 +39,8 @@ def decompress_arriving(
         source: A file, which may be a pipe, or "-".
         options: Of the decoder.
         codec_of: Finds the codec, from a file's first bytes.
-        put: Writes a picture. Metadata come last: if there are any, the last picture is written
-            once more.
+        put: Writes a picture of a shape that `Codec.decompress` gives. Metadata come last: if
+            there are any, the last picture is written once more.
         show: Is told which level was written.
 
     Raises:

@@ -21,7 +21,7 @@ from sic_jax.model.tree import Params, unflatten_params
 from sic_jax.training.presets import PRESETS, preset
 
 
-def read_params(path: str | Path, cfg: ModelConfig) -> Params:
+def _read_params(path: str | Path, cfg: ModelConfig) -> Params:
     """Parameters of a model from an `.npz` file, float32.
 
     Raises:
@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = make_parser().parse_args(argv)
     try:
         cfg = preset(args.preset).model
-        params = read_params(args.params, cfg)
+        params = _read_params(args.params, cfg)
         card = "" if args.card is None else Path(args.card).read_text()
         export_bundle(args.bundle, cfg, params, card=card)
     except (ValueError, OSError) as e:

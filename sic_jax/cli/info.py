@@ -36,7 +36,7 @@ def _info(args: argparse.Namespace) -> int:
         text = "".join(f"{key:24} {value}\n" for key, value in facts.items())
     else:
         try:
-            facts, text = describe_file(args.file, read(args.file))
+            facts, text = _describe_file(args.file, read(args.file))
         except Exception as error:
             fail(error, args.file)
             return 1
@@ -48,7 +48,7 @@ def _info(args: argparse.Namespace) -> int:
     return 0
 
 
-def describe_file(path: str, data: bytes) -> tuple[dict[str, object], str]:
+def _describe_file(path: str, data: bytes) -> tuple[dict[str, object], str]:
     """Facts about the .sic file `data` as data and as text.
 
     Raises:

@@ -233,7 +233,7 @@ class Codec:
         on_step: Callable[[int, int], None] | None = None,
         **changes: Any,
     ) -> Latents:
-        """The integers that files of an image hold, all levels.
+        """The integers that files of an image hold, all levels, in the shapes that `Latents` says.
 
         Files of simple graphics (`compress`) hold the picture instead; it has latents still.
         Those of pictures with alpha are of their colours.
@@ -292,11 +292,15 @@ class Codec:
     ) -> Pixels:
         """Members of the synset of a file: decodings with seeds seed, seed + 1, ...
 
-        Arguments and errors are those of `decompress`, and `num_samples` is M, at least 1.
+        Arguments are those of `decompress`, and `num_samples` is M, at least 1.
 
         Returns:
             uint8 [M, H, W, 3], or [M, H, W] for a gray file; with alpha [M, H, W, 4] or
             [M, H, W, 2].
+
+        Raises:
+            BitstreamError, TypeError: As `decompress`.
+            ValueError: As `decompress`, or if `num_samples` is less than 1.
         """
         if num_samples < 1:
             raise ValueError(f"num_samples must be at least 1, got {num_samples}")
@@ -351,6 +355,9 @@ class Codec:
         """Bits of an image by the model's probabilities: what a perfect coder would need.
 
         Of its latents, also where `compress` stores the picture exactly. Alpha is not counted.
+
+        Args:
+            image: uint8 of a shape that `compress` takes.
 
         Raises:
             TypeError, ValueError: As `compress`.

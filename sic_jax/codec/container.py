@@ -69,6 +69,10 @@ class Header:
         exact: The file holds the picture's samples and no latents.
         alpha: The file has an alpha segment.
         version: Format version, 2.
+
+    Raises:
+        TypeError: If a field has another type.
+        ValueError: If a field is out of these bounds.
     """
 
     model_id: bytes
@@ -84,7 +88,7 @@ class Header:
     version: int = VERSION
 
     def __post_init__(self) -> None:
-        """Raises TypeError or ValueError for a field of wrong type or out of range."""
+        """Check the fields."""
         check_bytes("model_id", self.model_id, MODEL_ID_BYTES, MODEL_ID_BYTES)
         check_int("height", self.height, 1, MAX_SIDE)
         check_int("width", self.width, 1, MAX_SIDE)
@@ -113,13 +117,17 @@ class Segment:
             than 2^32, may be empty.
         symbols_crc: `symbols_checksum` of the symbols or samples that the payload decodes to, 0 to
             65535. The container carries it; only a decoder can check it.
+
+    Raises:
+        TypeError: If a field has another type.
+        ValueError: If a field is out of these bounds.
     """
 
     payload: bytes
     symbols_crc: int
 
     def __post_init__(self) -> None:
-        """Raises TypeError or ValueError for a field of wrong type or out of range."""
+        """Check the fields."""
         check_bytes("payload", self.payload, 0, MAX_VARINT)
         check_int("symbols_crc", self.symbols_crc, 0, 0xFFFF)
 

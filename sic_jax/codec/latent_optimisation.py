@@ -70,7 +70,7 @@ class OptimiserState(NamedTuple):
     v: jax.Array
     """[1, h, w, C]."""
     mean: jax.Array
-    """Running mean of gradients, as v."""
+    """Running mean of gradients, of the shape of v."""
     square: jax.Array
     """Running mean of their squares, [C]."""
 

@@ -20,7 +20,11 @@ MAX_TEMPERATURE = 16
 
 @dataclass(frozen=True, kw_only=True)
 class EncodeOptions:
-    """How a picture becomes a file."""
+    """How a picture becomes a file.
+
+    Raises:
+        ValueError: If a field is out of its range; the message says which values are allowed.
+    """
 
     level: int | None = None
     """Quality: 1 (smallest file) to the bundle's highest level (default: the highest).
@@ -66,7 +70,7 @@ class EncodeOptions:
     """
 
     def __post_init__(self) -> None:
-        """Check what needs no bundle; ValueErrors say the value and what is allowed."""
+        """Check what needs no bundle."""
         if self.optimise_steps < 0:
             raise ValueError(f"optimise_steps must be at least 0, got {self.optimise_steps}")
         for name in ("max_bytes", "max_bpp", "min_psnr"):
@@ -81,7 +85,11 @@ class EncodeOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class DecodeOptions:
-    """How a file becomes a picture."""
+    """How a file becomes a picture.
+
+    Raises:
+        ValueError: If a field is out of its range; the message says which values are allowed.
+    """
 
     level: int | None = None
     """Use only the levels up to this one (default: all that the file holds)."""
@@ -110,7 +118,7 @@ class DecodeOptions:
     """
 
     def __post_init__(self) -> None:
-        """Check what needs no bundle; ValueErrors say the value and what is allowed."""
+        """Check what needs no bundle."""
         if self.seed is not None:
             _check_seed(self.seed)
         temperature = self.temperature

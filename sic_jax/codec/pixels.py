@@ -41,6 +41,10 @@ def as_array(image: PictureLike) -> Pixels:
     A Pillow image gives its pixels as they are: not turned by its EXIF, not converted by its ICC
     profile, and no metadata. `sic_jax.read_image` does all this.
 
+    Returns:
+        uint8: of an array in its shape, of a Pillow image [H, W, 3], [H, W], [H, W, 4] or
+        [H, W, 2].
+
     Raises:
         TypeError: If it is something else, or its samples are not uint8.
         ValueError: If it is a Pillow image of another mode.
@@ -60,7 +64,12 @@ def as_array(image: PictureLike) -> Pixels:
 
 
 def split_alpha(image: PictureLike) -> Parts:
-    """Colours and alpha of an image, or an error that says what is wrong with it."""
+    """Colours and alpha of an image [H, W, 3], [H, W], [H, W, 4] or [H, W, 2].
+
+    Raises:
+        TypeError: As `as_array`.
+        ValueError: As `as_array`, or if the image has not the shape of a picture.
+    """
     image = as_array(image)
     channels = image.shape[2:]
     if image.size == 0 or image.ndim < 2 or channels not in ((), (2,), (3,), (4,)):
@@ -90,7 +99,7 @@ def check_image(image: PictureLike) -> Pixels:
 
 
 def pad(pixels: Pixels, stride: int) -> Pixels:
-    """Repeat the last row and column up to multiples of `stride`."""
+    """Repeat the last row and column of [H, W, C], up to multiples of `stride`."""
     widths = ((0, -pixels.shape[0] % stride), (0, -pixels.shape[1] % stride), (0, 0))
     return np.pad(pixels, widths, mode="edge")
 

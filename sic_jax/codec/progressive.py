@@ -189,7 +189,11 @@ class ProgressiveDecoder:
 
 
 def check_bundle(header: Header, bundle: Bundle) -> None:
-    """Refuses files of another bundle: BitstreamError."""
+    """Refuses files of another bundle.
+
+    Raises:
+        BitstreamError: If the file has another bundle's id, or does not fit this one.
+    """
     library.check_made_by(bundle.model_id, header.model_id, bundle.name)
     if header.float_entropy == bundle.cfg.entropy.exact:
         kinds = ("integers", "floats") if header.float_entropy else ("floats", "integers")

@@ -70,6 +70,13 @@ class SymbolCoder:
     def decode_z(self, segment: Segment, header: Header) -> tuple[Ints, Floats]:
         """The integers of z, and the coding pass's h_s features that they give.
 
+        Args:
+            segment: The first of a file.
+            header: Of the file.
+
+        Returns:
+            int32 [ceil(h/s), ceil(w/s), C_z], s the entropy model's hyper stride, and [1, h, w, F].
+
         Raises:
             BitstreamError: If they do not have their checksum.
         """

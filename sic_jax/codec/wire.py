@@ -29,7 +29,11 @@ class Reader:
         self.append(data)
 
     def append(self, data: BytesLike) -> None:
-        """Adds bytes at the end."""
+        """Adds bytes at the end.
+
+        Raises:
+            TypeError: The data are not bytes-like.
+        """
         try:
             self.data += data if isinstance(data, bytes) else memoryview(data).tobytes()
         except TypeError:
@@ -45,18 +49,31 @@ class Reader:
         return len(self.data) - self.position
 
     def take(self, size: int) -> bytes:
-        """Takes `size` bytes; DataEndError if fewer are left."""
+        """Takes `size` bytes.
+
+        Raises:
+            DataEndError: If fewer are left; then none is taken.
+        """
         if size > self.remaining():
             raise DataEndError
         self.position += size
         return bytes(self.data[self.position - size : self.position])
 
     def number(self, size: int) -> int:
-        """Takes an unsigned big-endian number of `size` bytes."""
+        """Takes an unsigned big-endian number of `size` bytes.
+
+        Raises:
+            DataEndError: As `take`.
+        """
         return int.from_bytes(self.take(size), "big")
 
     def varint(self, name: str) -> int:
-        """Takes a varint; BitstreamError if it is not minimal or exceeds MAX_VARINT."""
+        """Takes a varint, 0 to `MAX_VARINT`.
+
+        Raises:
+            BitstreamError: If it has more bytes than it needs, or is larger.
+            DataEndError: If the data end before it does.
+        """
         value = 0
         for count in range(_MAX_VARINT_BYTES):
             byte = self.number(1)
@@ -99,7 +116,11 @@ def record_crc(number: int, payload: bytes, symbols_crc: bytes = b"") -> int:
 
 
 def check_crc(what: str, actual: int, expected: int) -> None:
-    """Raises BitstreamError if the two differ."""
+    """Compares two checksums of `what`.
+
+    Raises:
+        BitstreamError: If they differ.
+    """
     if actual != expected:
         raise BitstreamError(
             f"{what} is corrupted: its CRC is 0x{actual:04x}, the file says 0x{expected:04x}"
@@ -107,7 +128,11 @@ def check_crc(what: str, actual: int, expected: int) -> None:
 
 
 def inflate(what: str, payload: bytes, limit: int) -> bytes:
-    """Decompresses exactly one zlib stream of 1 to `limit` bytes, or raises BitstreamError."""
+    """Decompresses exactly one zlib stream to 1 to `limit` bytes.
+
+    Raises:
+        BitstreamError: If the payload is not that.
+    """
     inflater = zlib.decompressobj()
     try:
         value = inflater.decompress(payload, limit + 1)
@@ -121,7 +146,12 @@ def inflate(what: str, payload: bytes, limit: int) -> bytes:
 
 
 def check_bytes(name: str, value: bytes, low: int, high: int) -> None:
-    """Raises TypeError or ValueError unless value is bytes of a length in low to high."""
+    """Checks that a value is bytes of a length in low to high.
+
+    Raises:
+        TypeError: If it is not bytes.
+        ValueError: If its length is another.
+    """
     if not isinstance(value, bytes):
         raise TypeError(f"{name} must be bytes, got {type(value).__name__}")
     if not low <= len(value) <= high:
@@ -129,7 +159,12 @@ def check_bytes(name: str, value: bytes, low: int, high: int) -> None:
 
 
 def check_int(name: str, value: int, low: int, high: int) -> None:
-    """Raises TypeError or ValueError unless value is an int in low to high."""
+    """Checks that a value is an int in low to high.
+
+    Raises:
+        TypeError: If it is not an int; a bool is none.
+        ValueError: If it is out of that range.
+    """
     if not isinstance(value, int) or isinstance(value, bool):
         raise TypeError(f"{name} must be an int, got {type(value).__name__}")
     if not low <= value <= high:

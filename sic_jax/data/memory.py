@@ -26,7 +26,7 @@ class MemorySource:
     """Decoded images in one buffer."""
 
     pixels: NDArray[np.uint8]
-    """All images one after the other, flat, then zeros up to the last block's end."""
+    """All images one after the other, then zeros up to the last block's end, [n]."""
     offsets: NDArray[np.int64]
     """First byte of each image, [N]."""
     sizes: NDArray[np.int32]
@@ -53,7 +53,7 @@ class MemorySource:
 
     @cached_property
     def blocks(self) -> jax.Array:
-        """The buffer on the device, uint8 [blocks, 2^20 + longest side].
+        """The buffer on the device, uint8 [blocks, 2^20 + overlap].
 
         Two indices reach more than 2^31 bytes with 32 bits each. Blocks overlap by the longest
         side of an image, so that every piece of a row lies in one block.

@@ -51,7 +51,12 @@ def decode_rgb(name: str, data: bytes) -> NDArray[np.uint8]:
 
 
 def readable(source: Source, indices: NDArray[Any], size: int) -> Iterator[NDArray[np.uint8]]:
-    """The images at `indices` with sides of at least `size`; the others are reported.
+    """The images uint8 [H, W, 3] with sides of at least `size`; the others are reported.
+
+    Args:
+        source: Of the images.
+        indices: Integers [N]: which of them, in this order.
+        size: Least height and width in pixels.
 
     Raises:
         ValueError: If there is none.

@@ -95,7 +95,7 @@ def tables_from_pmfs(
     """Builds one table per probability vector, with an escape symbol after its last entry.
 
     Args:
-        pmfs: Per table, the probabilities of the values `offset`, `offset + 1`, ...
+        pmfs: Per table, the probabilities [n] of the values `offset`, `offset + 1`, ...
         offsets: Per table, the value of its first entry.
         tail_masses: Per table, the probability of all other values, in the scale of its pmf.
 
@@ -125,7 +125,7 @@ def tables_from_pmfs(
 
 
 def gaussian_tables(sigmas: ArrayLike, num_mean_bins: int) -> CdfTables:
-    """Builds tables of the discretised Gaussian for every scale and fractional mean.
+    """Builds tables of the discretised Gaussian for every scale [S] and fractional mean.
 
     Arguments, result and errors are those of `logistic_tables`, but that each table covers 3.75
     standard deviations.

@@ -17,7 +17,7 @@ _NOISE_FACTOR: Final = 1774
 
 
 def hash32(x: NDArray[np.uint32]) -> NDArray[np.uint32]:
-    """A bijective mixing of 32-bit words (the constants of the `lowbias32` hash)."""
+    """A bijective mixing of 32-bit words of any shape (the constants of `lowbias32`)."""
     x = x ^ (x >> np.uint32(16))
     x = x * np.uint32(0x7FEB352D)
     x = x ^ (x >> np.uint32(15))
@@ -46,8 +46,15 @@ def detail_words(
 def normal_noise(seed: int, shape: tuple[int, ...], *, start: int = 0) -> NDArray[np.int32]:
     """Near-normal noise in 1/1024 of its standard deviation: the sum of four 16-bit uniforms.
 
-    Bounded at +-3.46 deviations, so that a single draw cannot spoil a picture. The counters run
-    from `start`.
+    Bounded at +-3.46 deviations, so that a single draw cannot spoil a picture.
+
+    Args:
+        seed: 0 to 2^32 - 1.
+        shape: Of the noise; its places, row by row, have the counters from `start` on.
+        start: First counter.
+
+    Returns:
+        int32 of that shape, -3548 to 3548.
     """
     a, b = detail_words(seed, int(np.prod(shape)), start=start)
     total = np.full(a.shape, -2 * 65535, np.int32)
@@ -58,7 +65,15 @@ def normal_noise(seed: int, shape: tuple[int, ...], *, start: int = 0) -> NDArra
 
 
 def uniform_noise(seed: int, shape: tuple[int, ...]) -> NDArray[np.int32]:
-    """Uniform noise in 1/1024 of its standard deviation, for the paper's details."""
+    """Uniform noise in 1/1024 of its standard deviation, for the paper's details.
+
+    Args:
+        seed: 0 to 2^32 - 1.
+        shape: Of the noise; its places, row by row, have the counters from 0 on.
+
+    Returns:
+        int32 of that shape, -1774 to 1774.
+    """
     a, _ = detail_words(seed, int(np.prod(shape)))
     return _scaled(2 * (a >> np.uint32(16)).astype(np.int32) - 65535).reshape(shape)
 

@@ -23,6 +23,8 @@ NO_REACH = 2.0**20
 def lower_bound(x: jax.Array, bound: float) -> jax.Array:
     """``max(x, bound)`` whose gradient still reaches ``x`` below the bound when it would raise it.
 
+    ``x`` has any shape.
+
     Reference: TensorFlow Compression, ``math_ops.lower_bound`` (gradient ``identity_if_towards``).
     """
     return jnp.maximum(x, bound)
@@ -41,7 +43,7 @@ lower_bound.defvjp(_lower_bound_fwd, _lower_bound_bwd)
 
 
 def ste_round(x: jax.Array) -> jax.Array:
-    """Round half to even; the gradient is the identity (straight-through estimator)."""
+    """Round arrays of any shape half to even; the gradient is the identity (straight-through)."""
     return x + jax.lax.stop_gradient(jnp.round(x) - x)
 
 

@@ -250,7 +250,7 @@ class NativeEncoder:
         self._chunks: list[bytes] = []
 
     def encode(self, values: NDArray[np.int32], indices: NDArray[np.int32]) -> None:
-        """Encodes values with the tables of the given (valid) indices."""
+        """Encodes values [n] with the tables of the given (valid) indices [n]."""
         for i in range(0, values.size, _CHUNK):
             part = slice(i, i + _CHUNK)
             v, n = _FORM(values[part]), _FORM(indices[part])
@@ -281,7 +281,11 @@ class NativeDecoder:
         self._state = _FORM(np.array([0, _TOP, start, 4, 0, 0], dtype=np.int64))
 
     def decode(self, indices: NDArray[np.int32]) -> NDArray[np.int32]:
-        """Decodes one value per (valid) index."""
+        """Decodes one value per (valid) index: [n] for [n].
+
+        Raises:
+            BitstreamError: If the stream is recognisably not one of an encoder.
+        """
         out = np.empty(indices.size, dtype=np.int32)
         error = _DECODE(*self._tables, _FORM(indices), self._bytes, self._state, out)
         if error:
@@ -289,7 +293,11 @@ class NativeDecoder:
         return out
 
     def finish(self) -> None:
-        """Checks that the stream is exactly the one that the encoder writes for these values."""
+        """Checks that the stream is exactly the one that the encoder writes for these values.
+
+        Raises:
+            BitstreamError: If it is not.
+        """
         base, size, _, position, delay, emitted = (int(x) for x in self._state)
         if base + size <= _TOP:
             delay, emitted = 0, position - 4

@@ -34,12 +34,14 @@ class ImageCodec(NamedTuple):
     options: str
     """All that fixes its files and pictures beside the setting."""
     encode: Callable[[Pixels, float], bytes]
+    """Of an image [H, W, 3] or [H, W] and a setting."""
     decode: Callable[[bytes, int], Pixels]
-    """Of a file and the number of a sample, from 0."""
+    """Of a file and the number of a sample, from 0: an image of the original's shape."""
     samples: int = 1
     """Different decodings of one file to measure."""
     estimate: Callable[[Pixels], Callable[[float], float] | None] | None = None
-    """Of an image, the estimated bpp of each setting; None of one without an estimate."""
+    """Of an image [H, W, 3] or [H, W], the estimated bpp of each setting; None of one without an
+    estimate."""
     setting_name: str = "quality"
     compiles: bool = False
     """The first call for an image size takes longer, and is not timed."""

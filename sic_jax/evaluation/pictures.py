@@ -171,7 +171,10 @@ def choose_crop(image: Pixels) -> Crop:
 
 
 def to_data_uri(image: Pixels, crop: Crop, *, lossless: bool = False) -> str:
-    """The crop as a WebP file in a data URI; where Pillow has no WebP, as a JPEG or PNG file."""
+    """The crop of an image [H, W, 3] or [H, W] as a WebP file in a data URI.
+
+    Where Pillow has no WebP, it is a JPEG or PNG file.
+    """
     top, left, height, width = crop
     part = np.ascontiguousarray(image[top : top + height, left : left + width])
     kind = "webp" if features.check("webp") else "png" if lossless else "jpeg"

@@ -56,7 +56,7 @@ def in_8_bits(
     """
     profile = image.info.get("icc_profile")
     image, alpha = split_alpha(image)
-    image, profile = to_gray_or_rgb(name, image, profile)
+    image, profile = _to_gray_or_rgb(name, image, profile)
     colours = colours_of(name, data) or colours_of_heif(name, data)
     if colours is not None:
         image, profile = to_srgb(image, colours), None
@@ -85,7 +85,7 @@ def split_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
     return image.convert("L" if gray else "RGB"), image.getchannel("A")
 
 
-def to_gray_or_rgb(
+def _to_gray_or_rgb(
     name: str, image: Image.Image, profile: bytes | None
 ) -> tuple[Image.Image, bytes | None]:
     """Converts to mode L or RGB; the profile is None where the conversion used it up."""

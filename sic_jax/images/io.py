@@ -225,7 +225,7 @@ def write_image(
     Args:
         path: File to write. .jpg, .jpeg and .avif have quality 95; .png, .tif, .tiff, .bmp, .ppm,
             .pgm, .webp and .jxl (with pillow-jxl-plugin) are lossless.
-        pixels: As in `encode_image`.
+        pixels: uint8 of one of the shapes that `encode_image` takes.
         metadata: As in `encode_image`.
 
     Raises:

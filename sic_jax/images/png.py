@@ -51,7 +51,7 @@ class Colours(NamedTuple):
     primaries: tuple[float, ...]
     """x and y of white, red, green and blue."""
     to_linear: Callable[[NDArray[np.float64]], NDArray[np.float64]]
-    """From samples in [0, 1] to light in [0, 1]."""
+    """From samples to light, both in [0, 1] and of any shape."""
 
 
 def with_exact_transparency(image: Image.Image, data: bytes) -> Image.Image:
@@ -227,7 +227,7 @@ def of_code_points(
         name: Of the file, for messages.
         primaries: Code of the primaries.
         transfer: Code of the transfer characteristics.
-        bt709: What stands for the curve of BT.709.
+        bt709: What stands for the curve of BT.709: samples to light, both in [0, 1], of any shape.
 
     Raises:
         ValueError: If it is an HDR picture (PQ or HLG), or a code is not known.
@@ -257,7 +257,7 @@ def _power(exponent: float) -> Callable[[NDArray[np.float64]], NDArray[np.float6
 
 
 def srgb_to_linear(v: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The light of sRGB samples, both in [0, 1]."""
+    """The light of sRGB samples of any shape, both in [0, 1]."""
     import numpy as np
 
     return np.where(v <= 0.04045, v / 12.92, ((v + 0.055) / 1.055) ** 2.4)

@@ -23,14 +23,14 @@ from numpy.typing import NDArray
 from sic_jax.metrics import lpips_metric, vgg
 from sic_jax.metrics.pretrained import check_weights
 
-__all__ = ["convert_alexnet_weights", "convert_vgg16_weights", "main", "rounded_kernel"]
+__all__ = ["main", "rounded_kernel"]
 
 # Largest code of each VGG16 kernel but the first: errors of the early layers reach every stage,
 # and the late layers hold most of the values.
 _LARGEST_CODES = (4095, 4095, 4095, 1023, 1023, 1023, 511, 255, 127, 127, 127, 127)
 
 
-def convert_alexnet_weights(source: Path, out: Path) -> None:
+def _convert_alexnet_weights(source: Path, out: Path) -> None:
     """Writes the compact .npz that `sic_jax.metrics.lpips_metric.load_alexnet_weights` reads.
 
     The kernels of layers 2 to 5 are stored in float16, everything else in float32.
@@ -50,7 +50,7 @@ def convert_alexnet_weights(source: Path, out: Path) -> None:
     np.savez_compressed(out, **weights)
 
 
-def convert_vgg16_weights(source: Path, out: Path) -> None:
+def _convert_vgg16_weights(source: Path, out: Path) -> None:
     """Writes the compact .npz that `sic_jax.metrics.vgg.load_vgg16_weights` reads.
 
     The kernels of layers 2 to 13 are stored as integers of 8 to 13 bits times a step for each
@@ -120,9 +120,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="default: the packaged file")
     args = parser.parse_args(argv)
     if args.net == "vgg":
-        convert_vgg16_weights(args.source, args.out or vgg.WEIGHTS_FILE)
+        _convert_vgg16_weights(args.source, args.out or vgg.WEIGHTS_FILE)
     else:
-        convert_alexnet_weights(args.source, args.out or lpips_metric.WEIGHTS_FILE)
+        _convert_alexnet_weights(args.source, args.out or lpips_metric.WEIGHTS_FILE)
     return 0
 
 

@@ -44,7 +44,7 @@ def check_images(x: Array, *, metric: str, min_size: int) -> None:
 
 
 def check_same_shape(x: Array, x_hat: Array) -> None:
-    """Checks that two batches can be compared, and here.
+    """Checks that two batches have one shape, and can be compared here.
 
     Raises:
         RuntimeError: This process was forked after JAX had started.
@@ -60,7 +60,9 @@ def conv_relu(
 ) -> jax.Array:
     """Convolution with ``conv{layer}_kernel`` (HWIO) and ``conv{layer}_bias``, then ReLU.
 
-    It computes in the kernel's type: float32 exactly, bfloat16 on the tensor cores.
+    It makes ``[B, h, w, O]`` of ``[B, H, W, I]``, where h = floor((H + 2 padding - k) / stride) + 1
+    for a kernel of k x k, and w likewise. It computes in the kernel's type: float32 exactly,
+    bfloat16 on the tensor cores.
     """
     kernel = jnp.asarray(weights[f"conv{layer}_kernel"])
     h = lax.conv_general_dilated(

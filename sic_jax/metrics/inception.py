@@ -124,7 +124,8 @@ def load_inception_weights(path: Path) -> dict[str, NDArray[np.float32]]:
         path: .npz or .safetensors, with arrays of type float16, float32 or float64.
 
     Returns:
-        ``NAME_kernel`` (HWIO) and ``NAME_bias``, with batch normalisation folded in.
+        ``NAME_kernel`` ``[h, w, I, O]`` and ``NAME_bias`` ``[O]``, float32, with batch
+        normalisation folded in.
 
     Raises:
         OSError: The file cannot be read.
@@ -158,6 +159,9 @@ def fold_weights(stored: Weights, *, source: str) -> dict[str, NDArray[np.float3
     Args:
         stored: Arrays as `stored_shapes` describes them.
         source: Where they are from, for messages.
+
+    Returns:
+        ``NAME_kernel`` ``[h, w, I, O]`` and ``NAME_bias`` ``[O]``, float32.
 
     Raises:
         ValueError: An array is missing, has the wrong shape, holds no floats or is not finite, or a
@@ -263,12 +267,15 @@ def _block_8(h: Any, conv: _Conv, at: str, pool: Callable[[Any], Any]) -> Any:
 
 
 def max_pool(h: jax.Array, stride: int, padding: int = 0) -> jax.Array:
-    """Largest of 3x3 samples."""
+    """Largest of 3x3 samples: ``[B, h, w, C]`` of ``[B, H, W, C]``.
+
+    h = floor((H + 2 padding - 3) / stride) + 1, and w likewise.
+    """
     return _windows(h, -jnp.inf, lax.max, stride, padding)
 
 
 def mean_pool(h: jax.Array) -> jax.Array:
-    """Mean of those of 3x3 samples that are inside, at every sample."""
+    """Mean of those of 3x3 samples that are inside, at every sample of ``[B, H, W, C]``."""
     inside = jnp.ones((1, *h.shape[1:3], 1), h.dtype)
     return _windows(h, 0.0, lax.add, 1, 1) / _windows(inside, 0.0, lax.add, 1, 1)
 

@@ -80,7 +80,8 @@ def load_alexnet_weights(path: Path | None = None) -> dict[str, NDArray[np.float
         path: A file made by `sic_jax.importers.perceptual_weights`; the packaged one when None.
 
     Returns:
-        NumPy float32 arrays: ``conv1..5_kernel`` (HWIO), ``conv1..5_bias`` and ``head1..5``.
+        NumPy float32 arrays of the shapes `WEIGHT_SHAPES`: ``conv1..5_kernel`` (HWIO),
+        ``conv1..5_bias`` and ``head1..5``.
 
     Raises:
         OSError: The file cannot be read.

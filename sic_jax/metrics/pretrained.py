@@ -77,7 +77,7 @@ def on_device(load: Callable[[], Weights]) -> Weights:
 
 
 def read_npz(path: Path) -> dict[str, NDArray[Any]]:
-    """All arrays of an .npz file; nothing in it is executed.
+    """All arrays of an .npz file by name, of any shape; nothing in it is executed.
 
     Raises:
         OSError: The file cannot be read.

@@ -13,7 +13,7 @@ from sic_jax.metrics import wasserstein_metric as wasserstein
 from sic_jax.metrics.convnet import Weights
 from sic_jax.sizes import Size
 
-__all__ = ["METRICS", "Metric", "to_decibels"]
+__all__ = ["METRICS", "Metric"]
 
 
 def _nothing() -> Weights:
@@ -54,7 +54,7 @@ class Metric(NamedTuple):
     """Whether it is measured when no metrics are named."""
 
 
-def to_decibels(value: float) -> float:
+def _to_decibels(value: float) -> float:
     """-10 log10(1 - value): similarities near 1 on a scale that tells them apart."""
     return -10 * math.log10(1 - value) if value < 1 else math.inf
 
@@ -107,7 +107,7 @@ METRICS = (
         distance=lambda x, x_hat, _, size: fidelity.ms_ssim(x, x_hat, size=size),
         min_size=fidelity.MS_SSIM_MIN_SIZE,
         unit="dB",
-        scale=to_decibels,
+        scale=_to_decibels,
     ),
     _lpips("lpips", "LPIPS (AlexNet)", "alex", lpips.load_alexnet_weights, lpips.MIN_SIZE),
     Metric(
@@ -141,7 +141,7 @@ METRICS = (
         distance=lambda x, x_hat, _, size: fidelity.ssim(x, x_hat, size=size),
         min_size=fidelity.SSIM_MIN_SIZE,
         unit="dB",
-        scale=to_decibels,
+        scale=_to_decibels,
         default=False,
     ),
 )

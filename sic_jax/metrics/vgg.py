@@ -76,7 +76,8 @@ def load_vgg16_weights(path: Path | None = None) -> dict[str, NDArray[np.float32
         path: A file made by `sic_jax.importers.perceptual_weights`; the packaged one when None.
 
     Returns:
-        NumPy float32 arrays: ``conv1..13_kernel`` (HWIO), ``conv1..13_bias`` and ``head1..5``.
+        NumPy float32 arrays of the shapes `WEIGHT_SHAPES`: ``conv1..13_kernel`` (HWIO),
+        ``conv1..13_bias`` and ``head1..5``.
 
     Raises:
         OSError: The file cannot be read.
@@ -116,7 +117,12 @@ def vgg16_stages(
 
 
 def normalise(x: Array, size: Size = None) -> jax.Array:
-    """Colours in [0, 1] less ImageNet's mean, over its deviation; zeros outside the images."""
+    """Colours less ImageNet's mean, over its deviation: float32 ``[B, H, W, 3]``.
+
+    Args:
+        x: ``[B, H, W, 3]`` in [0, 1].
+        size: Of images that do not fill the arrays; the result is zero outside.
+    """
     mean, deviation = jnp.array(_MEAN, jnp.float32), jnp.array(_DEVIATION, jnp.float32)
     return zero_outside((jnp.asarray(x, jnp.float32) - mean) / deviation, size)
 
@@ -128,7 +134,7 @@ def stages_from_normalised(
     pool: Callable[[jax.Array], jax.Array],
     sizes: Sequence[Size] = (None,) * 5,
 ) -> Features:
-    """`vgg16_stages` of a result of `normalise`."""
+    """`vgg16_stages` of a result ``[B, H, W, 3]`` of `normalise`."""
     stages: list[jax.Array] = []
     layer = 0
     for count, size in zip(_STAGE_LAYERS, sizes, strict=True):
@@ -142,7 +148,10 @@ def stages_from_normalised(
 
 
 def max_pool(h: jax.Array) -> jax.Array:
-    """Largest of 2x2 samples; an odd last row or column is dropped. VGG16's own pooling."""
+    """Largest of 2x2 samples, VGG16's own pooling: ``[B, H // 2, W // 2, C]`` of ``[B, H, W, C]``.
+
+    An odd last row or column is dropped.
+    """
     rows, columns = (n // 2 * 2 for n in h.shape[1:3])
     h = jnp.maximum(h[:, 0:rows:2], h[:, 1:rows:2])
     return jnp.maximum(h[:, :, 0:columns:2], h[:, :, 1:columns:2])

@@ -36,7 +36,7 @@ class ConvLayers(nn.Module):
 
     @nn.compact
     def __call__(self) -> dict[str, dict[str, jax.Array]]:
-        """The parameters by name."""
+        """The parameters by name, of the shapes of `specs`."""
         return {name: _Parameters(spec, name=name)() for name, spec in self.specs.items()}
 
 

@@ -115,7 +115,7 @@ def add_refinements(y_base: jax.Array, cfg: LevelConfig) -> jax.Array:
 
 
 def shrink(y: jax.Array, deadzone: float) -> jax.Array:
-    """Y brought nearer to 0, so that rounding has a wider zero: a dead-zone quantiser.
+    """Latents of any shape, nearer to 0, so that rounding has a wider zero: a dead-zone quantiser.
 
     By `deadzone` from 1/2 on, below proportionally less, so that gradients are nowhere 0. With
     peaked densities such a quantiser saves more bits than it costs error (Sullivan 1996).
@@ -145,5 +145,8 @@ def split_latents(
 def merge_latents(
     y_s: jax.Array, y_eps: jax.Array, level: jax.Array | int, cfg: LevelConfig
 ) -> jax.Array:
-    """The inverse of `split_latents`: channels of `level` from y_s, the others from y_eps."""
+    """The inverse of `split_latents`: channels of `level` from y_s, the others from y_eps.
+
+    All have the shape [..., C]; for levels of shape [B] it is [B, h, w, C].
+    """
     return jnp.where(level_mask(level, cfg), y_s, y_eps)

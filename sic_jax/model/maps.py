@@ -12,14 +12,14 @@ def space_to_depth(x: jax.Array, block: int) -> jax.Array:
 
 
 def depth_to_space(x: jax.Array, block: int) -> jax.Array:
-    """The inverse of `space_to_depth`."""
+    """The inverse of `space_to_depth`: [B, H, W, C] to [B, H*block, W*block, C/(block*block)]."""
     b, h, w, c = x.shape
     x = x.reshape(b, h, w, block, block, c // (block * block))
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, h * block, w * block, -1)
 
 
 def log_compress(y: jax.Array) -> jax.Array:
-    """sign(y) log(1 + |y|): keeps the large first components from swamping a network."""
+    """sign(y) log(1 + |y|), of any shape: keeps large first components from swamping a network."""
     # Not with jnp.sign and jnp.abs: their derivatives at 0 would stop the gradient of every zero
     # symbol, where it is 1.
     negative = y < 0

@@ -28,5 +28,5 @@ def draw_each(
 
 
 def unit_noise(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """U(-1/2, 1/2): rounding, as training sees it."""
+    """U(-1/2, 1/2) of a shape: rounding, as training sees it."""
     return jax.random.uniform(key, shape, minval=-0.5, maxval=0.5)

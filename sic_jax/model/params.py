@@ -40,7 +40,7 @@ def _initialiser(cfg: ModelConfig, kind: type[SicModel]) -> Callable[[jax.Array]
 
 
 def check_params(cfg: ModelConfig, leaves: Mapping[str, NDArray[Any]]) -> None:
-    """Check that a model has the parameters `leaves`, by path.
+    """Check that a model has the parameters `leaves`, by path, and in these shapes.
 
     Raises:
         ValueError: If one is missing, unknown or of another shape.

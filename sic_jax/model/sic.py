@@ -25,7 +25,7 @@ class SicOutput(NamedTuple):
     y: jax.Array
     """Unquantised latents [B, h, w, C]."""
     y_hat: jax.Array
-    """What g_s saw: quantised latents, details drawn above the level."""
+    """What g_s saw: quantised latents [B, h, w, C], details drawn above the level."""
 
 
 class SicModel(nn.Module):
@@ -103,7 +103,12 @@ class SicModel(nn.Module):
         return self.entropy.complete(y_hat, hyper, level, temperature=temperature, key=key)
 
     def initialise(self, x: jax.Array, level: jax.Array) -> None:
-        """Use every parameter once, to make it; cheaper to trace than a forward pass."""
+        """Use every parameter once, to make it; cheaper to trace than a forward pass.
+
+        Args:
+            x: Images [B, H, W, 3].
+            level: int [B].
+        """
         y, z = self.analyse(x)
         self.synthesise(y, level)
         self.entropy.initialise(y, z)

@@ -5,7 +5,8 @@
     four convolutions 4x4 of stride 2 with spectral normalisation --> 1x1 --> logits at 1/16
 
 Spectral normalisation (Miyato et al. 2018) divides a kernel by an estimate of its largest singular
-value; the vectors of the estimate are the collection `batch_stats`.
+value; the vectors of the estimate are the collection `batch_stats`, and
+`sic_jax.training.step.spectral_step` takes a step of it.
 
 Source: paper notes 2.8 (HiFiC's discriminator with a head a level).
 """
@@ -97,7 +98,11 @@ class Discriminator(nn.Module):
 
 
 def example_inputs(model: ModelConfig) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """A picture, its latents and its level, as small as the network takes them."""
+    """A picture, its latents and its level, as small as the network takes them.
+
+    Returns:
+        Zeros [1, 4*s, 4*s, 3] and [1, 4, 4, C], and level 1 as int32 [1]; s is the model's stride.
+    """
     side = 4
     x = jnp.zeros((1, side * model.stride, side * model.stride, 3))
     return x, jnp.zeros((1, side, side, model.num_channels)), jnp.ones((1,), jnp.int32)

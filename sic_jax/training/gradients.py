@@ -76,7 +76,8 @@ def make_loss(
 ) -> Callable[..., tuple[jax.Array, tuple[Terms, Decoded]]]:
     """The model's loss: (parameters, state, batch, places, perceptual weights) -> (loss, aux).
 
-    Of the state it reads the step and the discriminator.
+    The batch is uint8 [B, P, P, 3], places are int32 [B], and the loss is a scalar. Of the state it
+    reads the step and the discriminator.
     """
     dtype = jnp.bfloat16 if cfg.compute_dtype == "bfloat16" else None
     model: Any = kind(cfg.model, dtype, remat=cfg.remat)

@@ -370,5 +370,5 @@ def svi_loss(terms: Compared, decodings: Decodings, cfg: LossConfig) -> tuple[ja
 
 
 def mean_terms(terms: Terms) -> dict[str, jax.Array]:
-    """Sums divided by their counts; 0 where nothing was counted."""
+    """Sums divided by their counts, scalars; 0 where nothing was counted."""
     return {k: total / jnp.maximum(count, 1) for k, (total, count) in terms.items()}

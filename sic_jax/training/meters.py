@@ -100,7 +100,7 @@ class Clock:
         elapsed = time.perf_counter() - self._began
         if self._steps:
             values["images_per_s"] = self._steps * self._batch_size / elapsed
-            share = flops and peak_share(self._steps * flops / elapsed, self._devices)
+            share = flops and _peak_share(self._steps * flops / elapsed, self._devices)
             if share:
                 values["peak_share"] = share
         self.start()
@@ -111,7 +111,7 @@ class Clock:
         self._steps += steps
 
 
-def peak_share(flops_per_second: float, devices: list[jax.Device]) -> float | None:
+def _peak_share(flops_per_second: float, devices: list[jax.Device]) -> float | None:
     """Share of the devices' bfloat16 peak, or None where that is not known."""
     for name, peak in _PEAK_FLOPS.items():
         if devices[0].device_kind.startswith(name):

@@ -143,7 +143,16 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
 
 
 def shard_rows(rows: Any, mesh: Mesh, axis: int = 0) -> jax.Array:
-    """This process's rows of a global batch, spread over the devices; `axis` counts rows."""
+    """This process's rows of a global batch, spread over the devices.
+
+    Args:
+        rows: [b, ...], or with b as another axis.
+        mesh: The devices.
+        axis: The one that counts rows.
+
+    Returns:
+        [B, ...]: the rows of all processes.
+    """
     sharding = NamedSharding(mesh, PartitionSpec(*(None,) * axis, AXIS))
     if jax.process_count() == 1:
         placed: jax.Array = jax.device_put(rows, sharding)

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.flatten_util import ravel_pytree
 
 from sic_jax.model.params import init_params
 from sic_jax.model.tree import Params, flatten_params, unflatten_params
@@ -13,6 +14,8 @@ from sic_jax.training.train_config import TrainConfig
 
 _LAST = 0.01
 """Rate at the end of a cosine, of the peak."""
+_MULTIPLE = 1024
+"""The length of a vector of all parameters is a multiple of it, so that devices can share it."""
 
 
 class DiscriminatorState(NamedTuple):
@@ -28,6 +31,7 @@ class TrainState(NamedTuple):
     """Everything that a step reads and writes; keys derive from the seed and `step`."""
 
     step: jax.Array
+    """Steps that were taken, an int32 scalar."""
     params: Params
     ema: Params
     """Exponential moving average of `params`: what is evaluated and shipped."""
@@ -78,6 +82,35 @@ def learning_rate(
     return jnp.asarray(rate)
 
 
+def to_vector(tree: Params) -> jax.Array:
+    """All leaves of a tree in one vector, with zeros at its end.
+
+    What is done to each parameter by itself takes a program a kernel a parameter; of a vector, one.
+    """
+    vector = ravel_pytree(tree)[0]
+    return jnp.pad(vector, (0, -vector.size % _MULTIPLE))
+
+
+def _of_vectors(
+    inner: optax.GradientTransformationExtraArgs,
+) -> optax.GradientTransformationExtraArgs:
+    """A transformation of trees that computes with `to_vector` of them."""
+
+    def init(params: Params) -> optax.OptState:
+        return inner.init(to_vector(params))
+
+    def update(
+        updates: Params, state: optax.OptState, params: Params | None = None, **extra: Any
+    ) -> tuple[Params, optax.OptState]:
+        of_params = None if params is None else to_vector(params)
+        vector, new = inner.update(to_vector(updates), state, of_params, **extra)
+        flat, unravel = ravel_pytree(updates)
+        changed: Params = unravel(vector[: flat.size])  # type: ignore[index]
+        return changed, new
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
 def _scale_by_learning_rate(cfg: TrainConfig) -> optax.GradientTransformationExtraArgs:
     def init(params: Params) -> optax.ScaleByScheduleState:
         return optax.ScaleByScheduleState(jnp.zeros((), jnp.int32))
@@ -102,8 +135,8 @@ def make_optimiser(cfg: TrainConfig) -> optax.GradientTransformationExtraArgs:
 
     The transforms may scale the rate of a parameter. The entropy model's auxiliary parameters have
     an optimiser of their own at a constant rate, as their loss has nothing to do with the others.
-    What does not learn (`is_trained`) has no moments. With `cfg.minutes`, `update` takes
-    `progress`, the part of the run that is over.
+    What does not learn (`is_trained`) has no moments; those of all networks are one vector. With
+    `cfg.minutes`, `update` takes `progress`, the part of the run that is over.
     """
 
     def scaled(updates: Params, _: Params | None = None) -> Params:
@@ -124,13 +157,13 @@ def make_optimiser(cfg: TrainConfig) -> optax.GradientTransformationExtraArgs:
 
         return jax.tree_util.tree_map_with_path(label, is_trained(params, cfg))
 
-    networks = optax.chain(
+    adam = optax.chain(
         optax.clip_by_global_norm(cfg.clip_norm),
         optax.scale_by_adam(b2=cfg.beta2),
         optax.add_decayed_weights(cfg.weight_decay) if cfg.weight_decay else optax.identity(),
-        optax.stateless(scaled),
         _scale_by_learning_rate(cfg),
     )
+    networks = optax.chain(_of_vectors(adam), optax.stateless(scaled))
     auxiliary = optax.adamw(cfg.auxiliary_learning_rate, weight_decay=cfg.weight_decay)
     transforms = {"networks": networks, "auxiliary": auxiliary}
     if cfg.train_only:
@@ -138,10 +171,10 @@ def make_optimiser(cfg: TrainConfig) -> optax.GradientTransformationExtraArgs:
     return optax.multi_transform(transforms, labels)
 
 
-def make_discriminator_optimiser(cfg: TrainConfig) -> optax.GradientTransformation:
+def make_discriminator_optimiser(cfg: TrainConfig) -> optax.GradientTransformationExtraArgs:
     """AdamW of the discriminator, at a constant rate."""
     mine = cfg.discriminator
-    return optax.adamw(mine.learning_rate, weight_decay=mine.weight_decay)
+    return _of_vectors(optax.adamw(mine.learning_rate, weight_decay=mine.weight_decay))
 
 
 def create_train_state(cfg: TrainConfig, params: Params) -> TrainState:

@@ -17,6 +17,7 @@ from sic_jax.training.state import (
     TrainState,
     make_discriminator_optimiser,
     make_optimiser,
+    to_vector,
 )
 from sic_jax.training.train_config import TrainConfig
 
@@ -29,7 +30,7 @@ class Metrics(NamedTuple):
 
     terms: Terms
     first_bad: jax.Array
-    """First step whose loss or gradient was not finite, or `NEVER`: int32."""
+    """First step whose loss or gradient was not finite, or `NEVER`: an int32 scalar."""
 
 
 class TrainStep(Protocol):
@@ -43,7 +44,10 @@ class TrainStep(Protocol):
         perceptual: PerceptualWeights,
         progress: jax.Array | None = None,
     ) -> tuple[TrainState, Metrics]:
-        """The next state and what was measured."""
+        """The next state and what was measured.
+
+        `batch` is uint8 [B, P, P, 3], or [K, B, P, P, 3] for K steps, and `rows` int32 [B].
+        """
 
 
 def make_train_step(
@@ -89,12 +93,12 @@ def make_train_step(
         if grads.discriminator is not None and discriminator is not None:
             discriminator = _update_discriminator(cfg, discriminator, grads.discriminator)
         norms = {
-            "grad_norm": optax.tree.norm(grads.params),
-            "update_norm": optax.tree.norm(updates),
-            "param_norm": optax.tree.norm(params),
+            "grad_norm": jnp.linalg.norm(to_vector(grads.params)),
+            "update_norm": jnp.linalg.norm(to_vector(updates)),
+            "param_norm": jnp.linalg.norm(to_vector(params)),
         }
         if grads.discriminator is not None:
-            norms["grad_norm_d"] = optax.tree.norm(grads.discriminator)
+            norms["grad_norm_d"] = jnp.linalg.norm(to_vector(grads.discriminator))
         measured = grads.terms | {k: (v, jnp.ones(())) for k, v in norms.items()}
         loss = measured["loss"][0]
         ok = jnp.isfinite(jnp.stack([loss, *norms.values()])).all()

@@ -93,7 +93,7 @@ def code_levels(
         finish: Is called with the bytes of its symbols when a level ends.
 
     Returns:
-        (y_s, bytes of the symbols of each level).
+        (y_s int32 [h, w, C], bytes of the symbols of each level).
     """
     parts: dict[int, list[bytes]] = {}
     done: dict[int, bytes] = {}

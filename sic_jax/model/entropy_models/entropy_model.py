@@ -42,7 +42,7 @@ class Rated(NamedTuple):
     y_hat: jax.Array
     """Rounded latents [B, h, w, C], with straight-through gradients."""
     hyper: jax.Array
-    """What `complete` needs of z_hat, batch first."""
+    """What `complete` needs of z_hat: `EntropyNetworks.hyper_features`, [B, h, w, F]."""
 
 
 class EntropyNetworks(nn.Module):
@@ -114,7 +114,12 @@ class EntropyNetworks(nn.Module):
         return None
 
     def initialise(self, y: jax.Array, z: jax.Array) -> None:
-        """Use every parameter but h_a's once, to make it; a family may do so more cheaply."""
+        """Use every parameter but h_a's once, to make it; a family may do so more cheaply.
+
+        Args:
+            y: Unquantised latents [B, h, w, C].
+            z: Of `hyper_latents`.
+        """
         rated = self.rate(y, z)
         one = jnp.ones(len(y))
         self.complete(rated.y_hat, rated.hyper, one.astype(jnp.int32), temperature=one)
@@ -185,7 +190,7 @@ class Stored(NamedTuple):
     """What an entropy model reads from a bundle in a form of its own."""
 
     params: dict[str, NDArray[np.float32]]
-    """Parameters by path, as floats."""
+    """Parameters by path, as floats in the model's shapes."""
     integers: Any
     """For `EntropyModel.coding_pass`; None where the pass is made of the floats."""
 
@@ -212,7 +217,11 @@ class EntropyModel(Family, ABC):
         require_width(self, "hyper_channels")
 
     def check(self, levels: LevelConfig) -> None:
-        """Raise a ValueError where the model cannot code these levels."""
+        """Check that the model can code these levels.
+
+        Raises:
+            ValueError: If it cannot.
+        """
 
     @abstractmethod
     def networks(self, levels: LevelConfig) -> EntropyNetworks:
@@ -263,7 +272,8 @@ class EntropyModel(Family, ABC):
 
         Args:
             levels: The channels of y.
-            leaves: All arrays of a bundle by path. Those of the form are taken out of it.
+            leaves: All arrays of a bundle by path, of any shape. Those of the form are taken out
+                of it.
 
         Raises:
             KeyError: If an array is missing.

@@ -48,18 +48,23 @@ class ScaleGrid:
         return float(np.log(self.sigma_max / self.sigma_min) / (self.num_sigmas - 1))
 
     def sigma_of(self, index: jax.Array) -> jax.Array:
-        """Standard deviations of scale indices, which may lie between two integers."""
+        """Standard deviations of scale indices of any shape, which need not be integers."""
         return self.sigma_min * jnp.exp(np.float32(self.log_step) * index)
 
     def index_of(self, sigma: jax.Array) -> jax.Array:
-        """Indices of the nearest scales, integers as float32; any floats give valid ones."""
+        """Indices of the nearest scales, integers as float32; any floats give valid ones.
+
+        Both arrays have one shape.
+        """
         sigma = jnp.nan_to_num(sigma, nan=self.sigma_min)
         index = jnp.log(sigma / self.sigma_min) / np.float32(self.log_step)
         return jnp.clip(jnp.floor(index + 0.5), 0, self.num_sigmas - 1)
 
 
 def table_indices(mean: jax.Array, scale_index: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Coding table and integer mean of means in sixteenths and scale indices: int32 arrays.
+    """Coding tables and integer means, int32, of means in sixteenths and scale indices.
+
+    All four arrays have one shape.
 
     Tables are numbered as `sic_jax.entropy.cdf_tables.logistic_tables` has them, for `MEAN_BINS`
     means.

@@ -101,7 +101,7 @@ class PyramidTransforms(Transforms):
         levels: LevelConfig,
         patches: Callable[[int], NDArray[np.float32]],
     ) -> Params:
-        """The linear branches are the Karhunen-Loeve transform of patches."""
+        """See `Transforms`: the linear branches are the Karhunen-Loeve transform of patches."""
         return with_klt(params, self, patches(_STRIDE), levels)
 
     def learning_rate_scale(self, path: str) -> float:

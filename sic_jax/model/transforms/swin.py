@@ -172,7 +172,7 @@ class WindowAttention(nn.Module):
         return out[:, :h, :w]
 
 
-class SwinBlock(nn.Module):
+class _SwinBlock(nn.Module):
     """x + attention(norm(x)), then x + MLP(norm(x))."""
 
     num_heads: int
@@ -205,7 +205,7 @@ class _Stage(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         cfg = self.cfg
-        block: Any = nn.remat(SwinBlock) if self.remat else SwinBlock
+        block: Any = nn.remat(_SwinBlock) if self.remat else _SwinBlock
         for k in range(self.depth):
             x = block(
                 cfg.num_heads,

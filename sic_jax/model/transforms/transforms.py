@@ -64,7 +64,11 @@ class Transforms(Family, ABC):
         return None
 
     def check(self, levels: LevelConfig) -> None:
-        """Raise a ValueError where the transforms cannot have these channels."""
+        """Check that the transforms can have these channels.
+
+        Raises:
+            ValueError: If they cannot.
+        """
 
     def start(
         self,

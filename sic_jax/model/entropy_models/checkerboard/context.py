@@ -210,7 +210,7 @@ def _all_contexts(layer: Layer, y_hat: jax.Array) -> jax.Array:
 
 
 def refinement_rows(mean: jax.Array, scale_index: jax.Array) -> jax.Array:
-    """Rows of `limited_tables` of means in sixteenths and scale indices: int32."""
+    """Rows of `limited_tables`, int32, of means in sixteenths and scale indices of one shape."""
     fine = jnp.clip(mean.astype(jnp.int32), -REFINEMENT_MEAN_LIMIT, REFINEMENT_MEAN_LIMIT)
     row: jax.Array = scale_index.astype(jnp.int32) * (2 * REFINEMENT_MEAN_LIMIT + 1) + fine
     return row + REFINEMENT_MEAN_LIMIT

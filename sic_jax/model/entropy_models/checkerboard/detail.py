@@ -27,7 +27,10 @@ changes little about the few values that it is for."""
 
 
 def random_normal_noise(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Noise for training: as `normal_noise`, but normal and from a key."""
+    """Noise for training, int32 of a shape: as `normal_noise`, but normal and from a key.
+
+    It is cut at 4 standard deviations, -4096 to 4096.
+    """
     noise = jax.random.normal(key, shape) * 2**NOISE_BITS
     return jnp.round(jnp.clip(noise, -4 * 2**NOISE_BITS, 4 * 2**NOISE_BITS)).astype(jnp.int32)
 
@@ -78,9 +81,9 @@ def draw_detail(mean: jax.Array, spread: jax.Array, noise: jax.Array) -> jax.Arr
     """Details, multiples of 1/256 as float32.
 
     Args:
-        mean: Integers as float32, in sixteenths.
-        spread: int32, from `detail_spreads`.
-        noise: int32, from `normal_noise`.
+        mean: Integers as float32 of any shape, in sixteenths.
+        spread: int32 of that shape, from `detail_spreads`.
+        noise: int32 of that shape, from `normal_noise`.
     """
     units: jax.Array = mean.astype(jnp.int32) * 2 ** (DETAIL_BITS - FRACTION_BITS)
     units = units + jnp.right_shift(spread * noise, NOISE_BITS)
@@ -88,5 +91,5 @@ def draw_detail(mean: jax.Array, spread: jax.Array, noise: jax.Array) -> jax.Arr
 
 
 def round_detail(detail: jax.Array) -> jax.Array:
-    """The integer nearest to a detail, halves upwards, as the context model sees it."""
+    """Integers nearest to details of any shape, halves upwards, as the context model sees them."""
     return jnp.floor(detail + 0.5)

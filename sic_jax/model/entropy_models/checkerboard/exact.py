@@ -80,12 +80,12 @@ def kernel_limit(num_inputs: int, input_max: int) -> int:
 
 
 @jax.custom_jvp
-def straight_through(hard: jax.Array, soft: jax.Array) -> jax.Array:
+def _straight_through(hard: jax.Array, soft: jax.Array) -> jax.Array:
     """`hard`, with the gradient of `soft`."""
     return hard
 
 
-@straight_through.defjvp
+@_straight_through.defjvp
 def _straight_through_jvp(
     primals: tuple[jax.Array, jax.Array], tangents: tuple[jax.Array, jax.Array]
 ) -> tuple[jax.Array, jax.Array]:
@@ -150,14 +150,18 @@ def quantise(kernel: jax.Array, bias: jax.Array, spec: LayerSpec) -> Layer:
     soft = jnp.clip(kernel * jnp.expand_dims(step, spec.sum_axes), -limit, limit)
     soft_bias = jnp.clip(bias * (step * 2.0**spec.input_bits), -BIAS_MAX, BIAS_MAX)
     return Layer(
-        straight_through(jnp.round(soft), soft),
-        straight_through(jnp.round(soft_bias), soft_bias),
+        _straight_through(jnp.round(soft), soft),
+        _straight_through(jnp.round(soft_bias), soft_bias),
         jnp.asarray(_SCALES)[shift],
     )
 
 
 def dequantise(layer: Layer, spec: LayerSpec) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Float (kernel, bias) whose `quantise` is `layer`."""
+    """Float parameters whose `quantise` is `layer`.
+
+    Returns:
+        Kernel float32 [..., I, O] or [..., taps, I, O], and bias float32 [..., O].
+    """
     kernel, bias, scale = (np.asarray(a, np.float32) for a in layer)
     step = scale * np.float32(2.0 ** (spec.input_bits - FRACTION_BITS))
     kernel = kernel * np.expand_dims(step, spec.sum_axes)
@@ -226,16 +230,16 @@ def rescale(
         value = jnp.maximum(value, value * 0.125)
     # Clipped first: beyond 2^23 float32 does not hold the half that rounding adds.
     value = jnp.clip(value, -limit, limit)
-    return straight_through(jnp.floor(value + 0.5), value)
+    return _straight_through(jnp.floor(value + 0.5), value)
 
 
 def log_by_table(y: jax.Array) -> jax.Array:
-    """sign(y) log(1 + |y|) of integer latents, in sixteenths, by table."""
+    """sign(y) log(1 + |y|) of integer latents of any shape, in sixteenths, by table."""
     negative = y < 0
     size = jnp.minimum(jnp.where(negative, -y, y), LOG_MAX)
     # The table's values are no function of the gradient: that is the logarithm's.
     hard = jnp.asarray(LOG_TABLE)[size.astype(jnp.int32)]
-    size = straight_through(hard, 2**FRACTION_BITS * jnp.log1p(size))
+    size = _straight_through(hard, 2**FRACTION_BITS * jnp.log1p(size))
     return jnp.where(negative, -size, size)
 
 

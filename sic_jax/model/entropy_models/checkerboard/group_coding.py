@@ -53,7 +53,7 @@ def num_coding_tables(scales: ScaleGrid) -> int:
 def refinement_table_indices(
     mean: jax.Array, scale_index: jax.Array, scales: ScaleGrid
 ) -> tuple[jax.Array, jax.Array]:
-    """`table_indices` of refinement channels: the integer mean is 0."""
+    """`table_indices` of refinement channels, of the same shape: the integer mean is 0."""
     rows = refinement_rows(mean, scale_index)
     return scales.num_sigmas * MEAN_BINS + rows, jnp.zeros_like(rows)
 

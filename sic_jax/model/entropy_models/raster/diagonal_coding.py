@@ -44,7 +44,7 @@ def quantise_parameters(
 ) -> tuple[jax.Array, jax.Array]:
     """Means in sixteenths and the indices of the nearest scales, integers as float32.
 
-    Any floats give valid integers.
+    Any floats give valid integers. All four arrays have one shape.
     """
     mean = jnp.floor(jnp.nan_to_num(mu) * MEAN_BINS + 0.5)
     return jnp.clip(mean, -MEAN_LIMIT, MEAN_LIMIT), scales.index_of(sigma)

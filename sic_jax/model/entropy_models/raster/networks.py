@@ -139,7 +139,7 @@ def _convolution(x: jax.Array, kernel: jax.Array) -> jax.Array:
     )
 
 
-def context_mask(num_groups: int) -> NDArray[np.bool_]:
+def _context_mask(num_groups: int) -> NDArray[np.bool_]:
     """What a group of outputs may read: bool [tap row, tap column, input group, output group]."""
     inputs, outputs = np.ogrid[:num_groups, :num_groups]
     tap = np.arange(SIDE**2).reshape(SIDE, SIDE, 1, 1)
@@ -152,7 +152,7 @@ def context_kernel(params: Params, levels: LevelConfig) -> jax.Array:
     groups, size = levels.num_levels, levels.channels[0]
     kernel = params["context"]["masked"]["kernel"]
     kernel = kernel.reshape(SIDE, SIDE, groups, size, groups, 2 * size)
-    masked: jax.Array = jnp.where(context_mask(groups)[:, :, :, None, :, None], kernel, 0)
+    masked: jax.Array = jnp.where(_context_mask(groups)[:, :, :, None, :, None], kernel, 0)
     return masked
 
 
@@ -211,7 +211,7 @@ def all_parameters(
 def unbounded_parameters(
     params: Params, levels: LevelConfig, y_hat: jax.Array, hyper: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """(mu, scale) of `all_parameters`, before sigma is bounded."""
+    """(mu, scale) of `all_parameters`, [B, h, w, C] each, before sigma is bounded."""
     context = context_features(params, levels, y_hat)
     features = jnp.concatenate([group_features(levels, hyper), context], axis=-1)
     by_group = jnp.moveaxis(features, -2, 0).reshape(levels.num_levels, -1, features.shape[-1])

@@ -179,7 +179,7 @@ class RasterNetworks(EntropyNetworks):
         return merge_latents(y_hat, details, level, self.levels)
 
     def auxiliary_loss(self) -> jax.Array:
-        """The quantiles learn to be those of the prior of z."""
+        """See `EntropyNetworks`: the quantiles learn to be those of the prior of z."""
         return quantile_loss(self.prior())
 
     def initialise(self, y: jax.Array, z: jax.Array) -> None:

@@ -59,7 +59,7 @@ class Schedule(NamedTuple):
         return len(self.counts) + GROUP_STEP * (level - 1)
 
 
-def first_row(diagonal: jax.Array, width: jax.Array | int) -> jax.Array:
+def _first_row(diagonal: jax.Array, width: jax.Array | int) -> jax.Array:
     """Row of the first position of a diagonal."""
     return jnp.maximum(-(-(diagonal - width + 1) // ROW_STEP), 0)
 
@@ -79,10 +79,11 @@ class StepLayers(NamedTuple):
     """Weights of the coding steps, arranged once a model by `step_layers`."""
 
     context: list[jax.Array]
-    """Of each group g, the part of the kernel that is not masked: [25 (g + 1) S, 2S]."""
+    """Of each group g, the part of the kernel that is not masked: [25 * (g + 1) * S, 2S]."""
     context_bias: jax.Array
     """[G, 2S]."""
     entropy_parameters: Mapping[str, Mapping[str, jax.Array]]
+    """The model's: kernels [G, I, O] and biases [G, O], by layer."""
 
 
 def step_layers(params: Params, levels: LevelConfig) -> StepLayers:
@@ -97,7 +98,7 @@ def step_layers(params: Params, levels: LevelConfig) -> StepLayers:
 
 
 def empty_board(order: Schedule, num_channels: int) -> NDArray[np.float32]:
-    """No symbols yet: zeros [D + 2 MARGIN, n + 2 REACH, C], C channels."""
+    """No symbols yet: zeros [D + 2 * MARGIN, n + 2 * REACH, C], C channels."""
     diagonals, size = order.rows.shape
     return np.zeros((diagonals + 2 * MARGIN, size + 2 * REACH, num_channels), np.float32)
 
@@ -156,7 +157,7 @@ def step_parameters(
             known = (g + 1) * size
             # A neighbour is at most REACH places from ours in its diagonal, on either side.
             other = diagonal + _TAP_DIAGONALS
-            place = first_row(diagonal, width) + _TAP_ROWS - first_row(other, width)
+            place = _first_row(diagonal, width) + _TAP_ROWS - _first_row(other, width)
             taps = jax.vmap(
                 lambda d, k: lax.dynamic_slice(board, (MARGIN + d, k, 0), (1, n, known))[0]
             )(other, place)
