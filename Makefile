@@ -4,6 +4,8 @@ VENV ?= .venv
 TEST_VENV ?= .venv-test
 # Without tfc the newest JAX is installed, and the tests of the tfc coder are skipped.
 TEST_EXTRAS ?= tfc,test
+# More arguments of pytest, as in: make test PYTEST="-m 'not slow'"
+PYTEST ?=
 DOCS_VENV ?= .venv-docs
 
 .PHONY: demo test lint docs clean
@@ -12,7 +14,7 @@ demo: $(VENV)/.installed
 	$(VENV)/bin/python -m sic_jax.cli.demo
 
 test: $(TEST_VENV)/.installed
-	$(TEST_VENV)/bin/python -m pytest -n 2 --dist loadfile --durations=25
+	$(TEST_VENV)/bin/python -m pytest -n 2 --dist loadfile --durations=25 $(PYTEST)
 
 lint: $(TEST_VENV)/.installed
 	$(TEST_VENV)/bin/ruff check .

@@ -156,6 +156,7 @@ def test_coding_pass_has_the_integers_of_the_exact_size(
     np.testing.assert_array_equal(coding.complete(y, hyper, cfg.num_levels, noise, 200), y_1)
 
 
+@pytest.mark.thorough
 def test_files_of_exact_sizes_and_of_buckets_are_the_same(
     bundle: Bundle, codec: Codec, monkeypatch: pytest.MonkeyPatch, quick: None
 ) -> None:

@@ -121,11 +121,16 @@ def test_command_line_parses(line: str) -> None:
         assert program in ("git", "cd", "pytest", "source"), f"no test knows this command: {line}"
 
 
-PROGRAMS = [p for p in PAGES if blocks(p, "python") and name_of(p) not in ELSEWHERE]
+THOROUGH = ("docs/guide/change_the_loss.md",)  # It trains.
+PROGRAMS = [
+    pytest.param(p, id=name_of(p), marks=[pytest.mark.thorough] * (name_of(p) in THOROUGH))
+    for p in PAGES
+    if blocks(p, "python") and name_of(p) not in ELSEWHERE
+]
 
 
 @pytest.mark.usefixtures("quick")
-@pytest.mark.parametrize("page", PROGRAMS, ids=name_of)
+@pytest.mark.parametrize("page", PROGRAMS)
 def test_programs_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The programs of a page, one after the other, in a folder with what pages speak of."""
     from conftest import write_images

@@ -827,6 +827,7 @@ def test_folders_are_not_searched_below_their_first_level(tmp_path: Path) -> Non
     assert found.skipped == [tmp_path / "notes.txt"]
 
 
+@pytest.mark.thorough
 def test_metrics_leave_out_what_is_not_defined() -> None:
     x = picture(5)
     measurer = Measurer(METRICS)
@@ -839,6 +840,7 @@ def test_metrics_leave_out_what_is_not_defined() -> None:
     assert small["psnr"] == [pytest.approx(10 * np.log10(255**2 / mse), abs=1e-4)]
 
 
+@pytest.mark.thorough
 def test_batches_give_the_values_of_single_pictures() -> None:
     x, others = picture(5), [picture(seed) for seed in (6, 7, 8)] + [picture(5)[..., 0]]
     one, three = Measurer(METRICS), Measurer(METRICS, batch_size=3)

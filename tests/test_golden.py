@@ -114,6 +114,7 @@ def test_no_setting_changes_a_symbol(setting: str, folder: str) -> None:
 DEVICES = {d.platform: d for d in (jax.devices("cpu")[0], jax.devices()[0])}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("device", DEVICES.values(), ids=DEVICES.keys())
 def test_batches_and_devices(codecs: dict[str, Codec], device: jax.Device) -> None:
     """A picture's parameters are the same alone, in a batch of four, and on an accelerator."""

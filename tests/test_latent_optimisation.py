@@ -165,6 +165,7 @@ def losses(codec: Codec, x: NDArray[Any], data: bytes) -> NDArray[Any]:
     return np.array(out)
 
 
+@pytest.mark.thorough
 def test_decoded_files_are_better_and_prefixes_too(codec: Codec) -> None:
     x = picture(64, 96)
     told: list[tuple[int, int]] = []

@@ -19,6 +19,7 @@ from sic_jax.model.families import FAMILIES
 from sic_jax.model.tree import flatten_params
 
 ROOT = Path(__file__).resolve().parents[1]
+pytestmark = pytest.mark.thorough  # One run of the page serves all tests.
 
 
 @pytest.fixture(scope="module")

@@ -60,6 +60,7 @@ def check_same(result: dict[str, Any]) -> None:
         assert result["norms"][words] == pytest.approx(result["norms"]["one"], rel=1e-6), words
 
 
+@pytest.mark.thorough
 def test_eight_devices_by_jit_and_pmap() -> None:
     result = run_steps(8, {}, {"parallel": "pmap"})
     assert result["devices"] == 8

@@ -43,6 +43,7 @@ def error(a: Any, b: NDArray[Any]) -> float:
     return float(np.abs(np.asarray(a) - b).max() / np.abs(b).max())
 
 
+@pytest.mark.thorough
 def test_the_default_bundle_computes_what_was_trained(bundle: Bundle, expected: Arrays) -> None:
     model, variables = SicModel(bundle.cfg), {"params": bundle.params}
 

@@ -398,6 +398,7 @@ def test_rate_and_details_of_the_paper_model(paper_like: Arrays) -> None:
 FAMILIES = [(SWIN, RASTER), (PYRAMID, RASTER), (SWIN, CHECKERBOARD)]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("transforms", "entropy"), FAMILIES, ids=["swin", "pyramid", "swin-checkerboard"]
 )

@@ -74,6 +74,7 @@ def image_pair(seed: int, height: int, width: int) -> tuple[NDArray[Any], NDArra
     return x.astype(np.float32), x_hat.astype(np.float32)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("functions", "sides", "sizes"),
     [
@@ -101,6 +102,7 @@ def test_values_are_those_of_the_images_cut_out(
             assert found[name][k] == pytest.approx(float(value[0]), rel=1e-5, abs=1e-7), name
 
 
+@pytest.mark.thorough
 def test_sizes_of_one_bucket_share_programs(weights: PerceptualWeights) -> None:
     chosen = [metric for metric in METRICS if metric.name in ("psnr", "lpips_vgg", "dists")]
     measurer = Measurer(chosen)

@@ -61,6 +61,7 @@ def run(
     return state, records
 
 
+@pytest.mark.thorough
 def test_accumulated_steps_are_the_same(
     adversarial: TrainConfig, params: Arrays, crops: NDArray[Any]
 ) -> None:
@@ -89,6 +90,7 @@ def test_metrics_of_steps_with_other_terms_add_up() -> None:
         assert int(total.first_bad) == 5
 
 
+@pytest.mark.thorough
 def test_adversarial_step(
     adversarial: TrainConfig, params: Arrays, crops: NDArray[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -179,6 +181,7 @@ def test_a_bad_step_changes_nothing(tiny_run: TrainConfig, params: Arrays) -> No
     assert float(means["loss"]) == pytest.approx(float(mean_terms(first.terms)["loss"]))
 
 
+@pytest.mark.thorough
 def test_images_keep_their_noise(
     adversarial: TrainConfig, params: Arrays, crops: NDArray[Any]
 ) -> None:
@@ -231,6 +234,7 @@ def test_quantiles_have_an_optimiser_of_their_own() -> None:
     np.testing.assert_allclose(updates["h_a"]["kernel"], -1e-4 * 1.1, rtol=1e-4)
 
 
+@pytest.mark.thorough
 def test_only_what_train_only_names_learns(
     tiny_run: TrainConfig, params: Arrays, crops: NDArray[Any]
 ) -> None:

@@ -7,6 +7,7 @@ from sic_jax.training.step_cost import Cost, describe_costs, step_costs
 from sic_jax.training.train_config import Stage, TrainConfig
 
 
+@pytest.mark.thorough
 def test_parts_of_the_step(tiny_run: TrainConfig, quick: None) -> None:
     first = Stage(loss=tiny_run.loss, share=0.5)
     loss = dataclasses.replace(

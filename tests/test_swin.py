@@ -189,6 +189,7 @@ def test_transforms_without_blocks_by_hand() -> None:
     np.testing.assert_array_equal(x_hat, again)
 
 
+@pytest.mark.thorough
 def test_low_precision_and_recomputation_change_little(quick: None) -> None:
     cfg = config(analysis_depths=(0, 2, 0, 0), synthesis_depths=(0, 0, 0, 0))
     x = np.random.default_rng(5).random((2, 32, 48, 3)).astype(np.float32)

@@ -126,6 +126,7 @@ def test_sizes_of_dispatches(tiny_run: TrainConfig) -> None:
     assert dispatches(by_clock, 13, 30) == [1, 1, 5, 5, 5]
 
 
+@pytest.mark.thorough
 def test_several_steps_a_dispatch(
     tiny_run: TrainConfig, untrained: dict[str, Any], source: Images, quick: None
 ) -> None:
@@ -150,6 +151,7 @@ def test_several_steps_a_dispatch(
         np.testing.assert_allclose(a, b, atol=2e-5)
 
 
+@pytest.mark.thorough
 def test_stages_follow_one_another(
     tiny_run: TrainConfig, untrained: dict[str, Any], source: Images, tmp_path: Path, quick: None,
     monkeypatch: pytest.MonkeyPatch,
@@ -183,6 +185,7 @@ def test_stages_follow_one_another(
     assert losses[0] > 3 * losses[1]
 
 
+@pytest.mark.thorough
 def test_a_run_by_the_clock(
     by_clock: TrainConfig, untrained: dict[str, Any], source: Images, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

@@ -42,6 +42,7 @@ def found(tiny: ModelConfig, params: dict[str, Any], images: NDArray[Any]) -> di
         return validate(params, images)  # Two batches, one not full.
 
 
+@pytest.mark.thorough
 def test_values_are_those_of_the_model_and_the_metrics(
     found: dict[str, float], functions: Functions, params: dict[str, Any], images: NDArray[Any]
 ) -> None:
@@ -130,6 +131,7 @@ def test_grain_adds_its_variance(tiny: ModelConfig, params: dict[str, Any], quic
     assert 0.85 * sigma**2 < mse[True] - mse[False] < 1.2 * sigma**2
 
 
+@pytest.mark.thorough
 def test_details_depend_on_the_seed_and_the_image_and_not_on_the_batch(
     tiny: ModelConfig, params: dict[str, Any], images: NDArray[Any], quick: None
 ) -> None:
@@ -232,6 +234,7 @@ def stored(tmp_path: Path, params: dict[str, Any], images: NDArray[Any]) -> Path
     return path
 
 
+@pytest.mark.thorough
 def test_eight_devices_give_the_values_of_one(found: dict[str, float], stored: Path) -> None:
     count, sharded = finish(start(stored, 8))
     assert count == 8

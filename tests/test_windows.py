@@ -107,6 +107,7 @@ def check_windows(codec: Codec, small: Codec, x: NDArray[Any], level: int) -> No
     assert np.mean(one != other) < 1e-3
 
 
+@pytest.mark.thorough
 def test_codec_in_windows(params: Any, tiny_run: TrainConfig, tmp_path: Path) -> None:
     # Strong convolutions, so that a margin too small would be seen.
     strong = jax.tree.map(np.copy, params)
@@ -147,6 +148,7 @@ def test_codec_in_windows(params: Any, tiny_run: TrainConfig, tmp_path: Path) ->
         Codec(bundle, window=111)
 
 
+@pytest.mark.thorough
 def test_codec_with_swin_transforms_sees_pictures_whole(tmp_path: Path, quick: None) -> None:
     swin = SwinTransforms(
         analysis_widths=(8, 8, 8),
