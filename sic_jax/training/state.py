@@ -8,7 +8,7 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 from sic_jax.model.params import init_params
-from sic_jax.model.tree import Params, flatten_params, unflatten_params
+from sic_jax.model.tree import Params, flatten_params, num_params, unflatten_params
 from sic_jax.training.discriminator import Discriminator, example_inputs
 from sic_jax.training.train_config import TrainConfig
 
@@ -104,8 +104,8 @@ def _of_vectors(
     ) -> tuple[Params, optax.OptState]:
         of_params = None if params is None else to_vector(params)
         vector, new = inner.update(to_vector(updates), state, of_params, **extra)
-        flat, unravel = ravel_pytree(updates)
-        changed: Params = unravel(vector[: flat.size])  # type: ignore[index]
+        size, unravel = num_params(updates), ravel_pytree(updates)[1]
+        changed: Params = unravel(vector[:size])  # type: ignore[index]
         return changed, new
 
     return optax.GradientTransformationExtraArgs(init, update)
