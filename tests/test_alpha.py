@@ -364,6 +364,7 @@ def sic(folder: Path, *arguments: str) -> str:
     return done.stderr
 
 
+@pytest.mark.thorough
 def test_the_command_in_processes(tmp_path: Path) -> None:
     """PNG and WebP to .sic to PNG: colours, gray and a palette."""
     x = see_through(80, 72)

@@ -689,6 +689,7 @@ def test_an_interrupted_run_says_so(
     assert stderr == "eval.py: interrupted; the same command goes on from here\n"
 
 
+@pytest.mark.thorough
 def test_each_bundle_and_setting_is_a_curve_of_its_own(
     finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

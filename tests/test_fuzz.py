@@ -14,6 +14,7 @@ def check(count: int, seed: int) -> None:
         assert outcomes[f"{kind}: decoded"] > count / 400, kind
 
 
+@pytest.mark.thorough
 def test_mutated_files() -> None:
     check(1200, seed=1)
 

@@ -181,6 +181,7 @@ def test_decoded_files_are_better_and_prefixes_too(codec: Codec) -> None:
     np.testing.assert_array_equal(decoded.z_hat, codec.encode_latents(x).z_hat)
 
 
+@pytest.mark.thorough
 def test_levels_above_that_of_the_file_only_follow_what_they_refine(codec: Codec) -> None:
     x = picture(64, 96)
     plain, optimised = codec.encode_latents(x), codec.encode_latents(x, level=1, optimise_steps=12)

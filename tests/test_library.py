@@ -142,6 +142,7 @@ def test_codec_for_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, home: P
         Codec.for_file(data)
 
 
+@pytest.mark.thorough
 def test_two_bundles_in_one_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -385,6 +385,7 @@ def test_files_that_hold_no_weights_are_one_line_with_their_name(
             load(path)
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("quick")
 def test_without_weights_measures_take_the_packaged_ones() -> None:
     x, x_hat, rows = read_pairs(SMALL)
@@ -417,6 +418,7 @@ def test_weights_are_read_once_and_kept_as_values() -> None:
     assert len(reads) == 1
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("quick")
 def test_without_weights_measures_can_be_compiled() -> None:
     x, x_hat = (np.pad(a, ((0, 0), (0, 10), (0, 13), (0, 0))) for a in (NOISE, OTHER))

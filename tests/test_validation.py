@@ -119,6 +119,7 @@ def test_ms_ssim_joins_from_161_pixels(
     assert 0 < validate(params, large)["ms_ssim/2"] < 1
 
 
+@pytest.mark.thorough
 def test_grain_adds_its_variance(tiny: ModelConfig, params: dict[str, Any], quick: None) -> None:
     gray = params | {"g_s": jax.tree.map(np.zeros_like, params["g_s"])}
     noise = np.random.default_rng(0).normal(120, 2, (64, 64, 1))

@@ -168,6 +168,7 @@ def value_and_gradient(x: Array, x_hat: Array, weights: Weights) -> tuple[Array,
     return jax.value_and_grad(total)(x_hat)
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("quick")
 def test_gradients_of_images_are_finite(weights: Weights) -> None:
     noise = np.random.default_rng(5).random((1, MIN_SIZE, MIN_SIZE, 3), np.float32)
