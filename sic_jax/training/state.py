@@ -1,5 +1,6 @@
 """Training state: one pytree, and how it begins."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -8,7 +9,7 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 from sic_jax.model.params import init_params
-from sic_jax.model.tree import Params, flatten_params, num_params, unflatten_params
+from sic_jax.model.tree import Params, flatten_params, unflatten_params
 from sic_jax.training.discriminator import Discriminator, example_inputs
 from sic_jax.training.train_config import TrainConfig
 
@@ -87,8 +88,13 @@ def to_vector(tree: Params) -> jax.Array:
 
     An operation on hundreds of small arrays is hundreds of kernels; on a vector it is one.
     """
-    vector = ravel_pytree(tree)[0]
-    return jnp.pad(vector, (0, -vector.size % _MULTIPLE))
+    return _ravel(tree)[0]
+
+
+def _ravel(tree: Params) -> tuple[jax.Array, Callable[[jax.Array], Params]]:
+    """`to_vector` of a tree, and its inverse."""
+    vector, unravel = ravel_pytree(tree)
+    return jnp.pad(vector, (0, -vector.size % _MULTIPLE)), lambda v: unravel(v[: vector.size])
 
 
 def _of_vectors(
@@ -103,10 +109,9 @@ def _of_vectors(
         updates: Params, state: optax.OptState, params: Params | None = None, **extra: Any
     ) -> tuple[Params, optax.OptState]:
         of_params = None if params is None else to_vector(params)
-        vector, new = inner.update(to_vector(updates), state, of_params, **extra)
-        size, unravel = num_params(updates), ravel_pytree(updates)[1]
-        changed: Params = unravel(vector[:size])  # type: ignore[index]
-        return changed, new
+        vector, unravel = _ravel(updates)
+        changed, new = inner.update(vector, state, of_params, **extra)
+        return unravel(changed), new  # type: ignore[arg-type]
 
     return optax.GradientTransformationExtraArgs(init, update)
 
