@@ -203,6 +203,7 @@ def test_small_pictures_are_coded_without(codec: Codec, size: tuple[int, int]) -
     assert codec.compress(x, optimise_steps=5) == codec.compress(x)
 
 
+@pytest.mark.thorough
 def test_gray(codec: Codec) -> None:
     x = picture(60, 90)[..., 1]
     data = codec.compress(x, optimise_steps=16)

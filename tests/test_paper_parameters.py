@@ -117,6 +117,7 @@ def test_prior_and_entropy_parameters_equal_the_authors(small: Arrays, state_dic
     np.testing.assert_array_equal(details[..., 20:], case["y_eps"])
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(not FULL.exists(), reason="needs the shared files")
 @pytest.mark.parametrize("case", ["case0", "case1"])
 def test_every_tensor_equals_the_authors(case: str, quick: None) -> None:

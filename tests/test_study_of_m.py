@@ -51,6 +51,7 @@ def test_only_m_differs() -> None:
     assert study_of_m.with_draws(five, 1) == one
 
 
+@pytest.mark.thorough
 def test_expectation_is_the_mean_over_draws(
     small: TrainConfig, params: dict[str, Any], pictures: NDArray[Any]
 ) -> None:

@@ -456,6 +456,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(
     not importlib.util.find_spec("tensorflow_datasets"), reason="needs tensorflow-datasets"
 )

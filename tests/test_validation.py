@@ -84,6 +84,7 @@ def test_the_loss_has_dists_where_it_trains_with_it() -> None:
     assert mean_loss(values, [1], LossConfig(**weights)) == pytest.approx(1.5 + 4 * (0.3 + 2 * 0.2))
 
 
+@pytest.mark.thorough
 def test_validation_images_are_decoded_as_the_exported_model_would(
     tiny_run: TrainConfig, params: dict[str, Any], images: NDArray[Any], tmp_path: Path, quick: None
 ) -> None:

@@ -184,6 +184,7 @@ def test_gradients_of_images_are_finite(weights: Weights) -> None:
             np.testing.assert_array_equal(gradient, 0.0)
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("quick")
 def test_value_of_a_picture() -> None:
     """The operations of the authors' PyTorch package, written in JAX, gave 3.03728."""
