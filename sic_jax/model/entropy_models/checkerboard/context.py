@@ -127,18 +127,27 @@ def _of_group(layers: Layers, g: jax.Array) -> Layers:
 
 
 def _group(
-    layers: Layers, scales: ScaleGrid, hyper: jax.Array, context: jax.Array, anchors: jax.Array
+    layers: Layers,
+    scales: ScaleGrid,
+    hyper: jax.Array,
+    context: jax.Array,
+    anchors: jax.Array | None,
 ) -> tuple[jax.Array, jax.Array]:
-    """(mean, scale index) [B,h,w,G] of one group; `anchors` [B,h,w,G] is zero off the anchors."""
-    second = ~checkerboard(*anchors.shape[1:3])
-    own = shifted_products(log_by_table(anchors), layers["anchor"].kernel, CROSS)
-    own = jnp.where(second, rescale(own, layers["anchor"]), 0)
-    raw = jnp.clip(anchors, -ACTIVATION_MAX, ACTIVATION_MAX)
-    linear = shifted_products(raw, layers["linear"].kernel, CROSS)
-    linear = jnp.where(second, rescale(linear, layers["linear"], limit=MEAN_LIMIT), 0)
-    h = jnp.concatenate([context, hyper, own], axis=-1)
-    for name in ("dense_1", "dense_2"):
-        h = rescale(h @ layers[name].kernel, layers[name], leaky=True)
+    """(mean, scale index) [B,h,w,G] of one group; `anchors` [B,h,w,G] is zero off the anchors.
+
+    Without anchors the result holds at the anchors, and much less is computed.
+    """
+    features, linear = [context, hyper], jnp.float32(0)
+    if anchors is not None:
+        second = ~checkerboard(*anchors.shape[1:3])
+        own = shifted_products(log_by_table(anchors), layers["anchor"].kernel, CROSS)
+        features.append(jnp.where(second, rescale(own, layers["anchor"]), 0))
+        raw = jnp.clip(anchors, -ACTIVATION_MAX, ACTIVATION_MAX)
+        linear = shifted_products(raw, layers["linear"].kernel, CROSS)
+        linear = jnp.where(second, rescale(linear, layers["linear"], limit=MEAN_LIMIT), 0)
+    h = jnp.concatenate(features, axis=-1)
+    h = rescale(h @ layers["dense_1"].kernel[: h.shape[-1]], layers["dense_1"], leaky=True)
+    h = rescale(h @ layers["dense_2"].kernel, layers["dense_2"], leaky=True)
     out = rescale(h @ layers["dense_3"].kernel, layers["dense_3"], limit=MEAN_LIMIT)
     mean, scale = jnp.split(out, 2, axis=-1)
     mean = jnp.clip(mean + linear, -MEAN_LIMIT, MEAN_LIMIT)
@@ -151,7 +160,7 @@ def group_parameters(
     g: jax.Array,
     hyper: jax.Array,
     context: jax.Array,
-    anchors: jax.Array,
+    anchors: jax.Array | None,
 ) -> tuple[jax.Array, jax.Array]:
     """Entropy parameters of group g (0-based, traced), for one step of coding.
 
@@ -161,8 +170,8 @@ def group_parameters(
         g: Index of the group.
         hyper: h_s features [B,h,w,F_h].
         context: `context_of_group` [B,h,w,F].
-        anchors: The group's symbols at the anchors, zeros elsewhere, [B,h,w,G]; all zeros for
-            the first pass, whose result holds at the anchors only.
+        anchors: The group's symbols at the anchors, zeros elsewhere, [B,h,w,G]; all zeros or None
+            for the first pass, whose result holds at the anchors only.
 
     Returns:
         (mean, scale index), integers as float32 [B,h,w,G]: the mean in sixteenths, clipped to
@@ -277,8 +286,7 @@ def complete(
         context = context_of_group(layers, g, logs[..., : levels.num_channels])
         old = jax.lax.dynamic_slice_in_dim(y, starts[g], group, axis=-1)
         n = jax.lax.dynamic_slice_in_dim(noise, starts[g], group, axis=-1)
-        nothing = jnp.zeros_like(old)
-        first = draw(group_parameters(layers, scales, g, hyper, context, nothing), n, g)
+        first = draw(group_parameters(layers, scales, g, hyper, context, None), n, g)
         first = jnp.where(known, old, first)
         anchors = jnp.where(is_anchor & valid, round_detail(first), 0)
         second = draw(group_parameters(layers, scales, g, hyper, context, anchors), n, g)
