@@ -274,7 +274,7 @@ def descend(
     q = jnp.round(state.v)
     g = jnp.where(keep, g, 0)
     mean = _MOMENTUM * state.mean + (1 - _MOMENTUM) * g
-    square = jnp.square(g).sum((0, 1, 2)) / keep.sum()
+    square = jnp.square(g).sum((0, 1, 2)) / keep.sum(dtype=jnp.float32)
     square = _SQUARES * state.square + (1 - _SQUARES) * square
     # Running means that begin with zeros are too small by these factors.
     m = mean / (1 - _MOMENTUM**number)

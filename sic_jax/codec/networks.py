@@ -77,7 +77,7 @@ class Networks:
             variables: Any, y_hat: jax.Array, z_hat: jax.Array, hyper: jax.Array, size: Size
         ) -> tuple[jax.Array, jax.Array]:
             prior: Any = networks.apply(variables, method="prior")
-            z = z_hat[None] + medians(prior)
+            z = z_hat[None].astype(jnp.float32) + medians(prior)
             z_size = None if size is None else -(-size // cfg.entropy.hyper_stride)
             bits_z = zero_outside(deep_factorised_bits(prior, z), z_size).sum()
             y = y_hat[None].astype(jnp.float32)

@@ -152,12 +152,12 @@ def _bicubic(side: jax.Array, size: int, reach: int) -> jax.Array:
     within the pixels that there are, as Pillow does.
     """
     ratio = side / size
-    j = jnp.arange(reach)
-    centre = (jnp.arange(size)[:, None] + 0.5) * ratio
-    d = jnp.abs((j + 0.5 - centre) / ratio)
+    j = jnp.arange(reach)[None]
+    centre = (jnp.arange(size, dtype=jnp.float32)[:, None] + 0.5) * ratio
+    d = jnp.abs((j.astype(jnp.float32) + 0.5 - centre) / ratio)
     near = (1.5 * d - 2.5) * d * d + 1
     far = ((-0.5 * d + 2.5) * d - 4) * d + 2
-    weights = jnp.where(d < 1, near, jnp.where(d < 2, far, 0.0)) * (j < side)
+    weights = jnp.where(d < 1, near, jnp.where(d < 2, far, 0.0)) * (j < side).astype(jnp.float32)
     return weights / weights.sum(1, keepdims=True)
 
 

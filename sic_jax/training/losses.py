@@ -145,7 +145,8 @@ def draw_levels(key: jax.Array, batch_size: int, num_levels: int, full_share: fl
     """Levels of a batch, int32 [B]: first those at level L, then a stratified uniform draw."""
     num_full = round(full_share * batch_size)
     num_drawn = batch_size - num_full
-    u = (jnp.arange(num_drawn) + jax.random.uniform(key, (num_drawn,))) / max(num_drawn, 1)
+    places = jnp.arange(num_drawn, dtype=jnp.float32)
+    u = (places + jax.random.uniform(key, (num_drawn,))) / max(num_drawn, 1)
     drawn = 1 + jnp.floor(u * num_levels).astype(jnp.int32)
     full = jnp.full((num_full,), num_levels, jnp.int32)
     return jnp.concatenate([full, jnp.minimum(drawn, num_levels)])
@@ -220,7 +221,7 @@ def consistency_terms(
 
     def mean(mask: jax.Array) -> jax.Array:
         total = jnp.where(mask, error, 0).sum((1, 2, 3))
-        count = mask.sum((1, 2, 3)) * positions
+        count = mask.sum((1, 2, 3), dtype=jnp.float32) * positions
         return (total / jnp.maximum(count, 1)).reshape(level.shape)
 
     return mean(known), mean(~known)

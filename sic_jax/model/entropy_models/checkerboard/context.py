@@ -265,7 +265,7 @@ def complete(
     def draw(parameters: tuple[jax.Array, jax.Array], n: jax.Array, g: jax.Array) -> jax.Array:
         mean, scale = parameters
         rows, refining = refinement_rows(mean, scale), is_refinement(levels, g)
-        mean = jnp.where(refining, jnp.asarray(limited_means)[rows], mean)
+        mean = jnp.where(refining, jnp.asarray(limited_means, jnp.float32)[rows], mean)
         index = jnp.where(refining, scales.num_sigmas + rows, scale.astype(jnp.int32))
         spread = jax.vmap(jnp.take)(table, index)
         return draw_detail(mean, spread, n)
