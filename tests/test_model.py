@@ -345,7 +345,7 @@ def test_forward_pass(
     hyper = functions.hyper(variables, np.round(z))
     mean, scale = functions.context(variables, y_hat, hyper)
     sigma = checkerboard_entropy(tiny).scales.sigmas[np.asarray(scale, int)]
-    reach = jnp.where(refinement_sources(tiny.levels) < 0, NO_REACH, 1.5)
+    reach = jnp.where(refinement_sources(tiny.levels) < 0, NO_REACH, 1.5)[None, None, None]
     bits = np.asarray(logistic_bits(y_hat, mean / 16, jnp.asarray(sigma, jnp.float32), reach))
     # What an outlier costs in a file: an escape, and 2 bits for each doubling of its distance.
     distance = np.maximum(np.abs(y_hat - np.asarray(mean) / 16), 1)

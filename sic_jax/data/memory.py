@@ -139,6 +139,7 @@ def _cut(blocks: jax.Array, where: jax.Array, *, size: int, reach: int) -> jax.A
     box = jax.vmap(row)(jnp.arange(reach)).reshape(reach, reach, 3)
     if reach != size:
         weights = _bicubic(side, size, reach)
+        box = box.astype(jnp.float32)
         box = _round(jnp.einsum("pj,ijc->ipc", weights, box, precision="highest"))
         box = _round(jnp.einsum("pi,ijc->pjc", weights, box, precision="highest"))
     box = jnp.where(flip, box[:, ::-1], box)

@@ -183,8 +183,8 @@ def plan_decodings(
 
 def rate_terms(bits_z: jax.Array, bits_y: jax.Array, level: jax.Array, pixels: int) -> jax.Array:
     """Estimated bits per pixel of y_s and z: [R, B] for bits [B] and [B, L] and levels [R, B]."""
-    coded = jnp.arange(bits_y.shape[-1]) < level[..., None]
-    return (bits_z + jnp.where(coded, bits_y, 0).sum(-1)) / pixels
+    coded = jnp.arange(bits_y.shape[-1])[None, None] < level[..., None]
+    return (bits_z[None] + jnp.where(coded, bits_y, 0).sum(-1)) / pixels
 
 
 def balance_term(bits_y: jax.Array, pixels: int) -> jax.Array:
@@ -339,8 +339,8 @@ def svi_loss(terms: Compared, decodings: Decodings, cfg: LossConfig) -> tuple[ja
     """
     level, weight = decodings
     at = level - 1
-    value = jnp.asarray(cfg.lmbda_rate)[at] * terms.bpp
-    value += jnp.asarray(cfg.lmbda_dist)[at] * terms.mse
+    value = jnp.asarray(cfg.lmbda_rate, jnp.float32)[at] * terms.bpp
+    value += jnp.asarray(cfg.lmbda_dist, jnp.float32)[at] * terms.mse
     named = {"bpp": terms.bpp, "mse": terms.mse}
     if terms.lpips is not None:
         named["lpips"] = terms.lpips
@@ -351,7 +351,7 @@ def svi_loss(terms: Compared, decodings: Decodings, cfg: LossConfig) -> tuple[ja
         if terms.adv is not None:
             named["adv"] = terms.adv
             perception += cfg.adversarial_weight * terms.adv
-        value += jnp.asarray(cfg.lmbda_perc)[at] * perception
+        value += jnp.asarray(cfg.lmbda_perc, jnp.float32)[at] * perception
     loss = (weight * value).sum(0)
     if terms.balance is not None:
         loss += cfg.lmbda_balance * terms.balance
