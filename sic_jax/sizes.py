@@ -47,8 +47,8 @@ def fill(a: NDArray[Any], shape: tuple[int, int]) -> NDArray[Any]:
 
 def inside(h: jax.Array, size: jax.Array) -> jax.Array:
     """Where the images are in ``[B, H, W, C]``: bool ``[B, H, W, 1]``."""
-    rows = jnp.arange(h.shape[1]) < size[:, 0, None]
-    columns = jnp.arange(h.shape[2]) < size[:, 1, None]
+    rows = jnp.arange(h.shape[1])[None] < size[:, 0, None]
+    columns = jnp.arange(h.shape[2])[None] < size[:, 1, None]
     return (rows[:, :, None] & columns[:, None, :])[..., None]
 
 

@@ -26,6 +26,11 @@ if tuple(map(int, version("jax").split(".")[:2])) >= (0, 10):
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_cache))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
+# Also before and for processes: nothing promotes types or ranks implicitly. An int32 that becomes
+# a float by accident rounds above 2^24; an axis too few pairs the wrong axes where sizes agree.
+os.environ.setdefault("JAX_NUMPY_DTYPE_PROMOTION", "strict")
+os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
+
 import jax
 import numpy as np
 import pytest

@@ -1,10 +1,13 @@
 """Conventions of the code that no linter checks, by syntax alone: nothing of it is imported.
 
+One more is checked as it runs: nothing promotes types or ranks, as conftest.py has it.
+
 Linters hold the rest: that public things have docstrings, and that `Args` leaves no argument out.
 """
 
 import ast
 import builtins
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -13,6 +16,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
+import jax.numpy as jnp
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -468,3 +472,14 @@ def test_what_counts_as_use() -> None:
     assert "variable" not in words_in_program(text)
     page = "Words, `code()` and\n```python\nsome.block\n```\n"
     assert words_in_page(page) == {"code", "python", "some", "block"}
+
+
+def test_nothing_promotes_types_or_ranks() -> None:
+    pair = jnp.ones(2)
+    with pytest.raises(ValueError, match="dtype_promotion=strict"):
+        pair + jnp.ones(2, jnp.int32)
+    with pytest.raises(ValueError, match="rank_promotion='raise'"):
+        pair + jnp.ones((2, 2))
+    # And in processes that tests start.
+    assert os.environ["JAX_NUMPY_DTYPE_PROMOTION"] == "strict"
+    assert os.environ["JAX_NUMPY_RANK_PROMOTION"] == "raise"

@@ -169,7 +169,7 @@ def test_quantised_layers_learn() -> None:
     layer = quantise(kernel, bias, spec)
     value = rescale(x @ layer.kernel, layer, limit=2**15)
     # Half a sixteenth from the output, 2^-6 / 2 an input from the kernel, at most.
-    np.testing.assert_allclose(value, x @ kernel + 16 * bias, atol=0.5 + 5 * 50 / 64)
+    np.testing.assert_allclose(value, x @ kernel + 16 * bias[None], atol=0.5 + 5 * 50 / 64)
 
 
 def bad(change: str) -> tuple[Layer, LayerSpec]:

@@ -171,7 +171,7 @@ def test_lpips_of_each_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(losses, "lpips_from_features", distance)
     x = jnp.arange(2.0)[:, None, None, None] * jnp.ones((2, 4, 4, 3))
     shift = jnp.array([[0.1, 0.2], [0.3, 0.4], [0.5, 0.6]])
-    x_hat = x + shift[..., None, None, None]
+    x_hat = x[None] + shift[..., None, None, None]
     result = losses.lpips_terms(x, x_hat, weights={})
     np.testing.assert_allclose(result, shift, rtol=1e-5)
 
@@ -188,7 +188,7 @@ def test_dists_of_every_nth_image(monkeypatch: pytest.MonkeyPatch, every: int, o
     monkeypatch.setattr(losses, "dists_from_features", distance)
     x = jnp.arange(1.0, 5)[:, None, None, None] * jnp.ones((4, 2, 3, 3))
     shift = jnp.arange(1.0, 13).reshape(3, 4)
-    x_hat = x + shift[..., None, None, None]
+    x_hat = x[None] + shift[..., None, None, None]
     result = losses.dists_terms(x, x_hat, {}, jnp.int32(offset), every)
     expected = np.zeros((3, 4))
     for at in range(offset, 4, every):

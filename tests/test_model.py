@@ -317,7 +317,7 @@ def test_details_carry_no_gradient(
         ones = jnp.full(BATCH, 256)
         cfg = tiny.levels, checkerboard_entropy(tiny).scales
         out = complete(layers["context"], *cfg, y_s, hyper, jnp.asarray(LEVELS), noise, ones)
-        return (out * (1 + jnp.arange(tiny.num_channels))).sum()
+        return (out * jnp.arange(1.0, 1 + tiny.num_channels)[None, None, None]).sum()
 
     grads = jax.jit(jax.grad(total, (0, 1, 2)), compiler_options=QUICK)(params, y_hat, hyper)
     assert all(not np.any(a) for a in jax.tree.leaves(grads[0]))
@@ -345,7 +345,7 @@ def test_forward_pass(
     hyper = functions.hyper(variables, np.round(z))
     mean, scale = functions.context(variables, y_hat, hyper)
     sigma = checkerboard_entropy(tiny).scales.sigmas[np.asarray(scale, int)]
-    reach = jnp.where(refinement_sources(tiny.levels) < 0, NO_REACH, 1.5)
+    reach = jnp.where(refinement_sources(tiny.levels) < 0, NO_REACH, 1.5)[None, None, None]
     bits = np.asarray(logistic_bits(y_hat, mean / 16, jnp.asarray(sigma, jnp.float32), reach))
     # What an outlier costs in a file: an escape, and 2 bits for each doubling of its distance.
     distance = np.maximum(np.abs(y_hat - np.asarray(mean) / 16), 1)
@@ -381,7 +381,7 @@ def test_noisy_bits_bound_the_bits_of_integer_latents(
         noisy_z.append(np.asarray(noisy.bits_z).mean())
     assert not np.any(out.y)
     np.testing.assert_allclose(out.bits_y, np.repeat(out.bits_y[:1], BATCH, 0), rtol=1e-5)
-    excess = np.mean(noisy_y, 0) - out.bits_y[0]
+    excess = np.mean(noisy_y, 0) - np.asarray(out.bits_y[0])
     # sigma is near 1: about E[u^2] / (2 ln 2) = 0.06 bits a symbol.
     per_symbol = excess / (N * N * np.array(tiny.levels.channels))
     assert (per_symbol > 0.03).all()

@@ -245,7 +245,8 @@ class LatentOptimiser:
             features = dists_features(x_hat, weights=vgg)
             share = _DISTS_EVERY * self._loss.dists_weight
             perceptual += share * dists_from_features(target.dists, features, weights=vgg)
-        lmbda_dist, lmbda_perc = jnp.array(self._lmbda_dist), jnp.array(self._lmbda_perc)
+        lmbda_dist = jnp.array(self._lmbda_dist, jnp.float32)
+        lmbda_perc = jnp.array(self._lmbda_perc, jnp.float32)
         distortion = lmbda_dist[level - 1] * jnp.square(target.x - x_hat).mean()
         loss: jax.Array = bpp + distortion + lmbda_perc[level - 1] * perceptual
         return loss.sum()
@@ -274,11 +275,12 @@ def descend(
     q = jnp.round(state.v)
     g = jnp.where(keep, g, 0)
     mean = _MOMENTUM * state.mean + (1 - _MOMENTUM) * g
-    square = jnp.square(g).sum((0, 1, 2)) / keep.sum()
+    square = jnp.square(g).sum((0, 1, 2)) / keep.sum(dtype=jnp.float32)
     square = _SQUARES * state.square + (1 - _SQUARES) * square
     # Running means that begin with zeros are too small by these factors.
     m = mean / (1 - _MOMENTUM**number)
-    s = jnp.sqrt(square / (1 - _SQUARES**number))
+    s = jnp.sqrt(square / (1 - _SQUARES**number))[None, None, None]
+    reach = reach[None, None, None]
     move = m / jnp.maximum(s, _TINY) + _RETURN * (state.v - q) / (reach + _LEAST_REACH)
     v = state.v - jnp.where(keep, eta * jnp.clip(move, -_LONGEST, _LONGEST), 0)
     sources = refinement_sources(levels)

@@ -66,7 +66,7 @@ class Networks:
             sizes = () if size is None else (size,)
             z: Any = networks.apply(variables, y[None], *sizes, method="hyper_latents")
             prior: Any = networks.apply(variables, method="prior")
-            z = jnp.round(z[0] - medians(prior))
+            z = jnp.round(z[0] - medians(prior)[None, None])
             return jnp.round(y).astype(jnp.int32), z.astype(jnp.int32)
 
         def synthesise(variables: Any, y_hat: jax.Array, level: jax.Array, size: Size) -> jax.Array:
@@ -77,7 +77,7 @@ class Networks:
             variables: Any, y_hat: jax.Array, z_hat: jax.Array, hyper: jax.Array, size: Size
         ) -> tuple[jax.Array, jax.Array]:
             prior: Any = networks.apply(variables, method="prior")
-            z = z_hat[None] + medians(prior)
+            z = z_hat[None].astype(jnp.float32) + medians(prior)[None, None, None]
             z_size = None if size is None else -(-size // cfg.entropy.hyper_stride)
             bits_z = zero_outside(deep_factorised_bits(prior, z), z_size).sum()
             y = y_hat[None].astype(jnp.float32)

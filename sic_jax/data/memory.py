@@ -139,6 +139,7 @@ def _cut(blocks: jax.Array, where: jax.Array, *, size: int, reach: int) -> jax.A
     box = jax.vmap(row)(jnp.arange(reach)).reshape(reach, reach, 3)
     if reach != size:
         weights = _bicubic(side, size, reach)
+        box = box.astype(jnp.float32)
         box = _round(jnp.einsum("pj,ijc->ipc", weights, box, precision="highest"))
         box = _round(jnp.einsum("pi,ijc->pjc", weights, box, precision="highest"))
     box = jnp.where(flip, box[:, ::-1], box)
@@ -152,12 +153,12 @@ def _bicubic(side: jax.Array, size: int, reach: int) -> jax.Array:
     within the pixels that there are, as Pillow does.
     """
     ratio = side / size
-    j = jnp.arange(reach)
-    centre = (jnp.arange(size)[:, None] + 0.5) * ratio
-    d = jnp.abs((j + 0.5 - centre) / ratio)
+    j = jnp.arange(reach)[None]
+    centre = (jnp.arange(size, dtype=jnp.float32)[:, None] + 0.5) * ratio
+    d = jnp.abs((j.astype(jnp.float32) + 0.5 - centre) / ratio)
     near = (1.5 * d - 2.5) * d * d + 1
     far = ((-0.5 * d + 2.5) * d - 4) * d + 2
-    weights = jnp.where(d < 1, near, jnp.where(d < 2, far, 0.0)) * (j < side)
+    weights = jnp.where(d < 1, near, jnp.where(d < 2, far, 0.0)) * (j < side).astype(jnp.float32)
     return weights / weights.sum(1, keepdims=True)
 
 

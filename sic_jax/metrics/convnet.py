@@ -74,7 +74,8 @@ def conv_relu(
         # The default on GPUs and TPUs rounds the operands, which moves the distances visibly.
         precision=lax.Precision.HIGHEST,
     )
-    activations: jax.Array = jax.nn.relu(h + jnp.asarray(weights[f"conv{layer}_bias"], h.dtype))
+    bias = jnp.asarray(weights[f"conv{layer}_bias"], h.dtype)
+    activations: jax.Array = jax.nn.relu(h + bias[None, None, None])
     return activations
 
 

@@ -132,7 +132,7 @@ def dists_from_features(
         )
         texture.append((2.0 * mean_f * mean_g + _C1) / (mean_f**2 + mean_g**2 + _C1))
         structure.append((2.0 * covariance + _C2) / (var_f + var_g + _C2))
-    alpha, beta = jnp.asarray(weights["alpha"]), jnp.asarray(weights["beta"])
+    alpha, beta = (jnp.asarray(weights[name])[None] for name in ("alpha", "beta"))
     # The mean of 1 - similarity: more exact for near-equal images than 1 - mean of similarities.
     unlike = alpha * (1.0 - jnp.concatenate(texture, axis=-1))
     unlike += beta * (1.0 - jnp.concatenate(structure, axis=-1))

@@ -82,7 +82,7 @@ def inception_features(x: Array, *, weights: Weights) -> jax.Array:
             # The default on GPUs and TPUs rounds the operands.
             precision=lax.Precision.HIGHEST,
         )
-        active: jax.Array = jax.nn.relu(h + weights[f"{name}_bias"])
+        active: jax.Array = jax.nn.relu(h + weights[f"{name}_bias"][None, None, None])
         return active
 
     # The network's own scale: samples of 0 to 255, less 128, over 128.

@@ -159,7 +159,7 @@ def lpips_from_features(
 ) -> jax.Array:
     """LPIPS of two results of `lpips_features` with one net and size; returns ``[B]`` float32."""
     layers = [
-        jnp.sum(spatial_mean(jnp.square(f - g), s) * weights[f"head{i}"], axis=-1)
+        jnp.sum(spatial_mean(jnp.square(f - g), s) * weights[f"head{i}"][None], axis=-1)
         for i, (f, g, s) in enumerate(zip(a, b, _layer_sizes(size, net), strict=True), 1)
     ]
     return jnp.sum(jnp.stack(layers), axis=0)
@@ -188,7 +188,7 @@ def _alexnet_layers(x: Array, *, weights: Weights, size: Size) -> Features:
     def pool(h: jax.Array, layer: int) -> jax.Array:
         return zero_outside(_max_pool(h), sizes[layer - 1])
 
-    shift, scale = jnp.array(_SHIFT, jnp.float32), jnp.array(_SCALE, jnp.float32)
+    shift, scale = (jnp.array(c, jnp.float32)[None, None, None] for c in (_SHIFT, _SCALE))
     h = zero_outside((2.0 * jnp.asarray(x, jnp.float32) - 1.0 - shift) / scale, size)
     h1 = conv(h, 1, stride=4, padding=2)
     h2 = conv(pool(h1, 2), 2, padding=2)

@@ -123,7 +123,7 @@ def normalise(x: Array, size: Size = None) -> jax.Array:
         x: ``[B, H, W, 3]`` in [0, 1].
         size: Of images that do not fill the arrays; the result is zero outside.
     """
-    mean, deviation = jnp.array(_MEAN, jnp.float32), jnp.array(_DEVIATION, jnp.float32)
+    mean, deviation = (jnp.array(c, jnp.float32)[None, None, None] for c in (_MEAN, _DEVIATION))
     return zero_outside((jnp.asarray(x, jnp.float32) - mean) / deviation, size)
 
 

@@ -125,10 +125,10 @@ def shrink(y: jax.Array, deadzone: float) -> jax.Array:
 
 def level_mask(level: jax.Array | int, cfg: LevelConfig) -> jax.Array:
     """Which channels are coded at `level`: bool [C], or [B, 1, 1, C] for levels of shape [B]."""
-    level = jnp.asarray(level)
+    level, first = jnp.asarray(level), jnp.asarray(channel_levels(cfg))
     if level.ndim:
-        level = level[:, None, None, None]
-    return jnp.asarray(channel_levels(cfg)) <= level
+        return first[None, None, None] <= level[:, None, None, None]
+    return first <= level
 
 
 def split_latents(

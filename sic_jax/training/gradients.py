@@ -136,7 +136,7 @@ def make_loss(
         decoded = Decoded(x, seen, y_hat, plan)
         compared = Compared(
             bpp=rate_terms(rated.bits_z, rated.bits_y, plan.level, pixels),
-            mse=jnp.square(x - x_hat).mean((2, 3, 4)),
+            mse=jnp.square(x[None] - x_hat).mean((2, 3, 4)),
         )
         if "lpips" in perceptual:
             compared = compared._replace(lpips=lpips_terms(x, seen, perceptual["lpips"]))

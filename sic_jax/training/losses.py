@@ -145,7 +145,8 @@ def draw_levels(key: jax.Array, batch_size: int, num_levels: int, full_share: fl
     """Levels of a batch, int32 [B]: first those at level L, then a stratified uniform draw."""
     num_full = round(full_share * batch_size)
     num_drawn = batch_size - num_full
-    u = (jnp.arange(num_drawn) + jax.random.uniform(key, (num_drawn,))) / max(num_drawn, 1)
+    places = jnp.arange(num_drawn, dtype=jnp.float32)
+    u = (places + jax.random.uniform(key, (num_drawn,))) / max(num_drawn, 1)
     drawn = 1 + jnp.floor(u * num_levels).astype(jnp.int32)
     full = jnp.full((num_full,), num_levels, jnp.int32)
     return jnp.concatenate([full, jnp.minimum(drawn, num_levels)])
@@ -182,8 +183,8 @@ def plan_decodings(
 
 def rate_terms(bits_z: jax.Array, bits_y: jax.Array, level: jax.Array, pixels: int) -> jax.Array:
     """Estimated bits per pixel of y_s and z: [R, B] for bits [B] and [B, L] and levels [R, B]."""
-    coded = jnp.arange(bits_y.shape[-1]) < level[..., None]
-    return (bits_z + jnp.where(coded, bits_y, 0).sum(-1)) / pixels
+    coded = jnp.arange(bits_y.shape[-1])[None, None] < level[..., None]
+    return (bits_z[None] + jnp.where(coded, bits_y, 0).sum(-1)) / pixels
 
 
 def balance_term(bits_y: jax.Array, pixels: int) -> jax.Array:
@@ -220,7 +221,7 @@ def consistency_terms(
 
     def mean(mask: jax.Array) -> jax.Array:
         total = jnp.where(mask, error, 0).sum((1, 2, 3))
-        count = mask.sum((1, 2, 3)) * positions
+        count = mask.sum((1, 2, 3), dtype=jnp.float32) * positions
         return (total / jnp.maximum(count, 1)).reshape(level.shape)
 
     return mean(known), mean(~known)
@@ -338,8 +339,8 @@ def svi_loss(terms: Compared, decodings: Decodings, cfg: LossConfig) -> tuple[ja
     """
     level, weight = decodings
     at = level - 1
-    value = jnp.asarray(cfg.lmbda_rate)[at] * terms.bpp
-    value += jnp.asarray(cfg.lmbda_dist)[at] * terms.mse
+    value = jnp.asarray(cfg.lmbda_rate, jnp.float32)[at] * terms.bpp
+    value += jnp.asarray(cfg.lmbda_dist, jnp.float32)[at] * terms.mse
     named = {"bpp": terms.bpp, "mse": terms.mse}
     if terms.lpips is not None:
         named["lpips"] = terms.lpips
@@ -350,7 +351,7 @@ def svi_loss(terms: Compared, decodings: Decodings, cfg: LossConfig) -> tuple[ja
         if terms.adv is not None:
             named["adv"] = terms.adv
             perception += cfg.adversarial_weight * terms.adv
-        value += jnp.asarray(cfg.lmbda_perc)[at] * perception
+        value += jnp.asarray(cfg.lmbda_perc, jnp.float32)[at] * perception
     loss = (weight * value).sum(0)
     if terms.balance is not None:
         loss += cfg.lmbda_balance * terms.balance

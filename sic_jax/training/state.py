@@ -72,6 +72,7 @@ def learning_rate(
         step: int scalar, from 0.
         progress: Part of the run that is over, 0 to 1, by the clock; None: the step decides.
     """
+    step = step.astype(jnp.float32)
     peak, warmup = cfg.learning_rate, cfg.warmup_steps
     if cfg.decay == "constant":
         rate = optax.linear_schedule(0.0 if warmup else peak, peak, warmup)(step)
@@ -114,6 +115,20 @@ def _of_vectors(
         return unravel(changed), new  # type: ignore[arg-type]
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _promoting(inner: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    """optax's Adam, which promotes types implicitly: it takes a float to the power of an int32."""
+    inner = optax.with_extra_args_support(inner)
+
+    def update(
+        updates: Params, state: optax.OptState, params: Params | None = None, **extra: Any
+    ) -> tuple[Params, optax.OptState]:
+        # The tests forbid that everywhere else.
+        with jax.numpy_dtype_promotion("standard"):
+            return inner.update(updates, state, params, **extra)  # type: ignore[no-any-return]
+
+    return optax.GradientTransformationExtraArgs(inner.init, update)
 
 
 def _scale_by_learning_rate(cfg: TrainConfig) -> optax.GradientTransformationExtraArgs:
@@ -164,12 +179,12 @@ def make_optimiser(cfg: TrainConfig) -> optax.GradientTransformationExtraArgs:
 
     adam = optax.chain(
         optax.clip_by_global_norm(cfg.clip_norm),
-        optax.scale_by_adam(b2=cfg.beta2),
+        _promoting(optax.scale_by_adam(b2=cfg.beta2)),
         optax.add_decayed_weights(cfg.weight_decay) if cfg.weight_decay else optax.identity(),
         _scale_by_learning_rate(cfg),
     )
     networks = optax.chain(_of_vectors(adam), optax.stateless(scaled))
-    auxiliary = optax.adamw(cfg.auxiliary_learning_rate, weight_decay=cfg.weight_decay)
+    auxiliary = _promoting(optax.adamw(cfg.auxiliary_learning_rate, weight_decay=cfg.weight_decay))
     transforms = {"networks": networks, "auxiliary": auxiliary}
     if cfg.train_only:
         transforms["fixed"] = optax.set_to_zero()
@@ -179,7 +194,8 @@ def make_optimiser(cfg: TrainConfig) -> optax.GradientTransformationExtraArgs:
 def make_discriminator_optimiser(cfg: TrainConfig) -> optax.GradientTransformationExtraArgs:
     """AdamW of the discriminator, at a constant rate."""
     mine = cfg.discriminator
-    return _of_vectors(optax.adamw(mine.learning_rate, weight_decay=mine.weight_decay))
+    adam = optax.adamw(mine.learning_rate, weight_decay=mine.weight_decay)
+    return _of_vectors(_promoting(adam))
 
 
 def create_train_state(cfg: TrainConfig, params: Params) -> TrainState:

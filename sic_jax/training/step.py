@@ -87,7 +87,8 @@ def make_train_step(
         params = optax.apply_updates(state.params, updates)
         # A short memory at first, so that the average forgets the start.
         # Not optax.incremental_update, which rounds otherwise: runs would give other numbers.
-        decay = jnp.minimum(cfg.ema_decay, (1.0 + state.step) / (10.0 + state.step))
+        step = state.step.astype(jnp.float32)
+        decay = jnp.minimum(cfg.ema_decay, (1.0 + step) / (10.0 + step))
         ema = jax.tree.map(lambda e, p: e + (1 - decay) * (p - e), state.ema, params)
         discriminator = state.discriminator
         if grads.discriminator is not None and discriminator is not None:
@@ -106,7 +107,7 @@ def make_train_step(
         new = jax.tree.map(lambda a, b: jnp.where(ok, a, b), new, state)
         if cfg.non_finite == "skip":
             measured = jax.tree.map(lambda a: jnp.where(ok, a, 0), measured)
-            measured["skipped"] = (1.0 - ok, jnp.zeros(()))
+            measured["skipped"] = ((~ok).astype(jnp.float32), jnp.zeros(()))
         first_bad = jnp.where(ok, NEVER, state.step + 1)
         return new._replace(step=state.step + 1), Metrics(measured, first_bad)
 

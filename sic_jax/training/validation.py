@@ -176,7 +176,7 @@ def _make_sums(
             if sigma is not None:
                 x_hat = _in_8_bits(add_grain(x_hat, sigma, keys))
             values = {
-                "bpp_est": rate_terms(rated.bits_z, rated.bits_y, each, pixels),
+                "bpp_est": rate_terms(rated.bits_z, rated.bits_y, each[None], pixels)[0],
                 "mse": jnp.square(x - x_hat).mean((1, 2, 3)),
             }
             for metric in fitting:

@@ -60,13 +60,14 @@ def quantise_hyper(prior: FactorisedParams, z: jax.Array) -> jax.Array:
     """z_hat: z [..., C_z] rounded around the medians, if any, with straight-through gradients."""
     if "quantiles" not in prior:
         return ste_round(z)
-    return ste_round(z - medians(prior)) + medians(prior)
+    centre = jax.lax.broadcast_to_rank(medians(prior), z.ndim)
+    return ste_round(z - centre) + centre
 
 
 def prior_tables(prior: FactorisedParams) -> CdfTables:
     """Coding tables of z less its medians, one a channel, over all but 2^-12 of the mass."""
     edges = np.arange(-_Z_REACH, _Z_REACH + 2) - 0.5
-    x = jnp.asarray(edges, jnp.float32)[:, None] + medians(prior)
+    x = jnp.asarray(edges, jnp.float32)[:, None] + medians(prior)[None]
     logits = np.asarray(deep_factorised_logits(prior, x), np.float64)
     cdf: Any = 0.5 * (1 + np.tanh(0.5 * logits))
     pmfs, offsets, tails = [], [], []

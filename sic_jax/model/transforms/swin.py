@@ -159,9 +159,9 @@ class WindowAttention(nn.Module):
         q = q * (c // heads) ** -0.5
         logits = jnp.einsum("bijqhd,bijkhd->bijhqk", q, k, preferred_element_type=jnp.float32)
         table = self.param("position_bias", _INIT, ((2 * m - 1) ** 2, heads))
-        logits = logits + jnp.moveaxis(table[relative_positions(m)], -1, 0)
+        logits = logits + jnp.moveaxis(table[relative_positions(m)], -1, 0)[None, None, None]
         if self.shifted:
-            separate = _separate(rows * m, columns * m, m)[:, :, None]
+            separate = _separate(rows * m, columns * m, m)[None, :, :, None]
             logits = logits + jnp.where(separate, _MASKED, 0.0)
         weights = jax.nn.softmax(logits).astype(v.dtype)
         out = jnp.einsum("bijhqk,bijkhd->bijqhd", weights, v)
@@ -303,5 +303,5 @@ class SwinSynthesis(nn.Module):
             "SAME",
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
-        x_hat: jax.Array = out.astype(jnp.float32) + bias
+        x_hat: jax.Array = out.astype(jnp.float32) + bias[None, None, None]
         return x_hat

@@ -222,7 +222,7 @@ class CheckerboardNetworks(EntropyNetworks):
         levels, scales = self.levels, self.cfg.scales
         mean, index = all_parameters(self.context(), levels, scales, y_hat, hyper)
         mu = mean / MEAN_BINS
-        free = refinement_sources(levels) < 0
+        free = (refinement_sources(levels) < 0)[None, None, None]
         reach = np.where(free, NO_REACH, refinement_limit(levels) + 0.5).astype(np.float32)
         return logistic_bits(y_rated, mu, scales.sigma_of(index), jnp.asarray(reach)), mu
 

@@ -264,7 +264,7 @@ def complete(
     layers, fixed, hyper = jax.lax.stop_gradient((layers, y_s, hyper))
     starts = jnp.asarray(level_starts(levels))
     counts = jnp.asarray(np.array(levels.channels))
-    is_anchor = jnp.asarray(checkerboard(*y_s.shape[1:3]))
+    is_anchor = jnp.asarray(checkerboard(*y_s.shape[1:3]))[None]
     within = True if size is None else inside(y_s, size)
     pad = ((0, 0), (0, 0), (0, 0), (0, group))
     noise = jnp.pad(noise, pad)
@@ -274,7 +274,7 @@ def complete(
     def draw(parameters: tuple[jax.Array, jax.Array], n: jax.Array, g: jax.Array) -> jax.Array:
         mean, scale = parameters
         rows, refining = refinement_rows(mean, scale), is_refinement(levels, g)
-        mean = jnp.where(refining, jnp.asarray(limited_means)[rows], mean)
+        mean = jnp.where(refining, jnp.asarray(limited_means, jnp.float32)[rows], mean)
         index = jnp.where(refining, scales.num_sigmas + rows, scale.astype(jnp.int32))
         spread = jax.vmap(jnp.take)(table, index)
         return draw_detail(mean, spread, n)
@@ -282,7 +282,7 @@ def complete(
     def body(g: jax.Array, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         y, logs = carry
         known = (level > g)[:, None, None, None]
-        valid = within & (jnp.arange(group) < counts[g])
+        valid = within & (jnp.arange(group) < counts[g])[None, None, None]
         context = context_of_group(layers, g, logs[..., : levels.num_channels])
         old = jax.lax.dynamic_slice_in_dim(y, starts[g], group, axis=-1)
         n = jax.lax.dynamic_slice_in_dim(noise, starts[g], group, axis=-1)

@@ -74,7 +74,7 @@ def detail_spreads(sigmas: NDArray[np.int32], temperature: jax.Array) -> jax.Arr
         sigmas: In 1/4096, [S].
         temperature: In 1/256, int32 [B].
     """
-    return jnp.right_shift(jnp.asarray(sigmas) * temperature[:, None], _SIGMA_BITS)
+    return jnp.right_shift(jnp.asarray(sigmas)[None] * temperature[:, None], _SIGMA_BITS)
 
 
 def draw_detail(mean: jax.Array, spread: jax.Array, noise: jax.Array) -> jax.Array:

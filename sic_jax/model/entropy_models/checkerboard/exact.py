@@ -145,7 +145,8 @@ def quantise(kernel: jax.Array, bias: jax.Array, spec: LayerSpec) -> Layer:
     if spec.mask is not None:
         kernel = jnp.where(spec.mask, kernel, 0)
     largest = jnp.abs(jax.lax.stop_gradient(kernel)).max(spec.sum_axes)
-    shift = jnp.maximum((largest[..., None] * powers <= limit).sum(-1) - 1, 0)
+    scaled = largest[..., None] * jax.lax.broadcast_to_rank(powers, largest.ndim + 1)
+    shift = jnp.maximum((scaled <= limit).sum(-1) - 1, 0)
     step = jnp.asarray(powers)[shift]
     soft = jnp.clip(kernel * jnp.expand_dims(step, spec.sum_axes), -limit, limit)
     soft_bias = jnp.clip(bias * (step * 2.0**spec.input_bits), -BIAS_MAX, BIAS_MAX)
@@ -225,7 +226,8 @@ def rescale(
 
     Adds the bias, scales, applies the leaky ReLU of slope 1/8 if `leaky`, clips and rounds.
     """
-    value = (total + layer.bias) * layer.scale
+    bias, scale = (jax.lax.broadcast_to_rank(a, total.ndim) for a in (layer.bias, layer.scale))
+    value = (total + bias) * scale
     if leaky:
         value = jnp.maximum(value, value * 0.125)
     # Clipped first: beyond 2^23 float32 does not hold the half that rounding adds.

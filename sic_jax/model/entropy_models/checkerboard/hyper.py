@@ -31,7 +31,7 @@ class HyperAnalysis(nn.Module):
         y = jnp.pad(y, ((0, 0), (0, pad_h), (0, pad_w), (0, 0)), mode="edge")
         if size is not None:
             for axis in (1, 2):
-                at = jnp.minimum(jnp.arange(y.shape[axis]), size[:, axis - 1, None] - 1)
+                at = jnp.minimum(jnp.arange(y.shape[axis])[None], size[:, axis - 1, None] - 1)
                 y = jnp.take_along_axis(y, jnp.expand_dims(at, (3 - axis, 3)), axis)
             y = zero_outside(y, -(-size // HYPER_STRIDE), HYPER_STRIDE)
         h = nn.Conv(self.width, (3, 3))(log_compress(y))

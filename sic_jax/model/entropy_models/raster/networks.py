@@ -115,7 +115,8 @@ def hyper_features(params: Params, z_hat: jax.Array, shape: tuple[int, int]) -> 
     h = nn.relu(_double(layers["up_2"], h))
     # A transposed convolution of stride 1 is a convolution with the kernel turned round.
     last = layers["last"]
-    features: jax.Array = _convolution(h, last["kernel"][::-1, ::-1]) + last["bias"]
+    bias = last["bias"][None, None, None]
+    features: jax.Array = _convolution(h, last["kernel"][::-1, ::-1]) + bias
     return features[:, : shape[0], : shape[1]]
 
 
@@ -130,7 +131,7 @@ def _double(layer: Mapping[str, jax.Array], x: jax.Array) -> jax.Array:
     kernel = kernel[taps[:, None, :, None], taps[None, :, None, :]]
     inputs, outputs = kernel.shape[-2:]
     kernel = kernel.transpose(0, 1, 4, 2, 3, 5).reshape(3, 3, inputs, 4 * outputs)
-    return depth_to_space(_convolution(x, kernel), 2) + layer["bias"]
+    return depth_to_space(_convolution(x, kernel), 2) + layer["bias"][None, None, None]
 
 
 def _convolution(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -160,7 +161,8 @@ def context_features(params: Params, levels: LevelConfig, y_hat: jax.Array) -> j
     """Context features of all groups, [B, h, w, G, 2S], of y_hat [B, h, w, C]."""
     c = levels.num_channels
     kernel = context_kernel(params, levels).reshape(SIDE, SIDE, c, 2 * c)
-    features: jax.Array = _convolution(y_hat, kernel) + params["context"]["masked"]["bias"]
+    bias = params["context"]["masked"]["bias"][None, None, None]
+    features: jax.Array = _convolution(y_hat, kernel) + bias
     return features.reshape(*features.shape[:-1], levels.num_levels, -1)
 
 

@@ -162,7 +162,7 @@ def step_parameters(
                 lambda d, k: lax.dynamic_slice(board, (MARGIN + d, k, 0), (1, n, known))[0]
             )(other, place)
             taps = jnp.moveaxis(taps, 0, 1).reshape(n, -1)
-            context = taps @ layers.context[g] + layers.context_bias[g]
+            context = taps @ layers.context[g] + layers.context_bias[g][None]
             own = lax.dynamic_slice(hyper, (diagonal, 0, g, 0), (1, n, 1, depth))
             return jnp.concatenate([own[0, :, 0], context], axis=-1)
 
