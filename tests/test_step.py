@@ -97,7 +97,7 @@ def test_adversarial_step(
     from sic_jax.training import gradients
 
     def stand_in(x: jax.Array, x_hat: jax.Array, weights: Any) -> jax.Array:
-        return jnp.abs(x - x_hat).mean((2, 3, 4))
+        return jnp.abs(x[None] - x_hat).mean((2, 3, 4))
 
     # LPIPS's place, without its network's compilation.
     monkeypatch.setattr(gradients, "lpips_terms", stand_in)

@@ -14,6 +14,7 @@ products are computed in, softmax and layer norms always compute in float32. Ref
 2025; the authors' network, as described in the paper notes 2.1, 2.2 and 2.4; Liu et al. 2021.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -105,8 +106,16 @@ def _dense(features: int, dtype: DTypeLike | None, name: str, *, bias: bool = Tr
     return nn.Dense(features, use_bias=bias, dtype=dtype, kernel_init=_INIT, name=name)
 
 
-def _norm(dtype: DTypeLike | None, name: str) -> nn.LayerNorm:
-    return nn.LayerNorm(epsilon=1e-5, dtype=dtype, use_fast_variance=False, name=name)
+def _norm(dtype: DTypeLike | None, name: str) -> Callable[[jax.Array], jax.Array]:
+    norm = nn.LayerNorm(epsilon=1e-5, dtype=dtype, use_fast_variance=False, name=name)
+
+    def normalise(x: jax.Array) -> jax.Array:
+        # Flax promotes bfloat16 to float32 implicitly; the tests forbid that everywhere else.
+        with jax.numpy_dtype_promotion("standard"):
+            y: jax.Array = norm(x)
+        return y
+
+    return normalise
 
 
 def relative_positions(window: int) -> NDArray[np.int32]:
