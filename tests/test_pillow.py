@@ -29,6 +29,7 @@ EXIF[0x010F] = "maker"
 @pytest.fixture(scope="module", autouse=True)
 def plugin() -> Iterator[types.ModuleType]:
     """The plugin in Pillow's registries, for these tests alone."""
+    Image.init()  # Else the first picture would fill the copies, and no registry after them.
     with pytest.MonkeyPatch.context() as patch:
         for name in ("ID", "OPEN", "SAVE", "EXTENSION", "MIME"):
             patch.setattr(Image, name, type(getattr(Image, name))(getattr(Image, name)))

@@ -19,6 +19,7 @@ GUIDE = ROOT / "docs" / "guide" / "python.md"
 @pytest.fixture
 def pillow_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the guide registers in Pillow is for its test alone."""
+    Image.init()  # Else the first picture would fill the copies, and no registry after them.
     for name in ("ID", "OPEN", "SAVE", "EXTENSION", "MIME"):
         monkeypatch.setattr(Image, name, type(getattr(Image, name))(getattr(Image, name)))
     monkeypatch.delitem(sys.modules, "sic_jax.pillow", raising=False)
