@@ -11,6 +11,7 @@ from jax.flatten_util import ravel_pytree
 from sic_jax.model.params import init_params
 from sic_jax.model.tree import Params, flatten_params, unflatten_params
 from sic_jax.training.discriminator import Discriminator, example_inputs
+from sic_jax.training.soap import scale_by_soap
 from sic_jax.training.train_config import TrainConfig
 
 _LAST = 0.01
@@ -98,10 +99,9 @@ def _ravel(tree: Params) -> tuple[jax.Array, Callable[[jax.Array], Params]]:
     return jnp.pad(vector, (0, -vector.size % _MULTIPLE)), lambda v: unravel(v[: vector.size])
 
 
-def _of_vectors(
-    inner: optax.GradientTransformationExtraArgs,
-) -> optax.GradientTransformationExtraArgs:
+def _of_vectors(inner: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
     """A transformation of trees that computes with `to_vector` of them."""
+    inner = optax.with_extra_args_support(inner)
 
     def init(params: Params) -> optax.OptState:
         return inner.init(to_vector(params))
@@ -151,7 +151,7 @@ def _scale_by_learning_rate(cfg: TrainConfig) -> optax.GradientTransformationExt
 
 
 def make_optimiser(cfg: TrainConfig) -> optax.GradientTransformationExtraArgs:
-    """AdamW with clipping, warm-up and decay of the rate.
+    """AdamW, or SOAP for kernels and Adam for the rest, with clipping and a schedule of the rate.
 
     The transforms may scale the rate of a parameter. The entropy model's auxiliary parameters have
     an optimiser of their own at a constant rate, as their loss has nothing to do with the others.
@@ -177,13 +177,28 @@ def make_optimiser(cfg: TrainConfig) -> optax.GradientTransformationExtraArgs:
 
         return jax.tree_util.tree_map_with_path(label, is_trained(params, cfg))
 
-    adam = optax.chain(
-        optax.clip_by_global_norm(cfg.clip_norm),
-        _promoting(optax.scale_by_adam(b2=cfg.beta2)),
+    def is_kernel(params: Params) -> Any:
+        def label(path: tuple[Any, ...], leaf: jax.Array) -> str:
+            return "kernels" if path[-1].key == "kernel" and leaf.ndim > 1 else "others"
+
+        return jax.tree_util.tree_map_with_path(label, params)
+
+    clip = optax.clip_by_global_norm(cfg.clip_norm)
+    adam: optax.GradientTransformation = _promoting(optax.scale_by_adam(b2=cfg.beta2))
+    rest = (
         optax.add_decayed_weights(cfg.weight_decay) if cfg.weight_decay else optax.identity(),
         _scale_by_learning_rate(cfg),
     )
-    networks = optax.chain(_of_vectors(adam), optax.stateless(scaled))
+    if cfg.optimiser == "soap":
+        soap = scale_by_soap(
+            every=cfg.soap_every,
+            is_stacked=lambda name: name in cfg.model.entropy.stacked_networks,
+        )
+        steps = optax.multi_transform({"kernels": soap, "others": _of_vectors(adam)}, is_kernel)
+        networks = optax.chain(_of_vectors(clip), steps, _of_vectors(optax.chain(*rest)))
+    else:
+        networks = _of_vectors(optax.chain(clip, adam, *rest))
+    networks = optax.chain(networks, optax.stateless(scaled))
     auxiliary = _promoting(optax.adamw(cfg.auxiliary_learning_rate, weight_decay=cfg.weight_decay))
     transforms = {"networks": networks, "auxiliary": auxiliary}
     if cfg.train_only:

@@ -69,10 +69,16 @@ class TrainConfig:
     none."""
     warmup_steps: int = 100
     """Steps in which the learning rate rises from 0 to its peak."""
+    optimiser: str = "adam"
+    """What turns gradients into steps. `adam`; or `soap` for kernels and Adam for other parameters:
+    better after as many steps, which take longer (docs/notebook/15)."""
+    soap_every: int = 10
+    """Steps from one improvement of SOAP's bases to the next. It takes a QR decomposition for every
+    kernel, which is slow on accelerators."""
     beta2: float = 0.999
-    """Decay of AdamW's second moments."""
+    """Decay of Adam's second moments."""
     weight_decay: float = 0.0
-    """Weight decay of AdamW, on all parameters."""
+    """Decay of weights, apart from the gradient as in AdamW, of all parameters."""
     auxiliary_learning_rate: float = 1e-3
     """Learning rate of the parameters that only the entropy model's auxiliary loss trains (the
     quantiles of z's prior in `raster`)."""
@@ -115,7 +121,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         """Check the fields."""
         for name in ("steps", "batch_size", "log_every", "save_every", "keep_last", "accumulate",
-                     "steps_per_dispatch"):  # fmt: skip
+                     "steps_per_dispatch", "soap_every"):  # fmt: skip
             require(getattr(self, name) > 0, self, name, getattr(self, name), "positive")
         stride = self.model.stride
         ok = self.crop_size > 0 and self.crop_size % stride == 0
@@ -136,6 +142,7 @@ class TrainConfig:
         for name, values in (
             ("compute_dtype", ("float32", "bfloat16")),
             ("decay", ("cosine", "constant")),
+            ("optimiser", ("adam", "soap")),
             ("parallel", ("jit", "pmap")),
             ("non_finite", ("stop", "skip")),
         ):

@@ -208,6 +208,8 @@ class EntropyModel(Family, ABC):
     not fill their array (`sic_jax.sizes.Size`). Then a bucket of sizes shares a program of it."""
     auxiliary_params: ClassVar[tuple[str, ...]] = ()
     """Names of the parameters that learn from `EntropyNetworks.auxiliary_loss` alone."""
+    stacked_networks: ClassVar[tuple[str, ...]] = ()
+    """Names of the networks whose parameters are those of several, stacked on the first axis."""
 
     hyper_channels: int = 32
     """Channels of z."""

@@ -65,6 +65,7 @@ class CheckerboardEntropy(EntropyModel):
     exact: ClassVar[bool] = True
     hyper_stride: ClassVar[int] = HYPER_STRIDE
     sized: ClassVar[bool] = True
+    stacked_networks: ClassVar[tuple[str, ...]] = ("context",)
 
     hyper_width: int = 96
     """Width of h_a and h_s, in features."""
