@@ -125,6 +125,6 @@ def test_pictures_are_those_of_the_authors_forward_pass(
     np.testing.assert_array_equal(latents.y_s, y_hat)
     for level, name in ((5, "x_hat_level_unclipped"), (16, "x_hat_full_unclipped")):
         picture = np.moveaxis(255 * np.clip(expected[name][0], 0, 1), 0, -1)
-        got = codec.decompress(data, level=level)
-        assert np.abs(got - picture).max() <= 1
+        got = codec.decompress(data, level=level, grain=False)
+        assert np.abs(got - picture).max() <= 0.501
         assert picture.std() > 1
