@@ -248,7 +248,7 @@ def trials() -> dict[str, Trial]:
     for name, sizes in shapes.items():
         out[name] = Trial(model=fast_model(*sizes))
     out["fast_renderer"] = Trial(model=fast_model((1, 96, 80, 144), (2, 2, 0, 0), renderer=6))
-    for kind, weight in {"none": 0.0, "dists": 1.0, "lpips_vgg": 1.0, "wd": 1.0}.items():
+    for kind, weight in {"none": 0.0, "dists": 1.0, "lpips_vgg": 0.5, "wd": 0.025}.items():
         out[f"texture_{kind}"] = Trial(
             texture=kind,
             loss=perceptual_loss(dists_weight=weight),
