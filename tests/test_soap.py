@@ -61,7 +61,7 @@ def test_steps_are_those_of_numpy(max_rows: int) -> None:
     )
     found, given = [], [gradients(seed) for seed in range(8)]
     moments = optimiser.init(given[0])
-    # Both 3x3 kernels, and both that are stacked, are computed together.
+    # Kernels of equal sizes are computed together, those that are stacked too.
     assert sorted(len(group.mean) for group in moments.groups) == [1, 2, 2]
     update = jax.jit(optimiser.update)
     for grads in given:

@@ -1,8 +1,8 @@
 """Small trials on a CPU: a sixteenth of the default model, from scratch, the same pictures each.
 
 python docs/notebook/trials.py crops PHOTOS... --out crops
-python docs/notebook/trials.py run adam_1.2e-3 --crops crops --out results.jsonl
-python docs/notebook/trials.py table results.jsonl --of adam_1.2e-3
+python docs/notebook/trials.py run base soap_0.01 --crops crops --out results.jsonl
+python docs/notebook/trials.py table results.jsonl --of base
 
 `crops` cuts training crops and 24 held-out pictures once, so that a trial reads no photograph.
 `run` trains one of `trials()` and measures what its average of the parameters makes of the held-out
@@ -19,10 +19,9 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 from unittest import mock
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -41,11 +40,10 @@ from sic_jax.metrics.vgg import load_vgg16_weights
 from sic_jax.metrics.wasserstein_metric import wasserstein_features, wasserstein_from_features
 from sic_jax.model.entropy_models.checkerboard.checkerboard import CheckerboardEntropy
 from sic_jax.model.levels import LevelConfig
-from sic_jax.model.maps import depth_to_space, log_compress, space_to_depth
 from sic_jax.model.model_config import ModelConfig
 from sic_jax.model.params import init_params
 from sic_jax.model.sic import SicModel
-from sic_jax.model.transforms.pyramid import PyramidSynthesis, PyramidTransforms, ResidualBlock
+from sic_jax.model.transforms.pyramid import PyramidTransforms
 from sic_jax.model.tree import Params, flatten_params, unflatten_params
 from sic_jax.training import losses
 from sic_jax.training.gradients import make_gradients
@@ -128,7 +126,7 @@ class Trial:
 LEVELS = LevelConfig(channels=(6, 10, 14, 18, 24, 32), refinements=(0, 0, 0, 8, 8, 8), deadzone=0.1)
 
 
-def small_model(transforms: PyramidTransforms | None = None, **entropy: int) -> ModelConfig:
+def small_model(**entropy: int) -> ModelConfig:
     """A sixteenth of the default model: a quarter of all widths, six levels."""
     sizes: dict[str, Any] = {
         "hyper_channels": 12,
@@ -139,69 +137,8 @@ def small_model(transforms: PyramidTransforms | None = None, **entropy: int) -> 
     }
     return ModelConfig(
         levels=LEVELS,
-        transforms=transforms or PyramidTransforms(widths=SMALL),
+        transforms=PyramidTransforms(widths=(16, 24, 40, 64)),
         entropy=CheckerboardEntropy(**(sizes | entropy)),
-    )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Shaped(PyramidTransforms):
-    """Pyramid transforms whose g_s has widths of its own, and may be of another kind."""
-
-    kind: ClassVar[str] = "shaped"
-    synthesis_widths: tuple[int, int, int, int] = (64, 96, 160, 256)
-    haar: bool = False
-    renderer: int = 0
-    """Blocks of a pointwise network at 1/4 in place of the stages at 1/4 and 1/2."""
-
-    def synthesis(self, levels: LevelConfig, dtype: Any = None, remat: bool = False) -> nn.Module:
-        """See `PyramidTransforms`."""
-        cfg = dataclasses.replace(self, widths=self.synthesis_widths)
-        kind = Renderer if self.renderer else PyramidSynthesis
-        return kind(cfg, levels.num_levels)
-
-
-class Renderer(nn.Module):
-    """A body at 1/16 and 1/8; its features scale and shift those of a pointwise network at 1/4."""
-
-    cfg: Shaped
-    num_levels: int
-
-    @nn.compact
-    def __call__(self, y_hat: jax.Array, level: jax.Array, size: Any = None) -> jax.Array:
-        """See `PyramidSynthesis`."""
-        cfg, channels = self.cfg, y_hat.shape[-1]
-        init = nn.initializers.normal(0.04)
-        basis = self.param("linear", init, (channels, 768))
-        gain = self.param("linear_gain", nn.initializers.ones, (self.num_levels, channels))
-        linear = depth_to_space((y_hat * gain[level - 1][:, None, None]) @ basis, 16)
-        _, fine, middle, coarse = cfg.widths
-        h = nn.Conv(coarse, (3, 3))(log_compress(y_hat))
-        for _ in range(cfg.synthesis_depths[0]):
-            h = ResidualBlock(coarse, self.num_levels)(h, level)
-        h = depth_to_space(nn.Conv(4 * middle, (1, 1))(h), 2)
-        for _ in range(cfg.synthesis_depths[1]):
-            h = ResidualBlock(middle, self.num_levels)(h, level)
-        h = depth_to_space(nn.Conv(4 * middle, (1, 1))(h), 2)
-        f = nn.Conv(fine, (1, 1))(space_to_depth(linear, 4)) + nn.Conv(fine, (1, 1))(h)
-        for _ in range(cfg.renderer):
-            scale, shift = jnp.split(nn.Conv(2 * fine, (1, 1))(h), 2, axis=-1)
-            g = nn.leaky_relu(nn.Conv(fine, (1, 1))(f) * (1 + scale) + shift, 0.1)
-            f = f + nn.Conv(fine, (1, 1))(g)
-        last = nn.Conv(48, (1, 1), kernel_init=nn.initializers.zeros)(f)
-        return linear + 0.5 + depth_to_space(last, 4)
-
-
-SMALL = (16, 24, 40, 64)
-HALF = (32, 48, 80, 128)
-
-
-def fast_model(
-    widths: tuple[int, int, int, int], depths: tuple[int, int, int, int], **kwargs: Any
-) -> ModelConfig:
-    """g_s in the size of a fast decoder, g_a with half of the default's widths."""
-    return small_model(
-        Shaped(widths=HALF, synthesis_widths=widths, synthesis_depths=depths, **kwargs)
     )
 
 
@@ -239,15 +176,6 @@ def trials() -> dict[str, Trial]:
     out["hyper_wide"] = Trial(model=small_model(hyper_channels=24, hyper_width=64))
     out["context_wide"] = Trial(model=small_model(context_width=24, anchor_width=24, head_width=64))
     out["context_narrow"] = Trial(model=small_model(context_width=6, anchor_width=6, head_width=16))
-    shapes: dict[str, Any] = {
-        "fast": ((28, 40, 72, 112), (3, 4, 4, 3)),
-        "fast_half": ((36, 48, 64, 96), (1, 1, 2, 3)),
-        "fast_half_wide": ((48, 40, 48, 96), (1, 1, 1, 2)),
-        "fast_quarter": ((16, 60, 96, 128), (2, 3, 4, 0)),
-    }
-    for name, sizes in shapes.items():
-        out[name] = Trial(model=fast_model(*sizes))
-    out["fast_renderer"] = Trial(model=fast_model((1, 96, 80, 144), (2, 2, 0, 0), renderer=6))
     for kind, weight in {"none": 0.0, "dists": 1.0, "lpips_vgg": 0.5, "wd": 0.025}.items():
         out[f"texture_{kind}"] = Trial(
             texture=kind,

@@ -117,7 +117,7 @@ def scale_by_soap(
         improves = state.step % every == 0
         steps = (state.step + 1).astype(jnp.float32)
         bias = 1 - b1**steps, 1 - b2**steps
-        changed, groups = [], []
+        changed, groups = list(leaves), []
         for members, group in zip(grouped(updates), state.groups, strict=True):
             parts = [leaves[k].reshape(size) for k, size in members]
             result, group = _step(jnp.concatenate(parts), group, improves, bias, (b1, b2, eps))
@@ -125,10 +125,9 @@ def scale_by_soap(
             result = jnp.where(state.step > 0, result, 0)
             ends = np.cumsum([size[0] for _, size in members])[:-1].tolist()
             for (k, _), part in zip(members, jnp.split(result, ends), strict=True):
-                changed.append((k, part.reshape(leaves[k].shape)))
+                changed[k] = part.reshape(leaves[k].shape)
             groups.append(group)
-        in_order = [part for _, part in sorted(changed, key=lambda item: item[0])]
-        return jax.tree.unflatten(tree, in_order), _SoapState(state.step + 1, tuple(groups))
+        return jax.tree.unflatten(tree, changed), _SoapState(state.step + 1, tuple(groups))
 
     return optax.GradientTransformation(init, update)  # type: ignore[arg-type]
 

@@ -177,7 +177,7 @@ def make_optimiser(cfg: TrainConfig) -> optax.GradientTransformationExtraArgs:
 
         return jax.tree_util.tree_map_with_path(label, is_trained(params, cfg))
 
-    def is_kernel(params: Params) -> Any:
+    def soap_labels(params: Params) -> Any:
         def label(path: tuple[Any, ...], leaf: jax.Array) -> str:
             return "kernels" if path[-1].key == "kernel" and leaf.ndim > 1 else "others"
 
@@ -194,7 +194,7 @@ def make_optimiser(cfg: TrainConfig) -> optax.GradientTransformationExtraArgs:
             every=cfg.soap_every,
             is_stacked=lambda name: name in cfg.model.entropy.stacked_networks,
         )
-        steps = optax.multi_transform({"kernels": soap, "others": _of_vectors(adam)}, is_kernel)
+        steps = optax.multi_transform({"kernels": soap, "others": _of_vectors(adam)}, soap_labels)
         networks = optax.chain(_of_vectors(clip), steps, _of_vectors(optax.chain(*rest)))
     else:
         networks = _of_vectors(optax.chain(clip, adam, *rest))

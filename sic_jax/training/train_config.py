@@ -73,8 +73,8 @@ class TrainConfig:
     """What turns gradients into steps. `adam`; or `soap` for kernels and Adam for other parameters:
     better after as many steps, which take longer (docs/notebook/15)."""
     soap_every: int = 10
-    """Steps from one improvement of SOAP's bases to the next. It takes a QR decomposition for every
-    kernel, which is slow on accelerators."""
+    """Steps from one improvement of SOAP's bases to the next. It takes two QR decompositions for
+    every kernel."""
     beta2: float = 0.999
     """Decay of Adam's second moments."""
     weight_decay: float = 0.0
