@@ -202,6 +202,22 @@ def test_two_processes_end_together(source: Images, tmp_path: Path) -> None:
     assert 0 < saved[0] < 400
 
 
+@pytest.mark.slow
+def test_two_processes_by_the_clock(source: Images, tmp_path: Path) -> None:
+    data, run, bundle = tmp_path / "images", tmp_path / "run", tmp_path / "bundle"
+    write_images(data, source)
+    began = time.monotonic()
+    words = ("--minutes", "2", "--log-every", "10", "--export", str(bundle))
+    for p in two_processes(1, *words, data=data, workdir=run):
+        assert p.wait(600) == 0
+    assert time.monotonic() - began < 140
+    last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["progress"] == 1
+    assert last["step"] > 20
+    assert (run / "checkpoints" / str(last["step"])).is_dir()
+    load_bundle(bundle)
+
+
 def test_rows_and_batches(tiny_run: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     assert local_rows(8) == slice(0, 8)
     monkeypatch.setattr(jax, "process_count", lambda: 4)
