@@ -35,6 +35,7 @@ def model_configs(draw: st.DrawFn) -> ModelConfig:
         ),
         transforms=PyramidTransforms(
             widths=draw(st.tuples(*[st.integers(1, 512)] * 4)),
+            synthesis_widths=draw(st.just(()) | st.tuples(*[st.integers(1, 512)] * 4)),
             synthesis_depths=draw(st.tuples(*[st.integers(0, 9)] * 4)),
             start_step=draw(st.floats(1e-3, 10)),
         ),

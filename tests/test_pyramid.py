@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from sic_jax.cli import export
 from sic_jax.codec.bundle import Bundle, export_bundle, load_bundle
+from sic_jax.model.levels import LevelConfig
 from sic_jax.model.params import init_params
 from sic_jax.model.sic import SicModel
 from sic_jax.model.transforms.pyramid import PyramidAnalysis, PyramidSynthesis, PyramidTransforms
@@ -121,6 +122,29 @@ def test_the_level_is_read_by_every_block_of_the_synthesis() -> None:
     assert tables == {f"ResidualBlock_{i}/level": (3, 2, w) for i, w in enumerate(widths)}
     assert shapes["linear_gain"].shape == (3, 4)
     assert shapes["linear"].shape == (4, 768)
+
+
+def test_widths_of_the_synthesis_alone() -> None:
+    levels = LevelConfig(channels=(2, 3), refinements=(0, 0))
+    own = PyramidTransforms(widths=(2, 3, 4, 5), synthesis_widths=(3, 4, 5, 6))
+    both = PyramidTransforms(widths=(2, 3, 4, 5))
+    other = PyramidTransforms(widths=(3, 4, 5, 6))
+    key = jax.random.key(0)
+    x, y, level = np.ones((1, 32, 32, 3)), np.ones((1, 2, 2, 5)), np.array([1])
+
+    def shapes(network: Any, *args: Any) -> Any:
+        return jax.tree.map(lambda a: a.shape, jax.eval_shape(network.init, key, *args))
+
+    g_a, g_s = own.analysis(levels), own.synthesis(levels)
+    assert shapes(g_a, x) == shapes(both.analysis(levels), x) != shapes(other.analysis(levels), x)
+    assert shapes(g_s, y, level) == shapes(other.synthesis(levels), y, level)
+    assert shapes(g_s, y, level) != shapes(both.synthesis(levels), y, level)
+
+
+@pytest.mark.parametrize("widths", [(4, 4, 4), (4, 4, 0, 4)])
+def test_wrong_widths_of_the_synthesis(widths: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"synthesis_widths is \(4, 4, .*; it must be"):
+        PyramidTransforms(synthesis_widths=widths)
 
 
 def test_recomputed_activations_and_half_precision(tiny: Any, params: Arrays) -> None:

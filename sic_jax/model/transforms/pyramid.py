@@ -50,6 +50,9 @@ class PyramidTransforms(Transforms):
 
     widths: tuple[int, int, int, int] = (64, 96, 160, 256)
     """Widths of the networks at 1/2, 1/4, 1/8 and 1/16 of the picture's resolution, in features."""
+    synthesis_widths: tuple[int, ...] = ()
+    """Widths of g_s at the same resolutions, where they are not those of g_a. None given: `widths`
+    are those of both."""
     analysis_depths: tuple[int, int, int, int] = (2, 2, 2, 2)
     """Number of residual blocks of g_a at 1/2, 1/4, 1/8 and 1/16."""
     synthesis_depths: tuple[int, int, int, int] = (3, 4, 4, 3)
@@ -61,8 +64,12 @@ class PyramidTransforms(Transforms):
 
     def __post_init__(self) -> None:
         """Check the fields."""
-        ok = all(0 < w <= MAX_WIDTH for w in self.widths)
-        require(ok, self, "widths", self.widths, f"positive, at most {MAX_WIDTH}")
+        for name in ("widths", "synthesis_widths"):
+            widths = getattr(self, name)
+            ok = all(0 < w <= MAX_WIDTH for w in widths)
+            require(ok, self, name, widths, f"positive, at most {MAX_WIDTH}")
+        ok = len(self.synthesis_widths) in (0, 4)
+        require(ok, self, "synthesis_widths", self.synthesis_widths, "four, or none")
         for name in ("analysis_depths", "synthesis_depths"):
             depths = getattr(self, name)
             require(all(0 <= d <= 64 for d in depths), self, name, depths, "0 to 64 each")
@@ -192,7 +199,7 @@ class PyramidSynthesis(nn.Module):
         """
         cfg, channels = self.cfg, y_hat.shape[-1]
         y_hat = zero_outside(y_hat, size)
-        widths = cfg.widths[::-1]
+        widths = (cfg.synthesis_widths or cfg.widths)[::-1]
         basis = self.param("linear", _LINEAR_INIT, (channels, 3 * _STRIDE**2))
         # Drawn details are worth less, the lower the level: the gain can shrink them.
         ones = nn.initializers.ones
