@@ -51,6 +51,9 @@ def test_loss_by_hand() -> None:
     loss, sums = svi_loss(terms, plan, cfg)
     low, full = low + 0.5 * (0.1 + 0.5 * 2 + 3 * 0.6), full + 4 * (0.3 + 0.5 * 5 + 3 * 0.7)
     assert float(loss) == pytest.approx((low + full) / 2)
+    ramped, _ = svi_loss(terms._replace(adv_share=0.25), plan, cfg)
+    less = 0.75 * (0.5 * 0.5 * 2 + 4 * 0.5 * 5) / 2
+    assert float(ramped) == pytest.approx((low + full) / 2 - less)
     found = mean_terms(sums)
     assert float(found["lpips_full"]) == pytest.approx(0.3)
     assert float(found["adv_low"]) == pytest.approx(2.0)
@@ -146,16 +149,23 @@ def test_consistency_by_hand() -> None:
 
 def test_adversarial_losses_by_hand() -> None:
     logits = jnp.array([[0.0, 2.0], [-1.0, -3.0]])[:, :, None, None]
+    other = jnp.array([[1.0], [4.0]])[:, :, None, None]
 
     def bce(value: float, real: bool) -> float:
         p = 1 / (1 + math.exp(-value))
         return -math.log(p if real else 1 - p)
 
     expected = [(bce(0, True) + bce(2, True)) / 2, (bce(-1, True) + bce(-3, True)) / 2]
-    np.testing.assert_allclose(generator_loss(logits), expected, rtol=1e-6)
+    np.testing.assert_allclose(generator_loss([logits]), expected, rtol=1e-6)
+    # A map counts as much as another, whatever its size.
+    both = [(expected[0] + bce(1, True)) / 2, (expected[1] + bce(4, True)) / 2]
+    np.testing.assert_allclose(generator_loss([logits, other]), both, rtol=1e-6)
     real, fake = logits[:1], logits[1:]
     total = bce(0, True) + bce(2, True) + bce(-1, False) + bce(-3, False)
-    np.testing.assert_allclose(discriminator_loss(real, fake), [total / 2], rtol=1e-6)
+    np.testing.assert_allclose(discriminator_loss([real], [fake]), [total / 2], rtol=1e-6)
+    of_other = bce(1, True) + bce(4, False)
+    found = discriminator_loss([real, other[:1]], [fake, other[1:]])
+    np.testing.assert_allclose(found, [(total / 2 + of_other) / 2], rtol=1e-6)
 
 
 def test_lpips_of_each_decoding(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,13 +7,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from conftest import assert_equal, flat, quick_compilation
 from numpy.typing import NDArray
 
+from sic_jax.metrics.lpips_metric import LAYER_CHANNELS
+from sic_jax.model.maps import space_to_depth
 from sic_jax.model.sic import SicModel
+from sic_jax.training import gradients
 from sic_jax.training.discriminator import DiscriminatorConfig
-from sic_jax.training.gradients import make_gradients
+from sic_jax.training.gradients import make_gradients, make_loss
 from sic_jax.training.losses import mean_terms
 from sic_jax.training.presets import preset
 from sic_jax.training.state import TrainState, create_train_state, make_optimiser, state_shapes
@@ -90,19 +94,30 @@ def test_metrics_of_steps_with_other_terms_add_up() -> None:
         assert int(total.first_bad) == 5
 
 
-@pytest.mark.thorough
-def test_adversarial_step(
-    adversarial: TrainConfig, params: Arrays, crops: NDArray[Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from sic_jax.training import gradients
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """LPIPS's and its layers' places, without the compilation of AlexNet."""
 
-    def stand_in(x: jax.Array, x_hat: jax.Array, weights: Any) -> jax.Array:
+    def terms(x: jax.Array, x_hat: jax.Array, weights: Any) -> jax.Array:
         return jnp.abs(x[None] - x_hat).mean((2, 3, 4))
 
-    # LPIPS's place, without its network's compilation.
-    monkeypatch.setattr(gradients, "lpips_terms", stand_in)
+    def layers(x: jax.Array, *, weights: Any) -> tuple[jax.Array, ...]:
+        cells = [space_to_depth(x, 16)[..., :n] for n in LAYER_CHANNELS]
+        return tuple(h / jnp.linalg.norm(h, axis=-1, keepdims=True) for h in cells)
+
+    monkeypatch.setattr(gradients, "lpips_terms", terms)
+    monkeypatch.setattr(gradients, "lpips_features", layers)
+
+
+@pytest.mark.thorough
+@pytest.mark.usefixtures("no_network")
+@pytest.mark.parametrize("network", ["patch", "alexnet"])
+def test_adversarial_step(
+    adversarial: TrainConfig, params: Arrays, crops: NDArray[Any], network: str
+) -> None:
     loss = dataclasses.replace(adversarial.loss, lmbda_perc=(1.0,) * 3, adversarial_weight=1.0)
-    cfg = dataclasses.replace(adversarial, loss=loss)
+    judge = dataclasses.replace(adversarial.discriminator, network=network, head_width=4)
+    cfg = dataclasses.replace(adversarial, loss=loss, discriminator=judge)
     state = create_train_state(cfg, params)
     step: Any = jax.jit(make_train_step(cfg))
     before = state.discriminator
@@ -124,6 +139,31 @@ def test_adversarial_step(
         flat(before.batch_stats["SpectralNorm_0"])["['Conv_0/kernel/u']"]
         != flat(after.batch_stats["SpectralNorm_0"])["['Conv_0/kernel/u']"]
     )
+
+
+@pytest.mark.usefixtures("no_network")
+def test_adversarial_weight_rises_from_0(
+    tiny_run: TrainConfig, params: Arrays, crops: NDArray[Any]
+) -> None:
+    loss = dataclasses.replace(tiny_run.loss, lmbda_perc=(1.0,) * 3, adversarial_weight=1.0)
+    judge = DiscriminatorConfig(features=(2, 2, 2, 2), condition_features=1, ramp_steps=10)
+    cfg = dataclasses.replace(tiny_run, batch_size=B, loss=loss, discriminator=judge)
+    state = create_train_state(cfg, params)
+    loss_fn = jax.jit(make_loss(cfg))
+    before = state.discriminator
+    assert before is not None
+
+    def after(steps: int) -> tuple[float, float]:
+        """Loss, and the mean over images of G."""
+        opt_state = optax.tree_utils.tree_set(before.opt_state, count=jnp.int32(steps))
+        now = state._replace(discriminator=before._replace(opt_state=opt_state))
+        value, (terms, _) = loss_fn(params, now, crops, jnp.arange(B), {"lpips": {}})
+        return float(value), float(terms["adv_full"][0] + terms["adv_low"][0]) / B
+
+    (first, adv), (half, _), (whole, _), (later, _) = map(after, (0, 5, 10, 25))
+    assert half - first == pytest.approx(adv / 2, rel=1e-3)
+    assert whole - first == pytest.approx(adv, rel=1e-3)
+    assert later == whole
 
 
 def test_rematerialised_transforms_are_the_same(

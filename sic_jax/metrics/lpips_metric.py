@@ -53,14 +53,17 @@ For ``net="vgg"`` it is `sic_jax.metrics.vgg.MIN_SIZE`.
 WEIGHTS_FILE = WEIGHTS_FOLDER / "lpips_alex.npz"
 """The packaged weights for AlexNet."""
 
+LAYER_CHANNELS = (64, 192, 384, 256, 256)
+"""Of the five layers of AlexNet."""
+
 WEIGHT_SHAPES = {
     "conv1_kernel": (11, 11, 3, 64),
     "conv2_kernel": (5, 5, 64, 192),
     "conv3_kernel": (3, 3, 192, 384),
     "conv4_kernel": (3, 3, 384, 256),
     "conv5_kernel": (3, 3, 256, 256),
-    **{f"conv{i}_bias": (c,) for i, c in enumerate((64, 192, 384, 256, 256), 1)},
-    **{f"head{i}": (c,) for i, c in enumerate((64, 192, 384, 256, 256), 1)},
+    **{f"conv{i}_bias": (c,) for i, c in enumerate(LAYER_CHANNELS, 1)},
+    **{f"head{i}": (c,) for i, c in enumerate(LAYER_CHANNELS, 1)},
 }
 """Names and shapes of the arrays of `load_alexnet_weights`."""
 

@@ -5,7 +5,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
+from sic_jax.metrics.convnet import Features
+from sic_jax.metrics.lpips_metric import lpips_features
 from sic_jax.model.noise import split_keys
 from sic_jax.model.sic import SicModel
 from sic_jax.model.tree import Params
@@ -64,7 +67,9 @@ def make_gradients(cfg: TrainConfig, model: type[SicModel] = SicModel) -> Callab
         if d is None or not cfg.loss.adversarial_weight:
             return Gradients(grads, None, terms)
         decoded = jax.lax.stop_gradient(decoded)
-        loss, d_grads = jax.value_and_grad(_discriminator_loss)(d.params, cfg, d, decoded)
+        loss, d_grads = jax.value_and_grad(_discriminator_loss)(
+            d.params, cfg, d, decoded, perceptual
+        )
         images = jnp.float32(len(rows))
         return Gradients(grads, d_grads, terms | {"loss_d": (loss * images, images)})
 
@@ -146,8 +151,11 @@ def make_loss(
             dists = dists_terms(x, seen, perceptual["dists"], offset, every)
             compared = compared._replace(dists=dists)
         if state.discriminator is not None and loss_cfg.adversarial_weight:
-            logits = _judge(cfg, state.discriminator, _flat(seen), _flat(y_hat), plan)
-            compared = compared._replace(adv=generator_loss(logits).reshape(plan.level.shape))
+            d = state.discriminator
+            logits = _judge(cfg, d, _flat(seen), _flat(y_hat), plan, perceptual)
+            compared = compared._replace(
+                adv=generator_loss(logits).reshape(plan.level.shape), adv_share=_ramp(cfg, d)
+            )
         if loss_cfg.lmbda_balance:
             compared = compared._replace(balance=balance_term(rated.bits_y, pixels))
         if loss_cfg.lmbda_consistency:
@@ -182,27 +190,48 @@ def _draw_keys(keys: jax.Array, count: int) -> jax.Array:
     return draws.reshape(-1)
 
 
+def _ramp(cfg: TrainConfig, state: DiscriminatorState) -> jax.Array | float:
+    """Share of the adversarial loss's weight, by the steps that the discriminator has learnt."""
+    if not cfg.discriminator.ramp_steps:
+        return 1.0
+    steps: Any = optax.tree_utils.tree_get(state.opt_state, "count")
+    return jnp.minimum(1.0, steps / cfg.discriminator.ramp_steps)
+
+
 def _discriminator_loss(
-    params: Params, cfg: TrainConfig, state: DiscriminatorState, decoded: Decoded
+    params: Params,
+    cfg: TrainConfig,
+    state: DiscriminatorState,
+    decoded: Decoded,
+    perceptual: PerceptualWeights,
 ) -> jax.Array:
     """Mean over images; the decodings of an image count as in the loss of the model."""
     x, x_hat, y_hat, plan = decoded
     state = state._replace(params=params)
     originals = jnp.broadcast_to(x, x_hat.shape)
-    real = _judge(cfg, state, _flat(originals), _flat(y_hat), plan)
-    fake = _judge(cfg, state, _flat(x_hat), _flat(y_hat), plan)
+    real = _judge(cfg, state, _flat(originals), _flat(y_hat), plan, perceptual)
+    fake = _judge(cfg, state, _flat(x_hat), _flat(y_hat), plan, perceptual)
     loss = discriminator_loss(real, fake).reshape(plan.level.shape)
     return (plan.weight * loss).sum(0).mean()
 
 
 def _judge(
-    cfg: TrainConfig, state: DiscriminatorState, x: jax.Array, y_hat: jax.Array, plan: Decodings
-) -> jax.Array:
-    """Logits [N, h, w, 1] of pictures [N, H, W, 3], N = R * B, by the discriminator of a state."""
+    cfg: TrainConfig,
+    state: DiscriminatorState,
+    x: jax.Array,
+    y_hat: jax.Array,
+    plan: Decodings,
+    perceptual: PerceptualWeights,
+) -> tuple[jax.Array, ...]:
+    """Maps of logits [N, h, w, 1] of pictures [N, H, W, 3] by a discriminator, N = R * B."""
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     network: Any = Discriminator(cfg.discriminator, cfg.model)
-    level = plan.level.reshape(-1)
-    logits: jax.Array = network.apply(variables, x, y_hat, level, update_stats=False)
+    seen: jax.Array | Features = x
+    if cfg.discriminator.network == "alexnet":
+        seen = lpips_features(x, weights=perceptual["lpips"])
+    logits: tuple[jax.Array, ...] = network.apply(
+        variables, seen, y_hat, plan.level.reshape(-1), update_stats=False
+    )
     return logits
 
 

@@ -34,7 +34,7 @@ Source: Liang et al. 2025, sections 3 and 4; the paper's constants are in
 `sic_jax.training.presets`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -295,17 +295,19 @@ def _compare(
     return distance(repeated, features_hat, weights=weights).reshape(r, b)
 
 
-def generator_loss(logits: jax.Array) -> jax.Array:
-    """G = -log D(x_hat), non-saturating, from logits [N, h, w, 1]: [N]."""
-    loss: jax.Array = jax.nn.softplus(-logits).mean((1, 2, 3))
-    return loss
+def generator_loss(logits: Sequence[jax.Array]) -> jax.Array:
+    """G = -log D(x_hat), non-saturating: the mean over maps of logits [N, h, w, 1], [N]."""
+    return _mean_over_maps([jax.nn.softplus(-fake) for fake in logits])
 
 
-def discriminator_loss(real: jax.Array, fake: jax.Array) -> jax.Array:
-    """-log D(x) - log(1 - D(x_hat)) from logits [N, h, w, 1]: [N]."""
-    both = jax.nn.softplus(-real) + jax.nn.softplus(fake)
-    loss: jax.Array = both.mean((1, 2, 3))
-    return loss
+def discriminator_loss(real: Sequence[jax.Array], fake: Sequence[jax.Array]) -> jax.Array:
+    """-log D(x) - log(1 - D(x_hat)), the mean over maps of logits [N, h, w, 1]: [N]."""
+    both = zip(real, fake, strict=True)
+    return _mean_over_maps([jax.nn.softplus(-x) + jax.nn.softplus(x_hat) for x, x_hat in both])
+
+
+def _mean_over_maps(maps: Sequence[jax.Array]) -> jax.Array:
+    return jnp.stack([m.mean((1, 2, 3)) for m in maps]).mean(0)
 
 
 class Compared(NamedTuple):
@@ -321,6 +323,8 @@ class Compared(NamedTuple):
     """[R, B]."""
     adv: jax.Array | None = None
     """[R, B], `generator_loss`."""
+    adv_share: jax.Array | float = 1.0
+    """Scalar, what the weight of `adv` is multiplied by."""
     balance: jax.Array | None = None
     """[B], `balance_term`."""
     consistency: tuple[jax.Array, jax.Array] | None = None
@@ -350,7 +354,7 @@ def svi_loss(terms: Compared, decodings: Decodings, cfg: LossConfig) -> tuple[ja
             perception += cfg.dists_weight * terms.dists
         if terms.adv is not None:
             named["adv"] = terms.adv
-            perception += cfg.adversarial_weight * terms.adv
+            perception += cfg.adversarial_weight * terms.adv_share * terms.adv
         value += jnp.asarray(cfg.lmbda_perc, jnp.float32)[at] * perception
     loss = (weight * value).sum(0)
     if terms.balance is not None:

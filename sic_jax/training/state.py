@@ -236,7 +236,7 @@ def _new_discriminator(cfg: TrainConfig) -> DiscriminatorState:
     network = Discriminator(cfg.discriminator, cfg.model)
 
     def init(key: jax.Array) -> Any:
-        return network.init(key, *example_inputs(cfg.model), update_stats=False)
+        return network.init(key, *example_inputs(cfg.discriminator, cfg.model), update_stats=False)
 
     variables = jax.jit(init)(jax.random.key(cfg.seed, impl="rbg"))
     params, stats = dict(variables["params"]), dict(variables["batch_stats"])

@@ -190,6 +190,9 @@ def spectral_step(cfg: TrainConfig, params: Params, batch_stats: Params) -> Para
     network = Discriminator(cfg.discriminator, cfg.model)
     variables = {"params": params, "batch_stats": batch_stats}
     _, changed = network.apply(
-        variables, *example_inputs(cfg.model), update_stats=True, mutable=["batch_stats"]
+        variables,
+        *example_inputs(cfg.discriminator, cfg.model),
+        update_stats=True,
+        mutable=["batch_stats"],
     )
     return dict(changed["batch_stats"])
