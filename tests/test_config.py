@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sic_jax.fields import changed, from_dict, kinds_of, to_dict
+from sic_jax.model.complexity import codec_macs_per_pixel
 from sic_jax.model.entropy_models.checkerboard.checkerboard import CheckerboardEntropy
 from sic_jax.model.entropy_models.raster.raster import RasterEntropy
 from sic_jax.model.entropy_models.scales import ScaleGrid
@@ -145,8 +146,26 @@ def test_default_model_is_sixteen_levels() -> None:
     assert (cfg.num_levels, cfg.num_channels, cfg.levels.num_base_channels) == (16, 208, 160)
 
 
+def test_the_fast_model_decodes_with_a_quarter_of_the_work() -> None:
+    cost = codec_macs_per_pixel(preset("fast").model)
+    of_default = codec_macs_per_pixel(preset("default").model)
+    assert cost["decode"] < 25_000 < 0.26 * of_default["decode"]
+    assert cost["decode"] < cost["encode"] < of_default["encode"]
+    assert preset("fast").model.levels == preset("default").model.levels
+
+
+def test_the_adversarial_stage_is_the_default_s_last_one_with_a_discriminator() -> None:
+    default, gan = preset("default"), preset("default_gan")
+    assert gan.model == default.model
+    assert (default.loss.adversarial_weight, gan.loss.adversarial_weight) == (0, 0.1)
+    assert dataclasses.replace(gan.loss, adversarial_weight=0.0) == default.loss
+    assert (gan.stages, gan.discriminator.network) == ((), "alexnet")
+
+
 def test_unknown_preset() -> None:
-    with pytest.raises(ValueError, match="no preset 'best'; there are default, paper_warmup"):
+    with pytest.raises(
+        ValueError, match="no preset 'best'; there are default, default_gan, f"
+    ):
         preset("best")
 
 

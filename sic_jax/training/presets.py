@@ -26,6 +26,7 @@ from sic_jax.model.levels import LevelConfig
 from sic_jax.model.model_config import ModelConfig
 from sic_jax.model.transforms.pyramid import PyramidTransforms
 from sic_jax.model.transforms.swin import SwinTransforms
+from sic_jax.training.discriminator import DiscriminatorConfig
 from sic_jax.training.losses import LossConfig
 from sic_jax.training.train_config import Stage, TrainConfig
 
@@ -69,6 +70,19 @@ def default_model() -> ModelConfig:
         transforms=PyramidTransforms(),
         entropy=CheckerboardEntropy(
             hyper_channels=48, hyper_width=128, context_width=48, head_width=128
+        ),
+    )
+
+
+def fast_model() -> ModelConfig:
+    """The default's levels and g_a, and a decoder with a quarter of the default's work."""
+    return ModelConfig(
+        levels=default_model().levels,
+        transforms=PyramidTransforms(
+            synthesis_widths=(48, 40, 48, 96), synthesis_depths=(1, 1, 1, 2)
+        ),
+        entropy=CheckerboardEntropy(
+            hyper_channels=32, hyper_width=64, context_width=24, anchor_width=16, head_width=64
         ),
     )
 
@@ -147,6 +161,37 @@ def default() -> TrainConfig:
         warmup_steps=500,
         beta2=0.995,
     )
+
+
+def default_gan() -> TrainConfig:
+    """An optional last stage of the default model: as `default`'s, with a discriminator.
+
+    It judges the layers of AlexNet, given y_s. Its weight rises from 0 in the first 500 steps.
+
+    - Source: this project, docs/notebook/17: 2000 steps of a model of a sixteenth of the size.
+    - Command: python train.py default_gan --data memory:photos/ --workdir runs/default_gan
+      --init-from runs/default --export runs/bundle
+    - Hardware, time, result: not run yet in this size.
+    """
+    last = default()
+    return dataclasses.replace(
+        last,
+        stages=(),
+        loss=dataclasses.replace(last.loss, adversarial_weight=0.1),
+        discriminator=DiscriminatorConfig(network="alexnet", learning_rate=3e-4, ramp_steps=500),
+        learning_rate=4e-4,
+    )
+
+
+def fast() -> TrainConfig:
+    """A model that decodes with 23 instead of 100 thousand multiply-accumulates a pixel.
+
+    - Source: this project, docs/notebook/18: the shape of g_s.
+    - Command: python train.py fast --data memory:photos/ --workdir runs/fast
+      --export runs/bundle
+    - Hardware, time, result: not run yet in this size.
+    """
+    return dataclasses.replace(default(), model=fast_model())
 
 
 def paper_warmup() -> TrainConfig:
@@ -235,7 +280,7 @@ def smoke() -> TrainConfig:
 
 
 PRESETS: dict[str, Callable[[], TrainConfig]] = {
-    f.__name__: f for f in (default, paper_warmup, paper, paper_gan, smoke)
+    f.__name__: f for f in (default, default_gan, fast, paper_warmup, paper, paper_gan, smoke)
 }
 
 
