@@ -4,7 +4,7 @@ python docs/notebook/trials.py crops PHOTOS... --out crops
 python docs/notebook/trials.py run base soap_0.01 --crops crops --out results.jsonl
 python docs/notebook/trials.py table results.jsonl --of base
 
-`crops` cuts training crops and 24 held-out pictures once, so that a trial reads no photograph.
+`crops` cuts training crops and pieces of 24 held-out photographs once; a trial reads no photograph.
 `run` trains one of `trials()` and measures what its average of the parameters makes of the held-out
 pictures, at every level. `table` compares. Pages of the notebook have the results.
 """
@@ -27,6 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import optax.contrib
+from decoder_shapes import ShapedTransforms
 from numpy.typing import NDArray
 
 from sic_jax.data.crops import CropSampler, DataConfig, cut
@@ -46,11 +47,13 @@ from sic_jax.model.sic import SicModel
 from sic_jax.model.transforms.pyramid import PyramidTransforms
 from sic_jax.model.tree import Params, flatten_params, unflatten_params
 from sic_jax.training import losses
+from sic_jax.training.discriminator import DiscriminatorConfig
 from sic_jax.training.gradients import make_gradients
-from sic_jax.training.losses import LossConfig, load_perceptual_weights
+from sic_jax.training.losses import LossConfig, load_perceptual_weights, mean_terms
 from sic_jax.training.presets import geometric_loss
 from sic_jax.training.soap import scale_by_soap
-from sic_jax.training.state import TrainState
+from sic_jax.training.state import TrainState, create_train_state
+from sic_jax.training.step import make_train_step
 from sic_jax.training.train_config import TrainConfig
 from sic_jax.training.validation import make_validate, mean_loss
 
@@ -60,6 +63,8 @@ LARGE = 144
 """Of the crops in the file; a trial takes the middle of them."""
 VALIDATION = 192
 HELD_OUT = 24
+PIECES = 12
+"""Largest number of pieces of a held-out photograph that the Frechet distance is measured with."""
 IMAGES = 7200
 """That every trial trains with: 900 batches of 8."""
 EMA = (0.99, 0.999, 0.0)
@@ -72,18 +77,23 @@ TEXTURE_LEVELS = (1, 3, 5)
 
 
 def cut_crops(folders: list[str], out: Path) -> None:
-    """Write train.npy and held_out.npy."""
+    """Write train.npy, held_out.npy and pieces.npy."""
     sources = [open_folder(folder, crop_size=VALIDATION) for folder in folders]
     images = [(source, k) for source in sources for k in range(len(source))]
     held = set(np.linspace(0, len(images) - 1, HELD_OUT).round().astype(int).tolist())
     train = [image for k, image in enumerate(images) if k not in held]
     out.mkdir(parents=True, exist_ok=True)
-    middles = []
-    for k in sorted(held):
-        image = images[k][0][images[k][1]]
-        top, left = ((n - VALIDATION) // 2 for n in image.shape[:2])
-        middles.append(image[top : top + VALIDATION, left : left + VALIDATION])
+    middles, pieces = [], []
+    for number, k in enumerate(sorted(held)):
+        image, side = images[k][0][images[k][1]], VALIDATION
+        top, left = ((n - side) // 2 for n in image.shape[:2])
+        middles.append(image[top : top + side, left : left + side])
+        rows, columns = (range(0, n - side + 1, side) for n in image.shape[:2])
+        grid = [image[i : i + side, j : j + side] for i in rows for j in columns]
+        some = np.random.default_rng(number).permutation(len(grid))[:PIECES]
+        pieces += [grid[i] for i in some]
     np.save(out / "held_out.npy", np.stack(middles))
+    np.save(out / "pieces.npy", np.stack(pieces))
     data = DataConfig(scale_jitter=0.3, transpose=0.3)
     sampler = CropSampler(len(train), LARGE, 0, data)
     crops = np.zeros((IMAGES, LARGE, LARGE, 3), np.uint8)
@@ -119,6 +129,9 @@ class Trial:
     """What stands where DISTS does, if the loss has a weight for it."""
     start: str = ""
     """Trial whose result it goes on from."""
+    adversarial_weight: float | None = None
+    """Of a trial that the library's step makes, with `discriminator`."""
+    discriminator: DiscriminatorConfig = DiscriminatorConfig()
     judged_by_texture: bool = False
     """Whether `TEXTURE_METRICS` are measured."""
 
@@ -126,7 +139,7 @@ class Trial:
 LEVELS = LevelConfig(channels=(6, 10, 14, 18, 24, 32), refinements=(0, 0, 0, 8, 8, 8), deadzone=0.1)
 
 
-def small_model(**entropy: int) -> ModelConfig:
+def small_model(transforms: PyramidTransforms | None = None, **entropy: int) -> ModelConfig:
     """A sixteenth of the default model: a quarter of all widths, six levels."""
     sizes: dict[str, Any] = {
         "hyper_channels": 12,
@@ -137,9 +150,36 @@ def small_model(**entropy: int) -> ModelConfig:
     }
     return ModelConfig(
         levels=LEVELS,
-        transforms=PyramidTransforms(widths=(16, 24, 40, 64)),
+        transforms=transforms or PyramidTransforms(widths=(16, 24, 40, 64)),
         entropy=CheckerboardEntropy(**(sizes | entropy)),
     )
+
+
+def fast_models() -> dict[str, ModelConfig]:
+    """Decoders of 18 kMAC a pixel; g_a has half of the default's widths."""
+    even, even_depths = (28, 40, 72, 112), (3, 4, 4, 3)
+    dense: dict[str, Any] = {
+        "even": (even, even_depths),
+        "half": ((36, 48, 64, 96), (1, 1, 2, 3)),
+        "half_wide": ((48, 40, 48, 96), (1, 1, 1, 2)),
+        "quarter": ((16, 60, 96, 128), (2, 3, 4, 0)),
+        "coarse": ((16, 36, 96, 192), (4, 4, 4, 0)),
+    }
+    shaped: dict[str, Any] = {
+        "haar": (even, even_depths),
+        "depthwise": ((40, 60, 112, 168), even_depths),
+        "renderer": ((1, 96, 76, 128), (2, 2, 0, 6)),
+    }
+    half = (32, 48, 80, 128)
+
+    def sizes(widths: Any, depths: Any) -> dict[str, Any]:
+        return {"widths": half, "synthesis_widths": widths, "synthesis_depths": depths}
+
+    transforms = {name: PyramidTransforms(**sizes(*shape)) for name, shape in dense.items()}
+    transforms |= {
+        name: ShapedTransforms(shape=name, **sizes(*shape)) for name, shape in shaped.items()
+    }
+    return {f"fast_{name}": small_model(t) for name, t in transforms.items()}
 
 
 def perceptual_loss(dist: float = 1.0, perc: float = 1.0, dists_weight: float = 0.0) -> LossConfig:
@@ -176,11 +216,40 @@ def trials() -> dict[str, Trial]:
     out["hyper_wide"] = Trial(model=small_model(hyper_channels=24, hyper_width=64))
     out["context_wide"] = Trial(model=small_model(context_width=24, anchor_width=24, head_width=64))
     out["context_narrow"] = Trial(model=small_model(context_width=6, anchor_width=6, head_width=16))
+    for name, model in fast_models().items():
+        out[name] = Trial(model=model)
     for kind, weight in {"none": 0.0, "dists": 1.0, "lpips_vgg": 0.5, "wd": 0.025}.items():
         out[f"texture_{kind}"] = Trial(
             texture=kind,
             loss=perceptual_loss(dists_weight=weight),
             images=2400,
+            learning_rate=1e-3,
+            start="base",
+            judged_by_texture=True,
+        )
+    kinds = {
+        "none": (0.0, "patch", 0.0),
+        "patch": (0.03, "patch", 0.0),
+        "alexnet": (0.03, "alexnet", 0.0),
+        "alexnet_more": (0.1, "alexnet", 0.0),
+        "alexnet_most": (0.3, "alexnet", 0.0),
+        "dists": (0.0, "patch", 1.0),
+        "dists_alexnet": (0.1, "alexnet", 1.0),
+    }
+    for name, (weight, network, dists) in kinds.items():
+        out[f"adversarial_{name}"] = Trial(
+            adversarial_weight=weight,
+            loss=perceptual_loss(dists_weight=dists),
+            discriminator=DiscriminatorConfig(
+                network=network,
+                features=(16, 32, 64, 128),
+                head_width=32,
+                condition_features=4,
+                learning_rate=3e-4,
+                ramp_steps=500,
+            ),
+            batch_size=4,
+            images=8000,
             learning_rate=1e-3,
             start="base",
             judged_by_texture=True,
@@ -385,6 +454,43 @@ def run(name: str, trial: Trial, crops: Path, out: Path) -> tuple[dict[str, Any]
     return result, averages[EMA[0]]
 
 
+def run_adversarial(
+    name: str, trial: Trial, crops: Path, out: Path
+) -> tuple[dict[str, Any], Params]:
+    """As `run`, by the library's step."""
+    steps = trial.images // trial.batch_size
+    loss = dataclasses.replace(trial.loss, adversarial_weight=trial.adversarial_weight or 0.0)
+    cfg = dataclasses.replace(
+        config(trial, loss, steps),
+        discriminator=trial.discriminator,
+        learning_rate=trial.learning_rate,
+        warmup_steps=steps // 20,
+        beta2=0.995,
+        ema_decay=EMA[0],
+    )
+    state = create_train_state(cfg, read_params(out.with_name(f"{trial.start}.npz")))
+    step = jax.jit(make_train_step(cfg), donate_argnums=0)
+    weights = jax.device_put(load_perceptual_weights(loss, "float32"))
+    data = np.load(crops / "train.npy", mmap_mode="r")
+    edge = (LARGE - trial.side) // 2
+    log: list[dict[str, float]] = []
+    compiled, began = 0.0, time.monotonic()
+    for k in range(steps):
+        at = np.arange(k * trial.batch_size, (k + 1) * trial.batch_size) % IMAGES
+        batch = np.asarray(data[at, edge : edge + trial.side, edge : edge + trial.side])
+        state, metrics = step(state, batch, jnp.arange(trial.batch_size), weights)
+        if k == 0:
+            jax.block_until_ready(state)
+            compiled, began = time.monotonic() - began, time.monotonic()
+        if k % 100 == 99:
+            log.append({term: float(v) for term, v in mean_terms(metrics.terms).items()})
+            say(f"{name} {k + 1} {log[-1]}")
+    jax.block_until_ready(state)
+    seconds = (time.monotonic() - began) / (steps - 1)
+    result = {"steps": steps, "compile_s": round(compiled, 1), "step_ms": 1e3 * seconds}
+    return result | {"log": log} | measure(trial, state.ema, crops), state.ema
+
+
 def read_params(path: Path) -> Params:
     """What a trial left."""
     with np.load(path) as file:
@@ -405,7 +511,8 @@ def measure(trial: Trial, params: Params, crops: Path) -> dict[str, Any]:
             trial.model, levels=TEXTURE_LEVELS, metrics=TEXTURE_METRICS, batch_size=6
         )
         result["texture"] = validate(params, middles)
-        result["texture"] |= frechet(trial.model, params, held_out, TEXTURE_LEVELS[1:])
+        pieces = np.load(crops / "pieces.npy")
+        result["texture"] |= frechet(trial.model, params, pieces, TEXTURE_LEVELS[1:])
     return result
 
 
@@ -437,11 +544,14 @@ def frechet(
     def of(pictures: Any) -> Any:
         return features(np.concatenate([patches(np.asarray(x), size=64) for x in pictures]))
 
-    real, found = of(images), {}
+    batches = [images[i : i + HELD_OUT] for i in range(0, len(images), HELD_OUT)]
+    real, found = np.concatenate([of(x) for x in batches]), {}
     for level in levels:
-        batch = jnp.full(len(images), level)
-        x_hat = decode(params, images, batch, jax.random.key(0))
-        found[f"frechet/{level}"] = fid(real, of(x_hat))
+        decoded = [
+            of(decode(params, x, jnp.full(len(x), level), jax.random.key(k)))
+            for k, x in enumerate(batches)
+        ]
+        found[f"frechet/{level}"] = fid(real, np.concatenate(decoded))
     return found
 
 
@@ -462,7 +572,8 @@ def table(path: Path, of: str) -> None:
             before, after = points(results[of], metric), points(result, metric)
             bd = bd_rate(before, after, higher_is_better=metric == "psnr")
             line += f"{'-' if bd.value is None else f'{bd.value:.1f} %':>11}"
-        say(line)
+        distances = [f"{v:.1f}" for k, v in result.get("texture", {}).items() if "frechet" in k]
+        say(line + (f"  Frechet {', '.join(distances)}" if distances else ""))
 
 
 def say(line: str) -> None:
@@ -496,7 +607,8 @@ def main() -> None:
             trial = trials()[name]
             if args.images:
                 trial = dataclasses.replace(trial, images=args.images)
-            result, params = run(name, trial, args.crops, args.out)
+            runner = run if trial.adversarial_weight is None else run_adversarial
+            result, params = runner(name, trial, args.crops, args.out)
             result = {"name": name, **result}
             np.savez(args.out.with_name(f"{name}.npz"), **flatten_params(params))
             with args.out.open("a") as file:
