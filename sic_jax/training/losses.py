@@ -324,7 +324,7 @@ class Compared(NamedTuple):
     adv: jax.Array | None = None
     """[R, B], `generator_loss`."""
     adv_share: jax.Array | float = 1.0
-    """Scalar, what the weight of `adv` is multiplied by."""
+    """A scalar that multiplies the weight of `adv`."""
     balance: jax.Array | None = None
     """[B], `balance_term`."""
     consistency: tuple[jax.Array, jax.Array] | None = None

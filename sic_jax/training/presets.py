@@ -74,7 +74,7 @@ def default_model() -> ModelConfig:
     )
 
 
-def fast_model() -> ModelConfig:
+def _fast_model() -> ModelConfig:
     """The default's levels and g_a, and a decoder with a quarter of the default's work."""
     return ModelConfig(
         levels=default_model().levels,
@@ -191,7 +191,7 @@ def fast() -> TrainConfig:
       --export runs/bundle
     - Hardware, time, result: not run yet in this size.
     """
-    return dataclasses.replace(default(), model=fast_model())
+    return dataclasses.replace(default(), model=_fast_model())
 
 
 def paper_warmup() -> TrainConfig:
