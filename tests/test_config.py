@@ -163,9 +163,7 @@ def test_the_adversarial_stage_is_the_default_s_last_one_with_a_discriminator() 
 
 
 def test_unknown_preset() -> None:
-    with pytest.raises(
-        ValueError, match="no preset 'best'; there are default, default_gan, f"
-    ):
+    with pytest.raises(ValueError, match="no preset 'best'; there are default, default_gan, f"):
         preset("best")
 
 

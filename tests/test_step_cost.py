@@ -3,6 +3,7 @@ import dataclasses
 import pytest
 
 from sic_jax.cli.train import main
+from sic_jax.training.discriminator import DiscriminatorConfig
 from sic_jax.training.step_cost import Cost, describe_costs, step_costs
 from sic_jax.training.train_config import Stage, TrainConfig
 
@@ -11,12 +12,18 @@ from sic_jax.training.train_config import Stage, TrainConfig
 def test_parts_of_the_step(tiny_run: TrainConfig, quick: None) -> None:
     first = Stage(loss=tiny_run.loss, share=0.5)
     loss = dataclasses.replace(
-        tiny_run.loss, lmbda_perc=(1.0,) * 3, dists_weight=1.0, dists_every=2, grain=True
+        tiny_run.loss,
+        lmbda_perc=(1.0,) * 3,
+        adversarial_weight=1.0,
+        dists_weight=1.0,
+        dists_every=2,
+        grain=True,
     )
-    cfg = dataclasses.replace(tiny_run, stages=(first,), loss=loss)
+    network = DiscriminatorConfig(network="alexnet", head_width=8)
+    cfg = dataclasses.replace(tiny_run, stages=(first,), loss=loss, discriminator=network)
     costs = list(step_costs(cfg))
     assert [c.part for c in costs] == [
-        "step", "g_a, h_a", "rate", "details", "g_s", "LPIPS", "DISTS", "grain", "optimiser",
+        "step", "g_a, h_a", "rate", "details", "g_s", "LPIPS", "DISTS", "D", "grain", "optimiser",
     ]  # fmt: skip
     whole = costs[0]
     assert all(0 < c.seconds < 60 for c in costs)

@@ -152,7 +152,8 @@ def make_loss(
             compared = compared._replace(dists=dists)
         if state.discriminator is not None and loss_cfg.adversarial_weight:
             d = state.discriminator
-            logits = _judge(cfg, d, _flat(seen), _flat(y_hat), plan, perceptual)
+            level = plan.level.reshape(-1)
+            logits = judge(cfg, d, _flat(seen), _flat(y_hat), level, perceptual)
             compared = compared._replace(
                 adv=generator_loss(logits).reshape(plan.level.shape), adv_share=_ramp(cfg, d)
             )
@@ -209,29 +210,37 @@ def _discriminator_loss(
     x, x_hat, y_hat, plan = decoded
     state = state._replace(params=params)
     originals = jnp.broadcast_to(x, x_hat.shape)
-    real = _judge(cfg, state, _flat(originals), _flat(y_hat), plan, perceptual)
-    fake = _judge(cfg, state, _flat(x_hat), _flat(y_hat), plan, perceptual)
+    level = plan.level.reshape(-1)
+    real = judge(cfg, state, _flat(originals), _flat(y_hat), level, perceptual)
+    fake = judge(cfg, state, _flat(x_hat), _flat(y_hat), level, perceptual)
     loss = discriminator_loss(real, fake).reshape(plan.level.shape)
     return (plan.weight * loss).sum(0).mean()
 
 
-def _judge(
+def judge(
     cfg: TrainConfig,
     state: DiscriminatorState,
     x: jax.Array,
     y_hat: jax.Array,
-    plan: Decodings,
+    level: jax.Array,
     perceptual: PerceptualWeights,
 ) -> tuple[jax.Array, ...]:
-    """Maps of logits [N, h, w, 1] of pictures [N, H, W, 3] by a discriminator, N = R * B."""
+    """What the discriminator of a run says of pictures: maps of logits [N, h, w, 1].
+
+    Args:
+        cfg: The run.
+        state: Its discriminator.
+        x: Pictures [N, H, W, 3] in [0, 1].
+        y_hat: Their latents [N, H/s, W/s, C], s the model's stride.
+        level: Their levels, int [N].
+        perceptual: With the weights of LPIPS, where the discriminator judges its layers.
+    """
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     network: Any = Discriminator(cfg.discriminator, cfg.model)
     seen: jax.Array | Features = x
     if cfg.discriminator.network == "alexnet":
         seen = lpips_features(x, weights=perceptual["lpips"])
-    logits: tuple[jax.Array, ...] = network.apply(
-        variables, seen, y_hat, plan.level.reshape(-1), update_stats=False
-    )
+    logits: tuple[jax.Array, ...] = network.apply(variables, seen, y_hat, level, update_stats=False)
     return logits
 
 

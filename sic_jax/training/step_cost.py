@@ -11,7 +11,14 @@ import optax
 from sic_jax.model.params import init_params
 from sic_jax.model.sic import SicModel
 from sic_jax.training.batch_grain import add_grain, measure_grain
-from sic_jax.training.losses import dists_terms, load_perceptual_weights, lpips_terms
+from sic_jax.training.gradients import judge
+from sic_jax.training.losses import (
+    discriminator_loss,
+    dists_terms,
+    generator_loss,
+    load_perceptual_weights,
+    lpips_terms,
+)
 from sic_jax.training.parallel import cost_of
 from sic_jax.training.state import create_train_state, make_optimiser
 from sic_jax.training.step import make_train_step
@@ -86,6 +93,19 @@ def step_costs(cfg: TrainConfig) -> Iterator[Cost]:
         every, first = cfg.loss.dists_every, jnp.int32(0)
         dists = jax.grad(lambda a, x, w: dists_terms(x, a, w, first, every).sum())
         yield _cost("DISTS", dists, x[None], x, weights["dists"])
+    d = state.discriminator
+    if d is not None:
+
+        def adversarial(
+            params: Any, x_hat: jax.Array, x: jax.Array, y_hat: jax.Array, w: Any
+        ) -> jax.Array:
+            real, fake = (
+                judge(cfg, d._replace(params=params), a, y_hat, level, w) for a in (x, x_hat)
+            )
+            return (generator_loss(fake) + discriminator_loss(real, fake)).sum()
+
+        both = jax.grad(adversarial, (0, 1))
+        yield _cost("D", both, d.params, x, x, rated.y_hat, weights)
     if cfg.loss.grain:
         yield _cost("grain", lambda a: add_grain(a, measure_grain(a), keys), x)
     optimiser = make_optimiser(cfg)
