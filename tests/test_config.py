@@ -154,12 +154,14 @@ def test_the_fast_model_decodes_with_a_quarter_of_the_work() -> None:
     assert preset("fast").model.levels == preset("default").model.levels
 
 
-def test_the_adversarial_stage_is_the_default_s_last_one_with_a_discriminator() -> None:
+def test_the_adversarial_stage_follows_those_of_the_default() -> None:
     default, gan = preset("default"), preset("default_gan")
     assert gan.model == default.model
     assert (default.loss.adversarial_weight, gan.loss.adversarial_weight) == (0, 0.1)
     assert dataclasses.replace(gan.loss, adversarial_weight=0.0) == default.loss
-    assert (gan.stages, gan.discriminator.network) == ((), "alexnet")
+    assert [stage.loss for stage in gan.stages] == [default.stages[0].loss, default.loss]
+    assert [gan.stage_at(at) for at in (0.26, 0.28, 0.79, 0.81)] == [0, 1, 1, 2]
+    assert gan.discriminator.network == "alexnet"
 
 
 def test_unknown_preset() -> None:
