@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from conftest import assert_equal, quick_compilation
 from numpy.typing import NDArray
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from sic_jax.data.batches import batches
 from sic_jax.training import loop, stages
 from sic_jax.training.checkpoints import open_checkpoints, restore
+from sic_jax.training.discriminator import DiscriminatorConfig
 from sic_jax.training.parallel import make_runner
 from sic_jax.training.stages import Budget, Programs
 from sic_jax.training.state import create_train_state, learning_rate, state_shapes
@@ -183,6 +185,32 @@ def test_stages_follow_one_another(
         json.loads(s)["loss"] for s in (tmp_path / "run/metrics.jsonl").read_text().splitlines()
     ]
     assert losses[0] > 3 * losses[1]
+
+
+@pytest.mark.thorough
+def test_a_discriminator_learns_in_its_stage_only(
+    tiny_run: TrainConfig, untrained: dict[str, Any], source: Images, tmp_path: Path, quick: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    adversarial = dataclasses.replace(tiny_run.loss, lmbda_perc=(1.0,) * 3, adversarial_weight=0.1)
+    cfg = dataclasses.replace(
+        tiny_run, stages=(Stage(loss=tiny_run.loss, share=0.5),), loss=adversarial, steps=6,
+        warmup_steps=1, save_every=6,
+        discriminator=DiscriminatorConfig(features=(2, 2, 2, 2), condition_features=1),
+    )  # fmt: skip
+    # Without AlexNet: the discriminator judges pictures.
+    monkeypatch.setattr(stages, "load_perceptual_weights", lambda *_: {})
+    start = create_train_state(cfg, untrained).discriminator
+    state, complete = loop.train(cfg, tmp_path / "run", source, params=untrained)
+    assert complete
+    assert start is not None
+    assert state.discriminator is not None
+    assert optax.tree_utils.tree_get(state.discriminator.opt_state, "count") == 3
+    moved = jax.tree.map(
+        lambda a, b: float(np.abs(a - b).max()), start.params, state.discriminator.params
+    )
+    # Three steps of Adam at 2e-4 move a parameter by 6e-4 at most, but for the decay.
+    assert all(0 < m < 6.1e-4 for m in jax.tree.leaves(moved))
 
 
 @pytest.mark.thorough
