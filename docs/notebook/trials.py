@@ -207,6 +207,8 @@ def trials() -> dict[str, Trial]:
         out[f"soap_50_{rate:g}"] = Trial(optimiser="soap_50", learning_rate=rate)
         out[f"soap_taps_{rate:g}"] = Trial(optimiser="soap_taps", learning_rate=rate)
     out["wsd"] = Trial(schedule="wsd")
+    out["wsd_0.006"] = Trial(schedule="wsd", learning_rate=6e-3)
+    out["wsd_soap_0.006"] = Trial(schedule="wsd", optimiser="soap", learning_rate=6e-3)
     out["batch_16"] = Trial(batch_size=16)
     out["batch_16_lr"] = Trial(batch_size=16, learning_rate=4.5e-3)
     out["batch_4"] = Trial(batch_size=4)
