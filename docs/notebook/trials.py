@@ -179,7 +179,12 @@ def fast_models() -> dict[str, ModelConfig]:
     transforms |= {
         name: ShapedTransforms(shape=name, **sizes(*shape)) for name, shape in shaped.items()
     }
-    return {f"fast_{name}": small_model(t) for name, t in transforms.items()}
+    models = {f"fast_{name}": small_model(t) for name, t in transforms.items()}
+    narrow = {"context_width": 6, "anchor_width": 6, "head_width": 16}
+    models["fast_context_narrow"] = small_model(transforms["half_wide"], **narrow)
+    small = PyramidTransforms(**sizes((36, 32, 40, 80), (1, 1, 1, 2)))
+    models["fast_synthesis_narrow"] = small_model(small)
+    return models
 
 
 def perceptual_loss(dist: float = 1.0, perc: float = 1.0, dists_weight: float = 0.0) -> LossConfig:
