@@ -150,8 +150,7 @@ def test_the_fast_model_decodes_with_a_quarter_of_the_work() -> None:
     cost = codec_macs_per_pixel(preset("fast").model)
     of_default = codec_macs_per_pixel(preset("default").model)
     assert cost["decode"] < 25_000 < 0.26 * of_default["decode"]
-    assert cost["decode"] < cost["encode"] < of_default["encode"]
-    assert preset("fast").model.levels == preset("default").model.levels
+    assert cost["encode"] == of_default["encode"]
 
 
 def test_the_adversarial_stage_follows_those_of_the_default() -> None:
