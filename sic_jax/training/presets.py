@@ -74,12 +74,6 @@ def default_model() -> ModelConfig:
     )
 
 
-def _fast_model() -> ModelConfig:
-    """The default model with another g_s: most of its work at 1/2 of the resolution."""
-    transforms = PyramidTransforms(synthesis_widths=(36, 32, 40, 80), synthesis_depths=(1, 1, 1, 2))
-    return dataclasses.replace(default_model(), transforms=transforms)
-
-
 def paper_loss(num_levels: int = 16) -> LossConfig:
     """The paper's loss, alpha = 1/2.
 
@@ -157,9 +151,10 @@ def default() -> TrainConfig:
 
 
 def default_gan() -> TrainConfig:
-    """The default model with a third stage: a discriminator of AlexNet's layers, given y_s.
+    """The default model with a third stage, which has a discriminator.
 
-    It has the last fifth of the run. The weight of its loss rises from 0 in 500 steps.
+    The stage has the last fifth of the run. The discriminator judges the layers of AlexNet, given
+    y_s. The weight of its loss rises from 0 in 500 steps.
 
     - Source: this project, docs/notebook/17: 2000 steps of a model of a sixteenth of the size.
     - Command: python train.py default_gan --data memory:photos/ --workdir runs/default_gan
@@ -179,12 +174,16 @@ def default_gan() -> TrainConfig:
 def fast() -> TrainConfig:
     """A model that decodes with 25 instead of 100 thousand multiply-accumulates a pixel.
 
+    It is the default model with another g_s, most of whose work is at 1/2 of the resolution.
+
     - Source: this project, docs/notebook/18: the shape of g_s.
     - Command: python train.py fast --data memory:photos/ --workdir runs/fast
       --export runs/bundle
     - Hardware, time, result: not run yet in this size.
     """
-    return dataclasses.replace(default(), model=_fast_model())
+    transforms = PyramidTransforms(synthesis_widths=(36, 32, 40, 80), synthesis_depths=(1, 1, 1, 2))
+    model = dataclasses.replace(default_model(), transforms=transforms)
+    return dataclasses.replace(default(), model=model)
 
 
 def paper_warmup() -> TrainConfig:
