@@ -34,7 +34,7 @@ from sic_jax.data.crops import CropSampler, DataConfig, cut
 from sic_jax.data.folder import open_folder
 from sic_jax.evaluation.bd import bd_rate
 from sic_jax.evaluation.fid import vgg16_of_package
-from sic_jax.metrics.dists_metric import load_dists_weights
+from sic_jax.metrics.dists_metric import dists_features, dists_from_features, load_dists_weights
 from sic_jax.metrics.frechet import fid, patches
 from sic_jax.metrics.lpips_metric import lpips_features, lpips_from_features
 from sic_jax.metrics.vgg import load_vgg16_weights
@@ -225,7 +225,8 @@ def trials() -> dict[str, Trial]:
     out["context_narrow"] = Trial(model=small_model(context_width=6, anchor_width=6, head_width=16))
     for name, model in fast_models().items():
         out[name] = Trial(model=model)
-    for kind, weight in {"none": 0.0, "dists": 1.0, "lpips_vgg": 0.5, "wd": 0.025}.items():
+    weights = {"none": 0.0, "dists": 1.0, "lpips_vgg": 0.5, "wd": 0.025, "both": 1.0}
+    for kind, weight in weights.items():
         out[f"texture_{kind}"] = Trial(
             texture=kind,
             loss=perceptual_loss(dists_weight=weight),
@@ -375,6 +376,8 @@ def texture(kind: str) -> tuple[Any, Any]:
     if kind == "lpips_vgg":
         features: Any = functools.partial(lpips_features, net="vgg")
         distance: Any = functools.partial(lpips_from_features, net="vgg")
+    elif kind == "both":
+        features, distance = features_of_both, distance_of_both
     else:
         features = wasserstein_features
 
@@ -382,7 +385,21 @@ def texture(kind: str) -> tuple[Any, Any]:
             return wasserstein_from_features(a, b)
 
     patch = mock.patch.multiple(losses, dists_features=features, dists_from_features=distance)
-    return patch, load_vgg16_weights()
+    vgg = load_vgg16_weights()
+    return patch, {"dists": load_dists_weights(), "vgg": vgg} if kind == "both" else vgg
+
+
+def features_of_both(x: jax.Array, *, weights: Any) -> Any:
+    """The six arrays of DISTS and the five of LPIPS with VGG16."""
+    of_dists = dists_features(x, weights=weights["dists"])
+    return of_dists + lpips_features(x, weights=weights["vgg"], net="vgg")
+
+
+def distance_of_both(a: Any, b: Any, *, weights: Any) -> jax.Array:
+    """DISTS and half of LPIPS with VGG16, [B], of `features_of_both`."""
+    of_dists = dists_from_features(a[:6], b[:6], weights=weights["dists"])
+    of_lpips = lpips_from_features(a[6:], b[6:], weights=weights["vgg"], net="vgg")
+    return of_dists + 0.5 * of_lpips
 
 
 def run(name: str, trial: Trial, crops: Path, out: Path) -> tuple[dict[str, Any], Params]:
