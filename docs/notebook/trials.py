@@ -139,6 +139,10 @@ class Trial:
 LEVELS = LevelConfig(channels=(6, 10, 14, 18, 24, 32), refinements=(0, 0, 0, 8, 8, 8), deadzone=0.1)
 
 
+NARROW_CONTEXT: dict[str, Any] = {"context_width": 6, "anchor_width": 6, "head_width": 16}
+"""Half of the widths of the context model of `small_model`."""
+
+
 def small_model(transforms: PyramidTransforms | None = None, **entropy: int) -> ModelConfig:
     """A sixteenth of the default model: a quarter of all widths, six levels."""
     sizes: dict[str, Any] = {
@@ -180,8 +184,7 @@ def fast_models() -> dict[str, ModelConfig]:
         name: ShapedTransforms(shape=name, **sizes(*shape)) for name, shape in shaped.items()
     }
     models = {f"fast_{name}": small_model(t) for name, t in transforms.items()}
-    narrow = {"context_width": 6, "anchor_width": 6, "head_width": 16}
-    models["fast_context_narrow"] = small_model(transforms["half_wide"], **narrow)
+    models["fast_context_narrow"] = small_model(transforms["half_wide"], **NARROW_CONTEXT)
     small = PyramidTransforms(**sizes((36, 32, 40, 80), (1, 1, 1, 2)))
     models["fast_synthesis_narrow"] = small_model(small)
     return models
@@ -203,26 +206,23 @@ def perceptual_loss(dist: float = 1.0, perc: float = 1.0, dists_weight: float = 
 
 def trials() -> dict[str, Trial]:
     """All trials by name."""
-    out = {"base": Trial(), "base_seed1": Trial(seed=1), "base_seed2": Trial(seed=2)}
-    for rate in (7.5e-4, 1.5e-3, 6e-3, 1.2e-2):
-        out[f"adam_{rate:g}"] = Trial(learning_rate=rate)
-    for rate in (1e-3, 3e-3, 6e-3, 1e-2):
-        out[f"muon_{rate:g}"] = Trial(optimiser="muon", learning_rate=rate)
-        out[f"soap_{rate:g}"] = Trial(optimiser="soap", learning_rate=rate)
-        out[f"soap_50_{rate:g}"] = Trial(optimiser="soap_50", learning_rate=rate)
-        out[f"soap_taps_{rate:g}"] = Trial(optimiser="soap_taps", learning_rate=rate)
+    out = {"base": Trial(), "base_seed1": Trial(seed=1), "muon_0.003": Trial(optimiser="muon")}
+    rates = {
+        "adam": (6e-3, 1.2e-2),
+        "soap": (3e-3, 6e-3, 1e-2),
+        "soap_50": (6e-3,),
+        "soap_taps": (3e-3, 6e-3),
+    }
+    for optimiser, some in rates.items():
+        for rate in some:
+            out[f"{optimiser}_{rate:g}"] = Trial(optimiser=optimiser, learning_rate=rate)
     out["wsd"] = Trial(schedule="wsd")
     out["wsd_0.006"] = Trial(schedule="wsd", learning_rate=6e-3)
     out["wsd_soap_0.006"] = Trial(schedule="wsd", optimiser="soap", learning_rate=6e-3)
-    out["batch_16"] = Trial(batch_size=16)
     out["batch_16_lr"] = Trial(batch_size=16, learning_rate=4.5e-3)
-    out["batch_4"] = Trial(batch_size=4)
-    out["batch_4_lr"] = Trial(batch_size=4, learning_rate=2e-3)
-    out["crop_64"] = Trial(side=64, batch_size=18, images=18 * 900)
     out["crop_144"] = Trial(side=144, batch_size=4, images=4 * 800)
     out["hyper_wide"] = Trial(model=small_model(hyper_channels=24, hyper_width=64))
-    out["context_wide"] = Trial(model=small_model(context_width=24, anchor_width=24, head_width=64))
-    out["context_narrow"] = Trial(model=small_model(context_width=6, anchor_width=6, head_width=16))
+    out["context_narrow"] = Trial(model=small_model(**NARROW_CONTEXT))
     for name, model in fast_models().items():
         out[name] = Trial(model=model)
     weights = {"none": 0.0, "dists": 1.0, "lpips_vgg": 0.5, "wd": 0.025, "both": 1.0}
@@ -402,11 +402,17 @@ def distance_of_both(a: Any, b: Any, *, weights: Any) -> jax.Array:
     return of_dists + 0.5 * of_lpips
 
 
+def batch_of(trial: Trial, data: NDArray[np.uint8], step: int) -> NDArray[np.uint8]:
+    """The crops of a step, uint8 [B, P, P, 3]."""
+    edge = (LARGE - trial.side) // 2
+    at = np.arange(step * trial.batch_size, (step + 1) * trial.batch_size) % IMAGES
+    return np.asarray(data[at, edge : edge + trial.side, edge : edge + trial.side])
+
+
 def run(name: str, trial: Trial, crops: Path, out: Path) -> tuple[dict[str, Any], Params]:
     """Train and measure; the result, and the average of the parameters."""
     steps = trial.images // trial.batch_size
     data = np.load(crops / "train.npy", mmap_mode="r")
-    edge = (LARGE - trial.side) // 2
     optimiser = make_optimiser(trial)
     params = init_params(trial.model, seed=trial.seed)
     levels = trial.model.levels
@@ -457,8 +463,7 @@ def run(name: str, trial: Trial, crops: Path, out: Path) -> tuple[dict[str, Any]
     with patch:
         for k in range(steps):
             first = trial.first_loss is not None and k < steps // 3
-            at = np.arange(k * trial.batch_size, (k + 1) * trial.batch_size) % IMAGES
-            batch = np.asarray(data[at, edge : edge + trial.side, edge : edge + trial.side])
+            batch = batch_of(trial, data, k)
             step = programs[id(trial.first_loss if first else trial.loss)]
             carry, (loss_sum, n) = step(carry, jnp.int32(k), rate_at(k), batch, weights)
             if k == 1:
@@ -496,12 +501,10 @@ def run_adversarial(
     step = jax.jit(make_train_step(cfg), donate_argnums=0)
     weights = jax.device_put(load_perceptual_weights(loss, "float32"))
     data = np.load(crops / "train.npy", mmap_mode="r")
-    edge = (LARGE - trial.side) // 2
     log: list[dict[str, float]] = []
     compiled, began = 0.0, time.monotonic()
     for k in range(steps):
-        at = np.arange(k * trial.batch_size, (k + 1) * trial.batch_size) % IMAGES
-        batch = np.asarray(data[at, edge : edge + trial.side, edge : edge + trial.side])
+        batch = batch_of(trial, data, k)
         state, metrics = step(state, batch, jnp.arange(trial.batch_size), weights)
         if k == 0:
             jax.block_until_ready(state)
